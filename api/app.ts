@@ -1,0 +1,133 @@
+import { randomUUID } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
+import cors from '@fastify/cors'
+import helmet from '@fastify/helmet'
+import Fastify, { LogController } from 'fastify'
+import type { FastifyInstance } from 'fastify'
+import type { Db } from '../shared/db.ts'
+import type { Logger } from '../shared/logger.ts'
+import type { Notifier } from '../shared/notify.ts'
+import type { ApiConfig } from './config.ts'
+import { fastifyLogger } from './logger.ts'
+import auth from './plugins/auth.ts'
+import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
+import joi from './plugins/joi.ts'
+import openapi from './plugins/openapi.ts'
+import limits from './plugins/rate-limit.ts'
+import { auth as authRoutes, user } from './routes/auth.ts'
+import { chat, chats } from './routes/chats.ts'
+import { healthRoutes } from './routes/health.ts'
+import { message, messages } from './routes/messages.ts'
+import { session, sessions } from './routes/sessions.ts'
+
+export interface Parts {
+  config: ApiConfig
+  sql: Db
+  log: Logger
+  notifier: Notifier
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    config: ApiConfig
+    sql: Db
+    notifier: Notifier
+  }
+}
+
+const megabyte = 1_048_576
+
+/** The API over these parts, which stay the caller's to close. */
+export async function buildApp({ config, sql, log, notifier }: Parts): Promise<FastifyInstance> {
+  const app = Fastify({
+    loggerInstance: fastifyLogger(log),
+    logController: new LogController({
+      disableRequestLogging: true, // one line a request, below
+      requestIdLogLabel: 'requestId',
+    }),
+    trustProxy: trusted(config.TRUST_PROXY),
+    genReqId,
+    bodyLimit: megabyte,
+    // A client that sends slowly, or nothing any more, gives its connection back.
+    requestTimeout: 30_000,
+    connectionTimeout: 60_000,
+    frameworkErrors: answer,
+    clientErrorHandler: (error, socket) => answerUnreadable(error, socket, randomUUID()),
+  })
+
+  app.decorate('config', config)
+  app.decorate('sql', sql)
+  app.decorate('notifier', notifier)
+
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('x-request-id', request.id)
+  })
+  app.addHook('onResponse', async (request, reply) => {
+    const route = request.routeOptions.url
+    const level = route?.startsWith('/health') ? 'debug' : 'info'
+    request.log[level](
+      {
+        method: request.method,
+        route,
+        status: reply.statusCode,
+        ms: Math.round(reply.elapsedTime * 10) / 10,
+        userId: (request.user as { id: string } | null)?.id,
+      },
+      'request finished',
+    )
+  })
+
+  // JSON only. An empty body counts as none: many clients name the type also when they send nothing.
+  const parseJson = app.getDefaultJsonParser('error', 'error')
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    if (body.length === 0) return done(null, undefined)
+    return parseJson(request, body as string, done)
+  })
+
+  await app.register(joi)
+  await app.register(errors)
+  await app.register(helmet, {
+    contentSecurityPolicy: {
+      useDefaults: false,
+      directives: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
+    },
+  })
+  if (config.CLIENT_ORIGIN.length > 0) {
+    await app.register(cors, {
+      origin: config.CLIENT_ORIGIN,
+      credentials: true,
+      methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
+      exposedHeaders: [
+        'X-Request-Id',
+        'RateLimit-Limit',
+        'RateLimit-Remaining',
+        'RateLimit-Reset',
+        'Retry-After',
+      ],
+      maxAge: 600,
+    })
+  }
+  await app.register(openapi, {
+    components: { Error: errorBody, User: user, Session: session, Message: message, Chat: chat },
+  })
+  await app.register(auth)
+  await app.register(limits)
+
+  await app.register(healthRoutes)
+  await app.register(authRoutes)
+  await app.register(sessions)
+  await app.register(messages)
+  await app.register(chats)
+  return app
+}
+
+/** So many proxies next to us, or those at these addresses, may say who the client is. */
+const trusted = (proxies: number | string[]) =>
+  typeof proxies === 'number' ? (_address: string, hop: number) => hop < proxies : proxies
+
+/** The caller's id of the request when it is harmless in logs and headers, else one of ours. */
+function genReqId({ headers }: Pick<IncomingMessage, 'headers'>): string {
+  const given = headers['x-request-id']
+  return typeof given === 'string' && /^[\w.-]{1,100}$/.test(given) ? given : randomUUID()
+}

@@ -1,0 +1,127 @@
+import type {
+  FastifyPluginAsync,
+  FastifyRequest,
+  FastifyTypeProvider,
+  RawServerDefault,
+} from 'fastify'
+import fp from 'fastify-plugin'
+import Joi from 'joi'
+import type { Fault } from '../../shared/errors.ts'
+
+/** Types request parts and replies from the joi schemas of the route. */
+export interface JoiTypeProvider extends FastifyTypeProvider {
+  validator: this['schema'] extends Joi.AnySchema<infer T> ? T : unknown
+  serializer: this['schema'] extends Joi.AnySchema<infer T> ? T : unknown
+}
+
+/** A file of routes. */
+export type Routes = FastifyPluginAsync<Record<never, never>, RawServerDefault, JoiTypeProvider>
+
+type Part = 'params' | 'querystring' | 'body' | 'headers'
+type Validate = (
+  data: unknown,
+  everyFault?: boolean,
+) => { error: Joi.ValidationError } | { value: unknown }
+
+/** How the parts of a request are called in `details[].path`. */
+const names = { params: 'params', querystring: 'query', body: 'body', headers: 'headers' } as const
+
+/** A refused body of up to this size has all its faults listed; of a larger one only the first is told. */
+const listedBytes = 65_536
+const maxFaults = 100
+
+/**
+ * Validates with joi and writes JSON. Bodies are taken as they are (`"5"` is no number), parameters and queries are converted.
+ * Unknown keys are refused in bodies and, below /api, in queries: a misspelt filter must not be passed over.
+ * Response schemas document; they strip nothing.
+ */
+export default fp(
+  async function joi(app) {
+    app.setValidatorCompiler<Joi.AnySchema>(({ schema, httpPart }) => {
+      const part = httpPart as Part
+      const ready = (part === 'body' && !isOptional(schema) ? schema.required() : schema)
+        .label(names[part])
+        .prefs({
+          convert: part !== 'body',
+          stripUnknown: part === 'headers',
+          errors: { label: 'path' },
+          messages,
+        })
+      const validate: Validate = (data, everyFault = false) => {
+        const { error, value } = ready.validate(data ?? undefined, { abortEarly: !everyFault })
+        return error ? { error } : { value: value as unknown }
+      }
+      return validate
+    })
+    app.setSerializerCompiler(() => (data) => JSON.stringify(data))
+
+    app.addHook('onRoute', (route) => {
+      if (!route.url.startsWith('/api/')) return
+      route.schema = { querystring: Joi.object({}), ...route.schema }
+    })
+  },
+  { name: 'joi' },
+)
+
+/** Everything that is wrong with a request, in all its parts. Fastify itself stops at the first part that fails. */
+export function faultsOf(request: FastifyRequest): Fault[] {
+  const everyFault = Number(request.headers['content-length'] ?? 0) <= listedBytes
+  const faults = (Object.keys(names) as Part[]).flatMap((part) => {
+    const validate = request.getValidationFunction(part) as Validate | undefined
+    const data = part === 'querystring' ? request.query : request[part]
+    const result = validate?.(data, everyFault)
+    if (!result || 'value' in result) return []
+    return result.error.details.map(({ path, message }) => ({
+      path: [names[part], ...path].join('.'),
+      message,
+    }))
+  })
+  return faults.slice(0, maxFaults)
+}
+
+/** Values are not quoted back: they may be secrets. */
+const messages = {
+  'object.base': '{#label} must be a JSON object',
+  'string.pattern.base': '{#label} has the wrong form',
+  'string.pattern.name': '{#label} must be {#name}',
+  'any.custom': '{#label} {#error.message}',
+}
+
+const isOptional = (schema: Joi.AnySchema) =>
+  (schema.describe() as { flags?: { presence?: string } }).flags?.presence === 'optional'
+
+/** Text as Postgres can keep it: it has no place for NUL. */
+export const text = () => Joi.string().pattern(/^[^\0]*$/, 'text without NUL characters')
+
+/** Text that shows something. */
+export const visibleText = () => text().pattern(/\S/, 'more than blanks')
+
+export const uuid = () => Joi.string().guid({ separator: '-', wrapper: false })
+
+export interface ById {
+  id: string
+}
+
+/** The parameters of a URL that names one resource. */
+export const byId = Joi.object<ById, true>({ id: uuid().required() })
+
+export interface Paging {
+  limit: number
+  cursor?: string
+}
+
+/** The query of every list. */
+export const paging = {
+  limit: Joi.number().integer().min(1).max(200).default(50),
+  cursor: Joi.string().max(200).description('`nextCursor` of the page before'),
+}
+
+/** A page of `items`. */
+export const pageOf = <T>(items: Joi.ObjectSchema<T>) =>
+  Joi.object<{ data: T[]; nextCursor: string | null }>({
+    data: Joi.array().items(items).required(),
+    nextCursor: Joi.string().allow(null).required(),
+  })
+
+/** The answer 204. */
+export const nothing = Joi.valid(null).description('Done')

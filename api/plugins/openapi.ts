@@ -1,0 +1,127 @@
+import { STATUS_CODES } from 'node:http'
+import swagger from '@fastify/swagger'
+import swaggerUi from '@fastify/swagger-ui'
+import type { FastifyContextConfig, FastifySchema } from 'fastify'
+import fp from 'fastify-plugin'
+import Joi from 'joi'
+import type { OpenAPIV3_1 } from 'openapi-types'
+
+type Json = Record<string, unknown>
+
+/**
+ * The OpenAPI document, written from the schemas that validate: at /documentation for people, at /documentation/json for
+ * programs. `components` are the resources it gives names to. To be registered before the routes it documents.
+ */
+export default fp<{ components: Record<string, Joi.AnySchema> }>(
+  async function openapi(app, { components }) {
+    const references = new Map<string, Json>()
+    for (const [name, schema] of Object.entries(components)) {
+      app.addSchema({ $id: name, ...toJson(schema) })
+      references.set(JSON.stringify(toJson(schema)), { $ref: `${name}#` })
+    }
+
+    /** The same with every part that is a named resource turned into a reference to it. */
+    function refer(value: unknown): unknown {
+      if (typeof value !== 'object' || value === null) return value
+      const reference = references.get(JSON.stringify(value))
+      if (reference) return reference
+      if (Array.isArray(value)) return value.map(refer)
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, refer(item)]))
+    }
+    const document = (schema: Joi.AnySchema) => refer(toJson(schema)) as Json
+
+    await app.register(swagger, {
+      openapi: {
+        openapi: '3.1.0',
+        info: {
+          title: 'Awfar',
+          version: '0.1.0',
+          description: 'WhatsApp for a CRM: sessions, messages and chats.',
+        },
+        components: {
+          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+        },
+        security: [{ bearer: [] }],
+      },
+      refResolver: { buildLocalReference: ({ $id }) => String($id) },
+      transformObject: (document) =>
+        'openapiObject' in document
+          ? relaxBodies(document.openapiObject as OpenAPIV3_1.Document)
+          : document.swaggerObject,
+      transform: ({ schema, url, route }) => {
+        if (schema.hide) return { schema, url }
+        const config = route.config ?? {}
+        const parts = (['params', 'querystring', 'body'] as const).filter((part) => schema[part])
+        return {
+          url,
+          schema: {
+            ...schema,
+            // Parameters are spelt out: OpenAPI has no reference for a whole set of them.
+            ...Object.fromEntries(
+              parts.map((part) => [part, toJson(schema[part] as Joi.AnySchema)]),
+            ),
+            response: responses(schema, config, parts.length > 0),
+            ...(config.public && { security: [] }),
+          } as FastifySchema,
+        }
+      },
+    })
+
+    /** A body of which nothing is required may be left out. */
+    function relaxBodies(document: OpenAPIV3_1.Document) {
+      for (const path of Object.values(document.paths ?? {})) {
+        const { requestBody } = path?.post ?? {}
+        if (!requestBody || '$ref' in requestBody) continue
+        const { schema } = requestBody.content['application/json'] ?? {}
+        if (schema && !('required' in schema)) requestBody.required = false
+      }
+      return document
+    }
+
+    /** What the route itself documents, and the refusals that every route of its kind shares. */
+    function responses(schema: FastifySchema, config: FastifyContextConfig, input: boolean) {
+      const refusal = (text: string) => ({ 'x-response-description': text, $ref: 'Error#' })
+      const shared = {
+        ...(input && { 400: refusal('Something in the request is wrong') }),
+        ...(!config.public && { 401: refusal('Not signed in') }),
+        ...(config.roles && { 403: refusal('Not for this role') }),
+        ...(schema.params !== undefined && { 404: refusal('Not found') }),
+        ...(config.limit !== 'none' && { 429: refusal('Too many requests') }),
+      }
+      const own = Object.entries(schema.response ?? {}).map(([code, answer]) => [
+        code,
+        isByContentType(answer)
+          ? { description: STATUS_CODES[code], content: refer(mapContent(answer.content)) }
+          : { 'x-response-description': STATUS_CODES[code], ...document(answer as Joi.AnySchema) },
+      ])
+      return { ...shared, ...(Object.fromEntries(own) as Json) }
+    }
+
+    app.addHook('onRoute', (route) => {
+      if (!route.url.startsWith('/documentation')) return
+      route.config = { ...route.config, public: true, limit: 'none' }
+    })
+    await app.register(swaggerUi, {
+      routePrefix: '/documentation',
+      staticCSP: true,
+      // Would send people who open it over plain HTTP to an HTTPS port that may not exist.
+      transformStaticCSP: (header) => header.replace(/upgrade-insecure-requests;?/, '').trim(),
+    })
+  },
+  { name: 'openapi', dependencies: ['joi'] },
+)
+
+interface ByContentType {
+  content: Record<string, { schema: Joi.AnySchema }>
+}
+
+const isByContentType = (answer: unknown): answer is ByContentType =>
+  !Joi.isSchema(answer) && typeof answer === 'object' && answer !== null && 'content' in answer
+
+const mapContent = (content: ByContentType['content']) =>
+  Object.fromEntries(
+    Object.entries(content).map(([type, { schema }]) => [type, { schema: toJson(schema) }]),
+  )
+
+const toJson = (schema: Joi.AnySchema): Json =>
+  schema['~standard'].jsonSchema.input({ target: 'draft-2020-12' })

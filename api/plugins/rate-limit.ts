@@ -1,0 +1,112 @@
+import rateLimit, { normalizeIP } from '@fastify/rate-limit'
+import type { FastifyRateLimitStore, RateLimitOptions } from '@fastify/rate-limit'
+import type { FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { AppError } from '../../shared/errors.ts'
+import { countHit } from '../../shared/rate-limits.ts'
+import type { Hit } from '../../shared/rate-limits.ts'
+
+/** What is counted together: all sign-ins and their like, all sends, all uploads; everything else is general. */
+export type LimitClass = 'auth' | 'messages' | 'uploads'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** The class whose limit replaces the general one, or `none`. */
+    limit?: LimitClass | 'none'
+  }
+}
+
+/**
+ * Limits each person, or each address of those who are not signed in. The classes are counted in Postgres, so that they hold
+ * over all processes and restarts; the general limit is counted in memory, since it only guards this process.
+ */
+export default fp(
+  async function limits(app) {
+    const { config, sql, log } = app
+    const classes = {
+      auth: config.RATE_LIMIT_AUTH,
+      messages: config.RATE_LIMIT_MESSAGES,
+      uploads: config.RATE_LIMIT_UPLOADS,
+    }
+    const general = config.RATE_LIMIT_GENERAL
+    const inMemory = memoryCounter()
+    const authInMemory = memoryCounter()
+
+    /**
+     * Counts in Postgres. While the database is away sign-ins are counted in memory, since guessing passwords must stay hard;
+     * the others pass: without the database they cannot do anything anyway.
+     */
+    const inPostgres = (name: LimitClass) => async (key: string, windowMs: number) => {
+      try {
+        return await countHit(sql, key, windowMs)
+      } catch (error) {
+        log.warn({ error, limit: name }, 'rate limit not counted in the database')
+        return name === 'auth' ? authInMemory(key, windowMs) : { hits: 0, ttlMs: windowMs }
+      }
+    }
+
+    class Counters implements FastifyRateLimitStore {
+      readonly #count: (key: string, windowMs: number) => Hit | Promise<Hit>
+
+      constructor({ groupId }: RateLimitOptions) {
+        this.#count = groupId === undefined ? inMemory : inPostgres(groupId as LimitClass)
+      }
+
+      incr: FastifyRateLimitStore['incr'] = (key, callback, windowMs) => {
+        const count = async () => this.#count(key, windowMs)
+        count().then(({ hits, ttlMs }) => callback(null, { current: hits, ttl: ttlMs }), callback)
+      }
+
+      child(options: object): Counters {
+        return new Counters(options)
+      }
+    }
+
+    app.addHook('onRoute', (route) => {
+      const name = route.config?.limit
+      if (name === undefined) return
+      const limit = name === 'none' ? 'off' : classes[name]
+      const rule = limit !== 'off' && { max: limit.max, timeWindow: limit.windowMs, groupId: name }
+      route.config = { ...route.config, rateLimit: rule }
+    })
+    await app.register(rateLimit, {
+      global: general !== 'off',
+      ...(general !== 'off' && { max: general.max, timeWindow: general.windowMs }),
+      store: Counters,
+      enableDraftSpec: true,
+      keyGenerator,
+      errorResponseBuilder: (_request, { after }) =>
+        new AppError(429, 'RATE_LIMITED', `Too many requests; try again in ${after}.`),
+    })
+
+    if (general !== 'off') {
+      // Paths nobody serves count too: else the API could be searched for some at any speed.
+      const limitUnknown = app.rateLimit()
+      app.addHook('onRequest', async function (request, reply) {
+        if (request.is404) await limitUnknown.call(this, request, reply)
+      })
+    }
+  },
+  { name: 'rate-limit', dependencies: ['auth'] },
+)
+
+/** One key a person, else one an address; IPv6 networks of one customer (/64) are one address. */
+const keyGenerator = (request: FastifyRequest) =>
+  `${(request.user as unknown) ? `user:${request.user.id}` : `ip:${normalizeIP(request.ip)}`}:`
+
+/** Counts up to so many keys; past that the oldest windows are forgotten. */
+function memoryCounter(maxKeys = 50_000): (key: string, windowMs: number) => Hit {
+  const windows = new Map<string, { hits: number; resetsAt: number }>()
+  return (key, windowMs) => {
+    const now = Date.now()
+    let window = windows.get(key)
+    if (!window || window.resetsAt <= now) {
+      windows.delete(key)
+      if (windows.size >= maxKeys) windows.delete(windows.keys().next().value!)
+      window = { hits: 0, resetsAt: now + windowMs }
+      windows.set(key, window)
+    }
+    window.hits += 1
+    return { hits: window.hits, ttlMs: window.resetsAt - now }
+  }
+}

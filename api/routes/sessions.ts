@@ -1,0 +1,230 @@
+import Joi from 'joi'
+import QRCode from 'qrcode'
+import { AppError, notFound } from '../../shared/errors.ts'
+import {
+  createSession,
+  deleteSession,
+  findSession,
+  listSessions,
+  request as ask,
+  sessionHistory,
+  sessionResource,
+  wantRunning,
+  wantStopped,
+} from '../../shared/wa-sessions.ts'
+import type { HistoryEntry, Session, SessionRow } from '../../shared/wa-sessions.ts'
+import { errorBody } from '../plugins/errors.ts'
+import { byId, nothing, pageOf, paging, visibleText } from '../plugins/joi.ts'
+import type { ById, Paging, Routes } from '../plugins/joi.ts'
+
+const status = Joi.string().valid(
+  'STOPPED',
+  'STARTING',
+  'SCAN_QR_CODE',
+  'WORKING',
+  'RECONNECTING',
+  'LOGGED_OUT',
+  'PASSKEY_REQUIRED',
+  'EXPIRED',
+  'FAILED',
+)
+
+export const session = Joi.object<Session, true>({
+  id: Joi.string().guid().required(),
+  name: Joi.string().required(),
+  status: status.required(),
+  reason: Joi.string().allow(null).required().description('Why it is in this state: a stable code'),
+  since: Joi.date().required().description('When it came into this state'),
+  desiredState: Joi.string().valid('running', 'stopped').required(),
+  active: Joi.boolean().required().description('WORKING or RECONNECTING'),
+  phone: Joi.string().allow(null).required(),
+  pushName: Joi.string().allow(null).required(),
+  engine: Joi.string().valid('webjs', 'simulator').required(),
+  connectedAt: Joi.date().allow(null).required(),
+  expiresAt: Joi.date().allow(null).required(),
+  lastSeenAt: Joi.date().allow(null).required(),
+  createdAt: Joi.date().required(),
+})
+
+const historyEntry = Joi.object<HistoryEntry, true>({
+  from: status.required(),
+  to: status.required(),
+  reason: Joi.string().allow(null).required(),
+  detail: Joi.string().allow(null).required(),
+  worker: Joi.string().allow(null).required(),
+  at: Joi.date().required(),
+})
+
+const newSession = Joi.object<{ name: string; start: boolean }, true>({
+  name: visibleText().max(64).required().description('Unique in the workspace'),
+  start: Joi.boolean().default(true),
+})
+
+const qrCode = Joi.object({
+  value: Joi.string().required().description('What the code says'),
+  image: Joi.string().required().description('A PNG as data URL'),
+  expiresAt: Joi.date().allow(null).required(),
+  attempt: Joi.number().integer().required().description('Counts the codes shown, from 1'),
+})
+
+const tags = ['sessions']
+const list = Joi.object<Paging, true>(paging)
+
+/** WhatsApp sessions: the API writes what is wanted of them, a worker makes it so. */
+export const sessions: Routes = async (app) => {
+  const { sql, config, notifier } = app
+
+  /** Tells the workers, and answers the session as it is; 404 when there is none. */
+  const accepted = (row: SessionRow | undefined): Session => {
+    if (!row) throw notFound('Session')
+    notifier.nudge('awfar_sessions')
+    return sessionResource(row)
+  }
+
+  const existing = async (workspaceId: string, id: string): Promise<SessionRow> => {
+    const row = await findSession(sql, workspaceId, id)
+    if (!row) throw notFound('Session')
+    return row
+  }
+
+  app.post(
+    '/api/whatsapp/sessions',
+    {
+      schema: {
+        summary: 'Create a session',
+        tags,
+        body: newSession,
+        response: { 201: session, 409: errorBody },
+      },
+    },
+    async ({ user, body }, reply) => {
+      const { workspaceId } = user
+      const row = await createSession(sql, { workspaceId, engine: config.WA_ENGINE, ...body })
+      return reply.code(201).send(accepted(row))
+    },
+  )
+
+  app.get(
+    '/api/whatsapp/sessions',
+    {
+      schema: {
+        summary: 'List the sessions, newest first',
+        tags,
+        querystring: list,
+        response: { 200: pageOf(session) },
+      },
+    },
+    async ({ user, query }) => listSessions(sql, user.workspaceId, query),
+  )
+
+  app.get(
+    '/api/whatsapp/sessions/:id',
+    { schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } } },
+    async ({ user, params }) => sessionResource(await existing(user.workspaceId, params.id)),
+  )
+
+  const commands = [
+    ['start', 'Start a session', wantRunning],
+    ['stop', 'Stop a session and keep its login', wantStopped],
+    ['restart', 'Start a session afresh', asks('restart')],
+    ['logout', 'Unlink the device; a new QR code is needed afterwards', asks('logout')],
+  ] as const
+  for (const [command, summary, write] of commands) {
+    app.post<{ Params: ById }>(
+      `/api/whatsapp/sessions/:id/${command}`,
+      {
+        schema: {
+          summary,
+          description: 'Accepted at once, done by a worker. Calling it twice changes nothing more.',
+          tags,
+          params: byId,
+          response: { 202: session },
+        },
+      },
+      async ({ user, params }, reply) =>
+        reply.code(202).send(accepted(await write(sql, user.workspaceId, params.id))),
+    )
+  }
+
+  app.delete(
+    '/api/whatsapp/sessions/:id',
+    {
+      config: { roles: ['owner', 'admin'] },
+      schema: {
+        summary: 'Delete a session; its chats stay readable',
+        tags,
+        params: byId,
+        response: { 204: nothing },
+      },
+    },
+    async ({ user, params }, reply) => {
+      if (!(await deleteSession(sql, user.workspaceId, params.id))) throw notFound('Session')
+      notifier.nudge('awfar_sessions')
+      return reply.code(204).send()
+    },
+  )
+
+  app.get(
+    '/api/whatsapp/sessions/:id/qr',
+    {
+      schema: {
+        summary: 'Read the QR code to scan',
+        tags,
+        params: byId,
+        querystring: Joi.object<{ format: 'json' | 'png' | 'raw' }, true>({
+          format: Joi.string().valid('json', 'png', 'raw').default('json'),
+        }),
+        response: {
+          200: {
+            content: {
+              'application/json': { schema: qrCode },
+              'image/png': { schema: Joi.binary() },
+              'text/plain': { schema: Joi.string() },
+            },
+          },
+          409: errorBody,
+        },
+      },
+    },
+    async ({ user, params, query }, reply) => {
+      const { name, status, qr, qrAttempt, qrExpiresAt } = await existing(
+        user.workspaceId,
+        params.id,
+      )
+      if (status !== 'SCAN_QR_CODE' || qr === null) {
+        throw new AppError(
+          409,
+          'SESSION_NOT_READY',
+          `Session "${name}" is ${status}: no code to scan.`,
+        )
+      }
+      reply.header('cache-control', 'no-store') // whoever scans it owns the session
+      if (query.format === 'raw') return reply.type('text/plain; charset=utf-8').send(qr)
+      if (query.format === 'png') return reply.type('image/png').send(await QRCode.toBuffer(qr))
+      const image = await QRCode.toDataURL(qr)
+      return reply.send({ value: qr, image, expiresAt: qrExpiresAt, attempt: qrAttempt ?? 1 })
+    },
+  )
+
+  app.get(
+    '/api/whatsapp/sessions/:id/history',
+    {
+      schema: {
+        summary: 'List the changes of its state, newest first',
+        tags,
+        params: byId,
+        querystring: list,
+        response: { 200: pageOf(historyEntry) },
+      },
+    },
+    async ({ user, params, query }) => {
+      const { id } = await existing(user.workspaceId, params.id)
+      return sessionHistory(sql, user.workspaceId, id, query)
+    },
+  )
+}
+
+const asks =
+  (kind: 'restart' | 'logout'): typeof wantRunning =>
+  (sql, workspaceId, id) =>
+    ask(sql, workspaceId, id, kind)

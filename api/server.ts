@@ -1,0 +1,79 @@
+import { connect } from '../shared/db.ts'
+import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
+import { openDatabase } from '../shared/embedded-postgres.ts'
+import { createLogger } from '../shared/logger.ts'
+import type { Logger } from '../shared/logger.ts'
+import { migrate } from '../shared/migrations.ts'
+import { createNotifier } from '../shared/notify.ts'
+import { onShutdown } from '../shared/shutdown.ts'
+import { buildApp } from './app.ts'
+import { apiSchema } from './config.ts'
+import type { ApiConfig } from './config.ts'
+
+/** Requests under way get so long to finish; then their connections are cut. */
+const patienceMs = 10_000
+
+const config = readConfig()
+const log = createLogger('api', { level: config.LOG_LEVEL, dir: config.LOG_DIR })
+try {
+  await start(config, log)
+} catch (error) {
+  const sentence = explain(error, config)
+  log.error(sentence, { error })
+  process.stderr.write(sentence + '\n')
+  process.exit(1)
+}
+
+function readConfig(): ApiConfig {
+  loadEnv()
+  try {
+    return readEnv<ApiConfig>(apiSchema)
+  } catch (error) {
+    return exitOnConfigError(error)
+  }
+}
+
+async function start(config: ApiConfig, log: Logger): Promise<void> {
+  const database = await openDatabase(
+    { databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR },
+    log,
+  )
+  const stops = [() => database.release()]
+  // Also when the start fails half-way: nothing may be left running.
+  const stop = async () => {
+    for (const close of stops.splice(0).reverse()) await close()
+  }
+  onShutdown(log, stop, { timeoutMs: 25_000 })
+
+  try {
+    await migrate(config.DATABASE_URL_DIRECT ?? database.url)
+    const sql = connect(database.url, {
+      applicationName: 'awfar-api',
+      prepare: config.PG_PREPARE,
+      onError: (error) => log.warn('database connection lost', { error }),
+    })
+    stops.push(() => sql.close())
+    const notifier = createNotifier(sql, (error) => log.debug('nudge not sent', { error }))
+    stops.push(() => notifier.close())
+
+    const app = await buildApp({ config, sql, log, notifier })
+    stops.push(async () => {
+      const cut = setTimeout(() => app.server.closeAllConnections(), patienceMs)
+      await app.close()
+      clearTimeout(cut)
+    })
+    await app.listen({ port: config.PORT, host: config.HOST })
+  } catch (error) {
+    await stop()
+    throw error
+  }
+  process.send?.('ready')
+}
+
+function explain(error: unknown, { PORT, HOST }: ApiConfig): string {
+  const { code, message } = error as { code?: string; message?: string }
+  if (code === 'EADDRINUSE') {
+    return `PORT ${PORT} on ${HOST} is in use by another program: stop it, or set PORT to a free port.`
+  }
+  return `The API did not start: ${message ?? String(error)}`
+}

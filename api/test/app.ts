@@ -1,0 +1,115 @@
+import { randomBytes, randomUUID } from 'node:crypto'
+import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
+import type { Test } from 'tap'
+import { readEnv } from '../../shared/config.ts'
+import type { Db } from '../../shared/db.ts'
+import { createLogger } from '../../shared/logger.ts'
+import type { Channel } from '../../shared/notify.ts'
+import { createProfile } from '../../shared/profiles.ts'
+import type { ProfileRow, Role } from '../../shared/profiles.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { createWorkspace } from '../../shared/workspaces.ts'
+import { buildApp } from '../app.ts'
+import { apiSchema } from '../config.ts'
+import type { ApiConfig } from '../config.ts'
+
+export const jwtSecret = 'only-for-tests-0123456789abcdef-0123456789'
+
+/** bcrypt's cheapest hash of `password`: signing in must not take the tests' time. */
+export const password = 'correct horse battery'
+const passwordHash = '$2b$04$QEBfd5ZN5l2b/XXF3adGV.hq9RCTU4hgbA4RAVkvOvXOYR1/bkXLO'
+
+export interface TestApp {
+  app: FastifyInstance
+  sql: Db
+  url: string
+  config: ApiConfig
+  /** The channels that were nudged, in order. */
+  nudges: Channel[]
+}
+
+/** The API over a database of the test's own, without rate limits; both are closed when the test ends. */
+export async function testApp(
+  t: Pick<Test, 'teardown'>,
+  settings: Record<string, string> = {},
+): Promise<TestApp> {
+  const { sql, url } = await testDb(t)
+  return { sql, url, ...(await appOver(t, sql, settings)) }
+}
+
+/** The API over a database that is there already. */
+export async function appOver(
+  t: Pick<Test, 'teardown'>,
+  sql: Db,
+  settings: Record<string, string> = {},
+): Promise<Pick<TestApp, 'app' | 'config' | 'nudges'>> {
+  const config = readEnv<ApiConfig>(apiSchema, {
+    JWT_SECRET: jwtSecret,
+    RATE_LIMIT_GENERAL: 'off',
+    RATE_LIMIT_AUTH: 'off',
+    RATE_LIMIT_MESSAGES: 'off',
+    RATE_LIMIT_UPLOADS: 'off',
+    ...settings,
+  })
+  const nudges: Channel[] = []
+  const { LOG_DIR: dir } = settings
+  const app = await buildApp({
+    config,
+    sql,
+    log: createLogger('api', {
+      level: config.LOG_LEVEL,
+      stdout: false,
+      ...(dir !== undefined && { dir }),
+    }),
+    notifier: { nudge: (channel) => nudges.push(channel), close: async () => {} },
+  })
+  t.teardown(() => app.close())
+  return { app, config, nudges }
+}
+
+export interface Person {
+  profile: ProfileRow
+  workspaceId: string
+  token: string
+  /** Sends a request as this person. */
+  call(method: Method, url: string, body?: object | string): Promise<LightMyRequestResponse>
+}
+
+type Method = NonNullable<InjectOptions['method']> & string
+
+/** A signed-in person: in a workspace of their own, or in the one of somebody else. */
+export async function signIn(
+  { app, sql }: Pick<TestApp, 'app' | 'sql'>,
+  { role = 'owner', workspaceId }: { role?: Role; workspaceId?: string } = {},
+): Promise<Person> {
+  const workspace = workspaceId ?? (await createWorkspace(sql, 'Test'))
+  const profile = await createProfile(sql, {
+    workspaceId: workspace,
+    email: `${randomBytes(6).toString('hex')}@example.com`,
+    fullName: 'Ada Lovelace',
+    role,
+    passwordHash,
+  })
+  const token = app.signAccessToken(profile.id, randomUUID())
+  return {
+    profile,
+    workspaceId: workspace,
+    token,
+    call: async (method, url, body) =>
+      app.inject({
+        method,
+        url,
+        headers: { authorization: `Bearer ${token}` },
+        ...(body !== undefined && { body }),
+      }),
+  }
+}
+
+/** What every error answers, on every path. */
+export const errorShape = (statusCode: number, code: string) => ({
+  statusCode,
+  code,
+  error: String,
+  message: String,
+  requestId: String,
+})

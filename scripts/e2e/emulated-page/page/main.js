@@ -1,0 +1,53 @@
+/** Boot: open the profile, ask the instrument for its settings, offer the modules, launch the socket. */
+/* global document, location, setTimeout, window */
+import { Chat, GroupMetadata } from './chats.js'
+import { Blocklist, BusinessProfile, Contact, ProfilePicThumb } from './contacts.js'
+import { setFaults } from './faults.js'
+import { Control } from './link.js'
+import { Msg } from './messages.js'
+import { Collection, Emitter } from './models.js'
+import { define, removeModules, requireModule } from './modules.js'
+import { loadKeys } from './profile.js'
+import { Reactions } from './reactions.js'
+import { enterState, launch, resync } from './session.js'
+import './sending.js'
+import './text.js'
+
+const VERSION = '2.3000.1017054665'
+
+define({
+  WAWebCollections: {
+    Msg,
+    Chat,
+    Contact,
+    GroupMetadata,
+    Blocklist,
+    BusinessProfile,
+    ProfilePicThumb,
+    Reactions,
+    Label: new Collection(),
+    WAWebNewsletterCollection: new Collection(),
+  },
+  WAWebCallCollection: Object.assign(new Emitter(), { calls: new Map() }),
+})
+
+/** What the instrument may do in the page. Navigation answers first, then goes. */
+const soon = (act) => void setTimeout(act, 10)
+const commands = {
+  setFaults,
+  enterState,
+  resync,
+  navigate: (url) => soon(() => (location.href = url)),
+  reload: () => soon(() => location.reload()),
+  addIframe: () =>
+    void document.body.append(Object.assign(document.createElement('iframe'), { src: '/iframe' })),
+}
+
+const keys = await loadKeys()
+const control = new Control(commands)
+const settings = await control.open(keys.noise)
+setFaults(settings.faults)
+removeModules(settings.removedModules)
+window.require = requireModule
+window.Debug = { VERSION }
+launch(keys, settings, ({ noise }) => control.rename(noise))

@@ -1,0 +1,187 @@
+import { createHash } from 'node:crypto'
+import pg from 'pg'
+import { camelCase } from './camel-case.ts'
+
+/** What a statement may carry as a parameter. Objects travel as json, arrays as Postgres arrays. */
+export type Value = string | number | bigint | boolean | Date | null | undefined | object
+
+/** A piece of SQL inside another statement; its values stay parameters. */
+export interface Fragment {
+  readonly strings: readonly string[]
+  readonly values: readonly (Value | Fragment)[]
+}
+
+/**
+ * Runs SQL written as a tagged template: every `${value}` is a parameter, a nested `fragment` is SQL.
+ * Rows come back with camelCase keys; bigint columns as numbers (ids and fences stay far below 2^53).
+ */
+export interface Sql {
+  <Row extends object = Record<string, unknown>>(
+    strings: TemplateStringsArray,
+    ...values: (Value | Fragment)[]
+  ): Promise<Row[]>
+  /** Runs `work` in one transaction: committed when it resolves, rolled back when it throws. Nested calls join the outer one. */
+  begin<T>(work: (sql: Sql) => Promise<T>): Promise<T>
+}
+
+export interface Db extends Sql {
+  /** Waits for running statements and closes all connections. */
+  close(): Promise<void>
+}
+
+export interface ConnectOptions {
+  applicationName: string
+  /** Connections at the most. */
+  max?: number
+  /** Named (prepared) statements; must be off behind a transaction pooler, which is recognised by its port 6543. */
+  prepare?: boolean
+  /** Called when an idle connection breaks; the pool replaces it by itself. */
+  onError?: (error: Error) => void
+}
+
+const int8: number = pg.types.builtins.INT8
+
+const types = {
+  getTypeParser: (oid: number, format?: 'text' | 'binary') =>
+    oid === int8
+      ? Number
+      : (pg.types.getTypeParser(oid, format) as (value: string) => unknown),
+}
+
+/** SQL to be placed inside a statement: `sql\`select … ${where}\``. */
+export function fragment(strings: TemplateStringsArray, ...values: (Value | Fragment)[]): Fragment {
+  return new SqlFragment(strings, values)
+}
+
+class SqlFragment implements Fragment {
+  readonly strings: readonly string[]
+  readonly values: readonly (Value | Fragment)[]
+
+  constructor(strings: readonly string[], values: readonly (Value | Fragment)[]) {
+    this.strings = strings
+    this.values = values
+  }
+}
+
+/** Opens a pool of connections. The first one is made by the first statement. */
+export function connect(url: string, options: ConnectOptions): Db {
+  const pool = new pg.Pool({
+    connectionString: url,
+    application_name: options.applicationName,
+    max: options.max ?? 10,
+    types,
+    keepAlive: true,
+    connectionTimeoutMillis: 5_000,
+    // A server that stops answering must not hold a request for ever.
+    query_timeout: 30_000,
+    idleTimeoutMillis: 30_000,
+  })
+  pool.on('error', (error) => options.onError?.(error))
+  const named = (options.prepare ?? true) && new URL(url).port !== '6543'
+
+  const sql = tag(pool, named)
+  const db = Object.assign(sql, {
+    begin: async <T>(work: (sql: Sql) => Promise<T>): Promise<T> => {
+      const client = await pool.connect()
+      const transaction = tag(client, named)
+      const inside: Sql = Object.assign(transaction, {
+        begin: <U>(inner: (sql: Sql) => Promise<U>) => inner(inside),
+      })
+      let broken: Error | undefined
+      try {
+        await client.query('begin')
+        const result = await work(inside)
+        await client.query('commit')
+        return result
+      } catch (error) {
+        await client.query('rollback').catch((rollbackError: unknown) => {
+          broken = rollbackError as Error
+        })
+        throw error
+      } finally {
+        client.release(broken)
+      }
+    },
+    close: () => pool.end(),
+  })
+  return db
+}
+
+type Tag = (
+  strings: TemplateStringsArray,
+  ...values: (Value | Fragment)[]
+) => Promise<Record<string, unknown>[]>
+
+function tag(client: pg.Pool | pg.PoolClient, named: boolean): Tag & Sql {
+  const run: Tag = async (strings, ...values) => {
+    const { text, parameters } = render(strings, values)
+    const result = await client.query<Record<string, unknown>>({
+      text,
+      values: parameters,
+      ...(named && { name: nameOf(text) }),
+    })
+    return result.rows.map(camelCaseKeys)
+  }
+  return run as Tag & Sql
+}
+
+function render(strings: readonly string[], values: readonly (Value | Fragment)[]) {
+  const parameters: unknown[] = []
+  const flatten = (parts: readonly string[], items: readonly (Value | Fragment)[]): string =>
+    items.reduce<string>((text, item, index) => {
+      const piece =
+        item instanceof SqlFragment
+          ? flatten(item.strings, item.values)
+          : `$${parameters.push(item ?? null)}`
+      return text + piece + (parts[index + 1] ?? '')
+    }, parts[0] ?? '')
+  return { text: flatten(strings, values), parameters }
+}
+
+const names = new Map<string, string>()
+
+/** A statement's name is a hash of its text: the same text is prepared once on each connection. */
+function nameOf(text: string): string {
+  let name = names.get(text)
+  if (name === undefined) {
+    name = createHash('sha256').update(text).digest('base64url').slice(0, 22)
+    names.set(text, name)
+  }
+  return name
+}
+
+function camelCaseKeys(row: Record<string, unknown>): Record<string, unknown> {
+  const out: Record<string, unknown> = {}
+  for (const key in row) out[camelCase(key)] = row[key]
+  return out
+}
+
+/** Postgres's own error code of a failure, for example 23505 for a unique violation. */
+export function pgCode(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string'
+    ? error.code
+    : undefined
+}
+
+/** The name of the constraint a statement ran into, if it did. */
+export function violated(error: unknown): string | undefined {
+  return error instanceof pg.DatabaseError ? error.constraint : undefined
+}
+
+/** Whether a failure says that the database is away (not that the statement was wrong). */
+export function isDatabaseAway(error: unknown): boolean {
+  if (error instanceof AggregateError) return error.errors.some(isDatabaseAway)
+  const code = pgCode(error)
+  if (code !== undefined) {
+    // Class 08 connection, 57P0x shutdown and crash, 53300 too many connections.
+    return /^(08...|57P0[1-5]|53300|ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/.test(
+      code,
+    )
+  }
+  return (
+    error instanceof Error &&
+    /^(Connection terminated|timeout exceeded when trying to connect|timeout expired|Query read timeout|Client has encountered a connection error|Cannot use a pool after)/.test(
+      error.message,
+    )
+  )
+}

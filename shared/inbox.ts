@@ -1,0 +1,106 @@
+import type { Sql } from './db.ts'
+import { appendEvents } from './events.ts'
+import type { EventType } from './events.ts'
+import { findMessage, messageResource } from './messages.ts'
+import type { MessageType } from './messages.ts'
+import { assertFence } from './wa-session-leases.ts'
+import { isGroup, phoneOf } from './wa-id.ts'
+
+/** A message WhatsApp told us of: one that came in, or one of ours that was typed on another device. */
+export interface Received {
+  fromMe: boolean
+  waChatId: string
+  keyId: string
+  /** Who wrote it, in a group; empty elsewhere and for our own. */
+  participant: string
+  waMessageId: string
+  type: MessageType
+  body: string | null
+  /** Seconds since 1970, as WhatsApp gives it. */
+  timestamp: number
+  ack: number
+  senderName: string | null
+  chatName: string | null
+}
+
+/**
+ * Stores a message, its chat and its contact, and tells of it, in one transaction. However often and under whichever address the
+ * same message is reported, it is stored once: undefined means it was there already. Throws LeaseLost.
+ */
+export async function storeReceived(
+  sql: Sql,
+  session: { id: string; workspaceId: string; fence: number },
+  message: Received,
+): Promise<string | undefined> {
+  return sql.begin(async (tx) => {
+    await assertFence(tx, session)
+    // Before the chat is opened: the same message under another address must not leave an empty chat behind.
+    const [known] = await tx`
+      select from messages
+      where session_id = ${session.id} and (direction = 'outbound') = ${message.fromMe}
+        and wa_key_id = ${message.keyId} and wa_participant = ${message.participant}`
+    if (known) return undefined
+    const chatId = await openChat(tx, session, message)
+    const group = isGroup(message.waChatId)
+    const [stored] = await tx<{ id: string }>`
+      insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, ack,
+        wa_key_id, wa_participant, wa_message_id, author_wa_id, author_name, created_at, sent_at)
+      values (${session.workspaceId}, ${session.id}, ${chatId},
+        ${message.fromMe ? 'outbound' : 'inbound'}, ${message.fromMe ? 'phone' : 'live'}, ${message.type}, ${message.body},
+        ${message.fromMe ? statusOf(message.ack) : 'received'}, ${message.fromMe ? message.ack : null}::smallint,
+        ${message.keyId}, ${message.participant}, ${message.waMessageId},
+        ${group && !message.fromMe ? message.participant : null}, ${group && !message.fromMe ? message.senderName : null},
+        -- WhatsApp counts whole seconds; within that second the order of arrival decides.
+        case when clock_timestamp() < to_timestamp(${message.timestamp}) then to_timestamp(${message.timestamp})
+             else least(clock_timestamp(), to_timestamp(${message.timestamp}) + interval '999999 microseconds') end,
+        to_timestamp(${message.timestamp}))
+      on conflict do nothing
+      returning id`
+    if (!stored) return undefined
+
+    await tx`
+      update chats c set unread_count = c.unread_count + ${message.fromMe ? 0 : 1}, archived = false,
+        last_message_id = case when m.created_at >= c.last_message_at or c.last_message_id is null then m.id else c.last_message_id end,
+        last_message_at = case when c.last_message_id is null then m.created_at else greatest(c.last_message_at, m.created_at) end
+      from messages m where m.id = ${stored.id} and c.id = m.chat_id`
+    const row = (await findMessage(tx, session.workspaceId, stored.id))!
+    const types: EventType[] = message.fromMe ? ['message.any'] : ['message', 'message.any']
+    await appendEvents(
+      tx,
+      types.map((type) => ({
+        workspaceId: session.workspaceId,
+        sessionId: session.id,
+        type,
+        payload: messageResource(row),
+      })),
+    )
+    return stored.id
+  })
+}
+
+/** Finds or creates the chat and its contact, and learns the sender's name. */
+async function openChat(
+  tx: Sql,
+  session: { id: string; workspaceId: string },
+  { waChatId, fromMe, senderName, chatName }: Received,
+): Promise<string> {
+  const group = isGroup(waChatId)
+  const pushName = fromMe || group ? null : senderName
+  const [contact] = group
+    ? []
+    : await tx<{ id: string }>`
+        insert into contacts (workspace_id, wa_id, phone, lid, push_name)
+        values (${session.workspaceId}, ${waChatId}, ${phoneOf(waChatId)},
+          ${waChatId.endsWith('@lid') ? waChatId : null}, ${pushName})
+        on conflict (workspace_id, wa_id) do update set push_name = coalesce(excluded.push_name, contacts.push_name)
+        returning id`
+  const [chat] = await tx<{ id: string }>`
+    insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, name)
+    values (${session.workspaceId}, ${session.id}, ${waChatId}, ${group}, ${contact?.id}, ${group ? chatName : null})
+    on conflict (session_id, wa_chat_id) do update set name = coalesce(excluded.name, chats.name)
+    returning id`
+  return chat!.id
+}
+
+const statusOf = (ack: number) =>
+  ack < 0 ? 'failed' : (['sending', 'sent', 'delivered', 'read', 'played'][ack] ?? 'sent')

@@ -1,0 +1,42 @@
+import type { Sql } from './db.ts'
+
+/**
+ * Does a scheduled job unless another process is doing it, or has done it within `everyMs`. False when it was not this one's turn.
+ * A process that dies in the middle loses its turn after `everyMs`: a job must be harmless to repeat.
+ */
+export async function runOnce(
+  sql: Sql,
+  { name, owner, everyMs }: { name: string; owner: string; everyMs: number },
+  work: () => Promise<void>,
+): Promise<boolean> {
+  const [mine] = await sql`
+    insert into jobs (name, owner, lease_until)
+    values (${name}, ${owner}, now() + ${everyMs} * interval '1 ms')
+    on conflict (name) do update set owner = excluded.owner, lease_until = excluded.lease_until
+    where jobs.lease_until < now()
+    returning name`
+  if (!mine) return false
+  await work()
+  await sql`update jobs set ran_at = now() where name = ${name} and owner = ${owner}`
+  return true
+}
+
+/** What housekeeping removed, by table. */
+export interface Removed {
+  refreshTokens: number
+  rateLimits: number
+  events: number
+  sessionRequests: number
+}
+
+/** Removes what has served its time: expired refresh tokens and counters, events and fulfilled wishes of more than a week ago. */
+export async function removeExpired(sql: Sql): Promise<Removed> {
+  const [removed] = await sql<Removed>`
+    with tokens as (delete from refresh_tokens where expires_at < now() returning 1),
+      counters as (delete from rate_limits where resets_at < now() returning 1),
+      old_events as (delete from events where created_at < now() - interval '7 days' returning 1),
+      wishes as (delete from wa_session_requests where done_at < now() - interval '7 days' returning 1)
+    select (select count(*)::int from tokens) as refresh_tokens, (select count(*)::int from counters) as rate_limits,
+      (select count(*)::int from old_events) as events, (select count(*)::int from wishes) as session_requests`
+  return removed!
+}

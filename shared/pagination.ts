@@ -1,0 +1,54 @@
+import { AppError } from './errors.ts'
+
+/** One page of a list, newest first, and the cursor of the next one (null at the end). */
+export interface Page<T> {
+  data: T[]
+  nextCursor: string | null
+}
+
+/** Where a page starts: behind the row with this time and, among rows of the same time, this key. */
+export interface Position {
+  /** Postgres's text of a timestamptz: a JavaScript Date would lose the microseconds and skip or repeat rows. */
+  at: string
+  key: string
+}
+
+export function encodeCursor({ at, key }: Position): string {
+  return Buffer.from(JSON.stringify([at, key])).toString('base64url')
+}
+
+/** Throws 400 VALIDATION_FAILED when the cursor is not one of ours; `key` must match the pattern, it goes to SQL as that type. */
+export function decodeCursor(cursor: string, key: RegExp): Position {
+  try {
+    const parts: unknown = JSON.parse(Buffer.from(cursor, 'base64url').toString('utf8'))
+    if (Array.isArray(parts) && parts.length === 2) {
+      const [at, id] = parts as unknown[]
+      if (typeof at === 'string' && timestamp.test(at) && typeof id === 'string' && key.test(id)) {
+        return { at, key: id }
+      }
+    }
+  } catch {
+    // not JSON: not ours either
+  }
+  const message = '"cursor" must be the nextCursor of an earlier answer'
+  throw new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'query.cursor', message }])
+}
+
+/** Cuts a page out of the `limit + 1` rows that were read. */
+export function toPage<Row, T>(
+  rows: Row[],
+  limit: number,
+  position: (row: Row) => Position,
+  resource: (row: Row) => T,
+): Page<T> {
+  const page = rows.slice(0, limit)
+  const last = page.at(-1)
+  return {
+    data: page.map(resource),
+    nextCursor: rows.length > limit && last !== undefined ? encodeCursor(position(last)) : null,
+  }
+}
+
+export const uuidKey = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
+export const numberKey = /^\d{1,18}$/
+const timestamp = /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d(:\d\d)?$/

@@ -1,0 +1,93 @@
+import type { Sql } from './db.ts'
+import type { DesiredState, EngineKind, SessionRequest, SessionStatus } from './wa-sessions.ts'
+
+/** A session a worker owns for now, and what is wished of it. */
+export interface LeasedSession {
+  id: string
+  workspaceId: string
+  name: string
+  engine: EngineKind
+  status: SessionStatus
+  desiredState: DesiredState
+  fence: number
+  deleted: boolean
+  /** Open one-shot wishes. */
+  requests: SessionRequest[]
+}
+
+/** A write of a worker found that its session has another owner by now. Whoever catches it kills the engine and writes nothing. */
+export class LeaseLost extends Error {
+  constructor(sessionId: string) {
+    super(`The lease on session ${sessionId} is lost.`)
+    this.name = 'LeaseLost'
+  }
+}
+
+/**
+ * Takes up to `limit` sessions that should run, or that have an open wish, and have no live owner. Each change of owner raises the
+ * fence. Workers that ask at the same time get different sessions. A failed session waits for a wish, or for a worker that
+ * started after it failed: that one tries once more.
+ */
+export async function takeLeases(
+  sql: Sql,
+  {
+    worker,
+    startedAt,
+    ttlMs,
+    limit,
+  }: { worker: string; startedAt: Date; ttlMs: number; limit: number },
+): Promise<LeasedSession[]> {
+  return sql<LeasedSession>`
+    update wa_sessions s
+    set owner = ${worker}, fence = s.fence + 1, lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms'
+    where s.id in (
+      select c.id from wa_sessions c
+      where (c.lease_until is null or c.lease_until < clock_timestamp())
+        and ((c.desired_state = 'running' and c.deleted_at is null
+              and (c.status <> 'FAILED' or c.since < ${startedAt}))
+          or exists (select from wa_session_requests r where r.session_id = c.id and r.done_at is null)
+          -- Wanted stopped while its owner died: somebody must say that it is.
+          or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING')))
+      order by c.lease_until nulls first, c.created_at
+      limit ${limit}
+      for update skip locked
+    )
+    returning s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
+      s.deleted_at is not null as deleted,
+      array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
+}
+
+/** Renews every lease of the worker that has not run out, and answers what is wished of those sessions. What is missing is lost. */
+export async function renewLeases(
+  sql: Sql,
+  { worker, ttlMs }: { worker: string; ttlMs: number },
+): Promise<LeasedSession[]> {
+  return sql<LeasedSession>`
+    update wa_sessions s
+    set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
+        last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end
+    where s.owner = ${worker} and s.lease_until > clock_timestamp()
+    returning s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
+      s.deleted_at is not null as deleted,
+      array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
+}
+
+/** Gives a session back, so that another worker may take it at once. Harmless when the lease is lost already. */
+export async function releaseLease(
+  sql: Sql,
+  { id, fence }: { id: string; fence: number },
+): Promise<void> {
+  await sql`update wa_sessions set owner = null, lease_until = null where id = ${id} and fence = ${fence}`
+}
+
+/**
+ * Holds the session's row against a change of owner until the transaction ends. Throws LeaseLost when the fence has moved on:
+ * call it first in every transaction of a worker.
+ */
+export async function assertFence(
+  tx: Sql,
+  { id, fence }: { id: string; fence: number },
+): Promise<void> {
+  const [row] = await tx`select from wa_sessions where id = ${id} and fence = ${fence} for share`
+  if (!row) throw new LeaseLost(id)
+}

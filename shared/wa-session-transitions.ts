@@ -1,0 +1,99 @@
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { appendEvents } from './events.ts'
+import { LeaseLost } from './wa-session-leases.ts'
+import { sessionResource } from './wa-sessions.ts'
+import type { SessionRequest, SessionRow, SessionStatus } from './wa-sessions.ts'
+
+/** A session as its owner knows it. */
+export interface OwnedSession {
+  id: string
+  workspaceId: string
+  fence: number
+  worker: string
+}
+
+export interface Account {
+  waId: string
+  lid: string | null
+  phone: string | null
+  pushName: string | null
+}
+
+export interface Transition {
+  from: SessionStatus
+  to: SessionStatus
+  reason: string | null
+  /** For a person: what the reason's code leaves out. */
+  detail?: string | undefined
+  /** The session shall not run until somebody starts it again. */
+  stops?: boolean
+  account?: Account | undefined
+}
+
+/**
+ * Writes a change of state to the row, its history and the event stream in one transaction, under the fence. This is the only
+ * place where a status is written. Throws LeaseLost.
+ */
+export async function writeTransition(
+  sql: Sql,
+  session: OwnedSession,
+  { from, to, reason, detail, stops = false, account }: Transition,
+): Promise<void> {
+  await sql.begin(async (tx) => {
+    const [row] = await tx<SessionRow>`
+      update wa_sessions
+      set status = ${to}, reason = ${reason}, since = now(),
+          desired_state = case when ${stops} then 'stopped' else desired_state end,
+          qr = null, qr_attempt = null, qr_expires_at = null
+          ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now()` : fragment``}
+          ${account ? accountColumns(account) : fragment``}
+      where id = ${session.id} and fence = ${session.fence}
+      returning *`
+    if (!row) throw new LeaseLost(session.id)
+    await tx`
+      insert into wa_session_history (workspace_id, session_id, from_status, to_status, reason, detail, worker)
+      values (${session.workspaceId}, ${session.id}, ${from}, ${to}, ${reason}, ${detail}, ${session.worker})`
+    await appendEvents(tx, [statusEvent(row)])
+  })
+}
+
+/** Writes the code to scan and moves the session to SCAN_QR_CODE if it is not there. Throws LeaseLost. */
+export async function writeQr(
+  sql: Sql,
+  session: OwnedSession,
+  qr: { value: string; attempt: number; expiresAt: Date },
+): Promise<void> {
+  await sql.begin(async (tx) => {
+    const [row] = await tx<SessionRow>`
+      update wa_sessions set qr = ${qr.value}, qr_attempt = ${qr.attempt}, qr_expires_at = ${qr.expiresAt}
+      where id = ${session.id} and fence = ${session.fence}
+      returning *`
+    if (!row) throw new LeaseLost(session.id)
+    await appendEvents(tx, [{ ...statusEvent(row), type: 'session.qr' }])
+  })
+}
+
+/** Marks a wish as fulfilled, or as tried and failed with the reason. */
+export async function closeRequest(
+  sql: Sql,
+  session: OwnedSession,
+  kind: SessionRequest,
+  error: string | null = null,
+): Promise<void> {
+  await sql`
+    update wa_session_requests r set done_at = now(), error = ${error}
+    from wa_sessions s
+    where s.id = ${session.id} and s.fence = ${session.fence}
+      and r.session_id = s.id and r.kind = ${kind} and r.done_at is null`
+}
+
+const accountColumns = (account: Account) => fragment`
+  , wa_id = ${account.waId}, lid = ${account.lid}, phone = ${account.phone}, push_name = ${account.pushName}`
+
+const statusEvent = (row: SessionRow) => ({
+  workspaceId: row.workspaceId,
+  sessionId: row.id,
+  type: 'session.status' as const,
+  payload: sessionResource(row),
+})

@@ -1,0 +1,258 @@
+import { fragment, violated } from './db.ts'
+import type { Sql } from './db.ts'
+import { AppError } from './errors.ts'
+import { decodeCursor, toPage, uuidKey } from './pagination.ts'
+import type { Page } from './pagination.ts'
+
+export type SessionStatus =
+  | 'STOPPED'
+  | 'STARTING'
+  | 'SCAN_QR_CODE'
+  | 'WORKING'
+  | 'RECONNECTING'
+  | 'LOGGED_OUT'
+  | 'PASSKEY_REQUIRED'
+  | 'EXPIRED'
+  | 'FAILED'
+
+export type EngineKind = 'webjs' | 'simulator'
+export type DesiredState = 'running' | 'stopped'
+export type SessionRequest = 'restart' | 'logout' | 'delete'
+
+export interface SessionRow {
+  id: string
+  workspaceId: string
+  name: string
+  engine: EngineKind
+  desiredState: DesiredState
+  status: SessionStatus
+  reason: string | null
+  since: Date
+  waId: string | null
+  lid: string | null
+  phone: string | null
+  pushName: string | null
+  qr: string | null
+  qrAttempt: number | null
+  qrExpiresAt: Date | null
+  fence: number
+  connectedAt: Date | null
+  lastSeenAt: Date | null
+  expiresAt: Date | null
+  createdAt: Date
+}
+
+/** A session as the API answers it. */
+export interface Session {
+  id: string
+  name: string
+  status: SessionStatus
+  reason: string | null
+  since: Date
+  desiredState: DesiredState
+  active: boolean
+  phone: string | null
+  pushName: string | null
+  engine: EngineKind
+  connectedAt: Date | null
+  expiresAt: Date | null
+  lastSeenAt: Date | null
+  createdAt: Date
+}
+
+export interface HistoryEntry {
+  from: SessionStatus
+  to: SessionStatus
+  reason: string | null
+  detail: string | null
+  worker: string | null
+  at: Date
+}
+
+export function sessionResource(row: SessionRow): Session {
+  return {
+    id: row.id,
+    name: row.name,
+    status: row.status,
+    reason: row.reason,
+    since: row.since,
+    desiredState: row.desiredState,
+    active: row.status === 'WORKING' || row.status === 'RECONNECTING',
+    phone: row.phone,
+    pushName: row.pushName,
+    engine: row.engine,
+    connectedAt: row.connectedAt,
+    expiresAt: row.expiresAt,
+    lastSeenAt: row.lastSeenAt,
+    createdAt: row.createdAt,
+  }
+}
+
+const columns = fragment`
+  id, workspace_id, name, engine, desired_state, status, reason, since, wa_id, lid, phone, push_name,
+  qr, qr_attempt, qr_expires_at, fence, connected_at, last_seen_at, expires_at, created_at`
+
+/** Creates a session. Throws 409 NAME_TAKEN when the workspace has one of that name. */
+export async function createSession(
+  sql: Sql,
+  session: { workspaceId: string; name: string; engine: EngineKind; start: boolean },
+): Promise<SessionRow> {
+  try {
+    const [row] = await sql<SessionRow>`
+      insert into wa_sessions (workspace_id, name, engine, desired_state)
+      values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'})
+      returning ${columns}`
+    return row!
+  } catch (error) {
+    if (violated(error) !== 'wa_sessions_name') throw error
+    throw new AppError(409, 'NAME_TAKEN', `A session named "${session.name}" exists already.`)
+  }
+}
+
+export async function findSession(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<SessionRow | undefined> {
+  const [row] = await sql<SessionRow>`
+    select ${columns} from wa_sessions
+    where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null`
+  return row
+}
+
+export async function listSessions(
+  sql: Sql,
+  workspaceId: string,
+  { limit, cursor }: { limit: number; cursor?: string | undefined },
+): Promise<Page<Session>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
+  const rows = await sql<SessionRow & { position: string }>`
+    select ${columns}, created_at::text as position from wa_sessions
+    where workspace_id = ${workspaceId} and deleted_at is null
+      ${after ? fragment`and (created_at, id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
+    order by created_at desc, id desc limit ${limit + 1}`
+  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), sessionResource)
+}
+
+/** At most two of a workspace's sessions: enough to know whether there is none, one or several. */
+export async function someSessions(sql: Sql, workspaceId: string): Promise<{ id: string }[]> {
+  return sql<{ id: string }>`
+    select id from wa_sessions where workspace_id = ${workspaceId} and deleted_at is null limit 2`
+}
+
+/**
+ * Says that the session should run. A failed one is also asked to restart, since it would wait otherwise.
+ * Undefined when there is no such session.
+ */
+export async function wantRunning(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<SessionRow | undefined> {
+  const [row] = await sql<SessionRow>`
+    with wanted as (
+      update wa_sessions set desired_state = 'running'
+      where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
+      returning *
+    ), asked as (
+      insert into wa_session_requests (workspace_id, session_id, kind)
+      select workspace_id, id, 'restart' from wanted where status = 'FAILED'
+      on conflict do nothing
+    )
+    select ${columns} from wanted`
+  return row
+}
+
+/** Says that the session should be stopped; its login is kept. */
+export async function wantStopped(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<SessionRow | undefined> {
+  const [row] = await sql<SessionRow>`
+    update wa_sessions set desired_state = 'stopped'
+    where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
+    returning ${columns}`
+  return row
+}
+
+/** Asks the worker for a restart (which also wants the session running) or a logout. The same wish twice is one wish. */
+export async function request(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  kind: 'restart' | 'logout',
+): Promise<SessionRow | undefined> {
+  const [row] = await sql<SessionRow>`
+    with session as (
+      update wa_sessions set desired_state = case when ${kind} = 'restart' then 'running' else desired_state end
+      where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
+      returning *
+    ), asked as (
+      insert into wa_session_requests (workspace_id, session_id, kind)
+      select workspace_id, id, ${kind} from session
+      on conflict do nothing
+    )
+    select ${columns} from session`
+  return row
+}
+
+/**
+ * Hides the session, cancels what it has not begun to send, and asks the worker to unlink the device and remove the login.
+ * Chats and messages stay readable. False when there is no such session.
+ */
+export async function deleteSession(sql: Sql, workspaceId: string, id: string): Promise<boolean> {
+  return sql.begin(async (tx) => {
+    const [row] = await tx`
+      update wa_sessions set deleted_at = now(), desired_state = 'stopped'
+      where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
+      returning id`
+    if (!row) return false
+    await tx`
+      with taken_back as (delete from outbox where session_id = ${id} and state = 'q' returning message_id)
+      update messages m set status = 'cancelled' from taken_back where m.id = taken_back.message_id`
+    await tx`
+      insert into wa_session_requests (workspace_id, session_id, kind)
+      values (${workspaceId}, ${id}, 'delete') on conflict do nothing`
+    return true
+  })
+}
+
+export async function sessionHistory(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  { limit, cursor }: { limit: number; cursor?: string | undefined },
+): Promise<Page<HistoryEntry>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, /^\d{1,18}$/)
+  const rows = await sql<HistoryRow>`
+    select id, from_status, to_status, reason, detail, worker, at, at::text as position
+    from wa_session_history
+    where workspace_id = ${workspaceId} and session_id = ${id}
+      ${after ? fragment`and id < ${after.key}::bigint` : fragment``}
+    order by id desc limit ${limit + 1}`
+  return toPage(
+    rows,
+    limit,
+    (row) => ({ at: row.position, key: String(row.id) }),
+    (row) => ({
+      from: row.fromStatus,
+      to: row.toStatus,
+      reason: row.reason,
+      detail: row.detail,
+      worker: row.worker,
+      at: row.at,
+    }),
+  )
+}
+
+interface HistoryRow {
+  id: number
+  fromStatus: SessionStatus
+  toStatus: SessionStatus
+  reason: string | null
+  detail: string | null
+  worker: string | null
+  at: Date
+  position: string
+}

@@ -1,0 +1,88 @@
+import { accessSync, constants, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import { homedir, hostname } from 'node:os'
+import { join } from 'node:path'
+import puppeteer from 'puppeteer'
+
+/** Where browsers are found, in the order they are tried; scripts/setup.mjs looks in the same places. */
+const places = [
+  '/usr/bin/chromium',
+  '/usr/bin/chromium-browser',
+  '/usr/bin/google-chrome-stable',
+  '/usr/bin/google-chrome',
+  '/snap/bin/chromium',
+  '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome',
+  '/Applications/Chromium.app/Contents/MacOS/Chromium',
+  join(homedir(), 'Applications/Google Chrome.app/Contents/MacOS/Google Chrome'),
+  join(homedir(), 'Applications/Chromium.app/Contents/MacOS/Chromium'),
+  '/usr/bin/microsoft-edge',
+]
+
+/** The browser to run, or why there is none. A path that was named and is wrong is an error: no other browser takes its place. */
+export function findBrowser(named: string | undefined): { path: string } | { missing: string } {
+  if (named !== undefined) {
+    return isExecutable(named)
+      ? { path: named }
+      : { missing: `PUPPETEER_EXECUTABLE_PATH names ${named}, which is not an executable file.` }
+  }
+  const path = [...places, puppeteer.executablePath()].find(isExecutable)
+  return path === undefined
+    ? {
+        missing:
+          'No Chromium or Chrome found. Install one (sudo apt-get install -y chromium, or npm run browser:install) or name one in PUPPETEER_EXECUTABLE_PATH.',
+      }
+    : { path }
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/**
+ * Clears a profile for a new browser. Call it only while holding the session's lease: whatever still has the profile is then a left-over of
+ * a dead worker. A browser of this machine that lives on is killed by its pid, if its command line names this very profile; a lock of another
+ * machine (a container's former host name) is removed, since Chromium would refuse to start over it.
+ */
+export function clearProfile(profileDir: string): void {
+  const lock = readLock(profileDir)
+  if (!lock) return
+  if (lock.host === hostname() && holdsProfile(lock.pid, profileDir)) killGroup(lock.pid)
+  for (const name of ['SingletonLock', 'SingletonCookie', 'SingletonSocket']) {
+    rmSync(join(profileDir, name), { force: true })
+  }
+}
+
+function readLock(profileDir: string): { host: string; pid: number } | undefined {
+  try {
+    const target = readlinkSync(join(profileDir, 'SingletonLock'))
+    const dash = target.lastIndexOf('-')
+    return { host: target.slice(0, dash), pid: Number(target.slice(dash + 1)) }
+  } catch {
+    return undefined // no lock
+  }
+}
+
+function holdsProfile(pid: number, profileDir: string): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+      .split('\0')
+      .includes(`--user-data-dir=${profileDir}`)
+  } catch {
+    return false // no such process, or no /proc: then it is not ours to kill
+  }
+}
+
+/** Ends a browser and what it started: it leads a process group of its own. */
+export function killGroup(pid: number): void {
+  for (const target of [-pid, pid]) {
+    try {
+      process.kill(target, 'SIGKILL')
+    } catch {
+      // gone already
+    }
+  }
+}

@@ -1,0 +1,49 @@
+import Joi from 'joi'
+import { baseSchema } from '../shared/config.ts'
+import type { BaseConfig } from '../shared/config.ts'
+
+/** The variables the worker reads. */
+export interface WorkerConfig extends BaseConfig {
+  PUPPETEER_EXECUTABLE_PATH?: string
+  WA_BROWSER_ARGS: string[]
+  WA_WEB_VERSION?: string
+  WA_WEB_CACHE_DIR?: string
+  WA_MAX_SESSIONS: number
+  WA_LEASE_TTL_MS: number
+  WA_START_TIMEOUT_MS: number
+  WA_RECONNECT_DELAY_MS: number
+  WA_QR_MAX_CODES: number
+  WA_SIMULATOR_SCAN_MS: number
+}
+
+const integer = (fallback: number, min: number, max: number) =>
+  Joi.number().integer().min(min).max(max).default(fallback)
+
+export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
+  ...baseSchema,
+  PUPPETEER_EXECUTABLE_PATH: Joi.string(),
+  WA_BROWSER_ARGS: Joi.string().custom(browserArgs).default([]),
+  WA_WEB_VERSION: Joi.string().pattern(/^[\w.-]+$/),
+  WA_WEB_CACHE_DIR: Joi.string(),
+  WA_MAX_SESSIONS: integer(10, 1, 1_000),
+  WA_LEASE_TTL_MS: integer(15_000, 1_000, 600_000),
+  WA_START_TIMEOUT_MS: integer(180_000, 1_000, 3_600_000),
+  WA_RECONNECT_DELAY_MS: integer(5_000, 10, 600_000),
+  WA_QR_MAX_CODES: integer(12, 1, 1_000),
+  WA_SIMULATOR_SCAN_MS: integer(3_000, 0, 3_600_000),
+}
+
+/**
+ * Chromium flags, separated by spaces. A value may itself hold spaces, as in `--host-resolver-rules=MAP a.example 127.0.0.1:1`, so a new
+ * flag begins only at a space before two dashes; quotes around a flag or its value are taken off.
+ */
+export function browserArgs(text: string, helpers?: Joi.CustomHelpers): string[] | Joi.ErrorReport {
+  const args = text
+    .trim()
+    .split(/\s+(?=['"]?--)/)
+    .map((arg) => arg.replace(/^(['"])(.*)\1$/s, '$2').replace(/=(['"])(.*)\1$/s, '=$2'))
+  if (helpers && args.some((arg) => !arg.startsWith('--'))) {
+    return helpers.message({ custom: '{#label} must hold flags that begin with --' })
+  }
+  return args
+}

@@ -1,0 +1,89 @@
+import type { MessageType } from '../../shared/messages.ts'
+import { serializeKey } from '../../shared/wa-id.ts'
+import type { IncomingMessage, MessageKey } from './engine.ts'
+
+/** A message as the library hands it over; only what is read here, and nothing of it is certain. */
+export interface LibraryMessage {
+  id: {
+    fromMe?: boolean
+    remote?: string | { _serialized?: string }
+    id?: string
+    participant?: string | { _serialized?: string }
+  }
+  type?: string
+  body?: string
+  timestamp?: number
+  ack?: number
+  author?: string
+  /** The page's own model. */
+  _data?: { notifyName?: string }
+}
+
+const types: Record<string, MessageType> = {
+  chat: 'text',
+  image: 'image',
+  video: 'video',
+  document: 'document',
+  audio: 'audio',
+  ptt: 'voice',
+  sticker: 'sticker',
+  location: 'location',
+  vcard: 'contact',
+  multi_vcard: 'contact',
+  poll_creation: 'poll',
+  gp2: 'system',
+  call_log: 'system',
+}
+
+/** Traffic of WhatsApp with itself: no message to anybody. */
+const internal = new Set([
+  'e2e_notification',
+  'notification',
+  'notification_template',
+  'protocol',
+  'ciphertext',
+  'reaction',
+  'debug',
+  'newsletter_notification',
+  'broadcast_notification',
+])
+
+/**
+ * A message of the library as ours, or undefined when it is none of a conversation (status updates, channels, internal traffic).
+ * The id is put together from its parts: WhatsApp has renamed the serialized field before.
+ */
+export function incomingMessage(message: LibraryMessage): IncomingMessage | undefined {
+  const key = keyOf(message)
+  if (!key || internal.has(message.type ?? '')) return undefined
+  if (!/@(c\.us|lid|g\.us)$/.test(key.chatId)) return undefined
+  return {
+    key,
+    waMessageId: serializeKey(key.fromMe, key.chatId, key.id, key.participant),
+    type: types[message.type ?? ''] ?? 'unknown',
+    body: message.body ?? null,
+    timestamp: message.timestamp ?? Math.floor(Date.now() / 1_000),
+    ack: message.ack ?? 0,
+    senderName: message._data?.notifyName ?? null,
+    chatName: null,
+  }
+}
+
+/** The parts of a message's id, or undefined when it has none. */
+export function keyOf({ id, author }: LibraryMessage): MessageKey | undefined {
+  const chatId = addressOf(id.remote)
+  if (chatId === undefined || id.id === undefined) return undefined
+  const fromMe = id.fromMe === true
+  const inGroup = chatId.endsWith('@g.us') && !fromMe
+  return {
+    fromMe,
+    chatId,
+    id: id.id,
+    participant: inGroup ? (addressOf(id.participant) ?? author ?? '') : '',
+  }
+}
+
+/** An address as text, without the device (`123:4@c.us`) and in the form we use everywhere. */
+function addressOf(value: string | { _serialized?: string } | undefined): string | undefined {
+  const text = typeof value === 'string' ? value : value?._serialized
+  return text?.replace(/:\d+@/, '@').replace(/@s\.whatsapp\.net$/, '@c.us')
+}

@@ -1,0 +1,401 @@
+import { EventEmitter } from 'node:events'
+import type { Browser, Page } from 'puppeteer'
+import whatsapp from 'whatsapp-web.js'
+import type { Client } from 'whatsapp-web.js'
+import { errorText } from '../../shared/errors.ts'
+import type { Logger } from '../../shared/logger.ts'
+import { clearProfile, findBrowser, killGroup } from '../browser.ts'
+import { withDeadline } from '../patience.ts'
+import { EngineError } from './engine.ts'
+import type { Engine, EngineEvents, OutgoingText, Receipt } from './engine.ts'
+import { incomingMessage, keyOf } from './webjs-messages.ts'
+import type { LibraryMessage } from './webjs-messages.ts'
+import { installPageApi } from './webjs-page.ts'
+import type { PageWindow } from './webjs-page.ts'
+
+export interface WebjsOptions {
+  sessionId: string
+  log: Logger
+  /** Makes and names the folder of the browser's profile. */
+  profileDir: () => Promise<string>
+  executablePath: string | undefined
+  browserArgs: string[]
+  /** Pins WhatsApp Web to a version whose page lies in this folder. */
+  webVersion?: { version: string; cacheDir: string } | undefined
+}
+
+/** Milliseconds each call to the browser may take before it counts as hung. */
+const deadlines = {
+  call: 10_000,
+  send: 30_000,
+  find: 30_000,
+  launch: 40_000,
+  close: 10_000,
+  exit: 5_000,
+}
+/** WhatsApp shows its first code for a minute, each later one for 20 seconds. */
+const qrLifeMs = (attempt: number) => (attempt === 1 ? 60_000 : 20_000)
+
+/** What the library has and its type declarations leave out. */
+interface Internals {
+  inject(): Promise<void>
+  lastLoggedOut: boolean
+  pupBrowser?: Browser | null
+  pupPage?: Page | null
+}
+
+declare const window: PageWindow
+
+/**
+ * The library's strategy for logins, made harmless: the profile's folder is ours, and nothing the library does on a logout or a
+ * strange state deletes or moves it.
+ */
+class OwnProfile extends whatsapp.NoAuth {
+  constructor(profileDir: string, onBrowser: () => void) {
+    super()
+    this.beforeBrowserInitialized = async () => {
+      const { options } = (this as unknown as { client: { options: { puppeteer: object } } }).client
+      options.puppeteer = { ...options.puppeteer, userDataDir: profileDir }
+    }
+    this.afterBrowserInitialized = async () => onBrowser()
+  }
+}
+
+/** whatsapp-web.js on a real Chromium. The only file that imports the library. */
+export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
+  readonly #options: WebjsOptions
+  readonly #log: Logger
+  #client: (Client & Internals) | undefined
+  /** Settles when the browser runs or will never do. */
+  #launched: Promise<void> = Promise.resolve()
+  #stopping: Promise<void> | undefined
+  #dead = false
+  #ready = false
+  #linkUp = true
+  #qrAttempt = 0
+
+  constructor(options: WebjsOptions) {
+    super()
+    this.#options = options
+    this.#log = options.log.child({ sessionId: options.sessionId })
+  }
+
+  async start(): Promise<void> {
+    const browser = findBrowser(this.#options.executablePath)
+    if ('missing' in browser) {
+      throw new EngineError('transient', 'BROWSER_MISSING', browser.missing)
+    }
+    const profileDir = await this.#options.profileDir()
+    if (this.#stopping) return
+    clearProfile(profileDir)
+
+    let onBrowser!: () => void
+    const running = new Promise<void>((resolve) => (onBrowser = resolve))
+    const client = this.#createClient(browser.path, profileDir, () => {
+      this.#watchBrowser()
+      onBrowser()
+    })
+    this.#client = client
+    this.#listen(client)
+    const initialized = client.initialize()
+    this.#launched = Promise.race([running, initialized.catch(() => {})])
+    try {
+      await initialized
+    } catch (error) {
+      if (this.#stopping) return
+      throw new EngineError('transient', 'START_FAILED', errorText(error), { cause: error })
+    }
+    this.#replaceNavigationHandler()
+    void this.#seeToReady()
+  }
+
+  stop(): Promise<void> {
+    this.#stopping ??= this.#close()
+    return this.#stopping
+  }
+
+  async logout(): Promise<void> {
+    try {
+      const { page } = this.#mustBeReady()
+      await this.#within(
+        deadlines.call,
+        'LOGOUT_TIMEOUT',
+        page.evaluate(async () => {
+          const { Socket } = window.require('WAWebSocketModel') as unknown as {
+            Socket: { logout(): Promise<void> }
+          }
+          await Socket.logout()
+        }),
+      )
+    } finally {
+      await this.stop()
+    }
+  }
+
+  async send({ chatId, body, keyId }: OutgoingText): Promise<Receipt> {
+    const { page } = this.#mustBeReady()
+    const result = await this.#within(
+      deadlines.send,
+      'SEND_TIMEOUT',
+      page.evaluate((chat, text, id) => window.awfar!.send(chat, text, id), chatId, body, keyId),
+    )
+    switch (result.outcome) {
+      case 'sent':
+        return { waMessageId: result.waMessageId, ack: result.ack }
+      case 'vanished':
+        throw new EngineError('unknown', 'SEND_VANISHED', result.error)
+      case 'failed':
+      case 'refused':
+        throw refusal(chatId, result.error)
+    }
+  }
+
+  async find({ chatId, keyId }: Pick<OutgoingText, 'chatId' | 'keyId'>): Promise<Receipt | null> {
+    const { page } = this.#mustBeReady()
+    return this.#within(
+      deadlines.find,
+      'FIND_TIMEOUT',
+      page.evaluate((chat, id) => window.awfar!.find(chat, id), chatId, keyId),
+    )
+  }
+
+  #createClient(executablePath: string, profileDir: string, onBrowser: () => void) {
+    const { browserArgs, webVersion } = this.#options
+    return new whatsapp.Client({
+      authStrategy: new OwnProfile(profileDir, onBrowser),
+      puppeteer: {
+        headless: true,
+        executablePath,
+        // Over a pipe Chromium ends with this process, however it ends; over a WebSocket it would live on and hold the profile.
+        pipe: true,
+        // puppeteer would kill the browser in the middle of our own shutdown.
+        handleSIGINT: false,
+        handleSIGTERM: false,
+        handleSIGHUP: false,
+        args: [...(mustRunWithoutSandbox() ? ['--no-sandbox'] : []), ...browserArgs],
+      },
+      ...(webVersion
+        ? {
+            webVersion: webVersion.version,
+            webVersionCache: { type: 'local', path: webVersion.cacheDir, strict: true },
+          }
+        : { webVersionCache: { type: 'none' } }),
+    }) as Client & Internals
+  }
+
+  /** A listener that throws would be answered into the page and heard by nobody. */
+  #listen(client: Client): void {
+    const on = (event: string, handle: (...args: never[]) => void) => {
+      client.on(event, (...args: unknown[]) => {
+        try {
+          if (!this.#dead) handle(...(args as never[]))
+        } catch (error) {
+          this.#log.error('engine event failed', { event, error })
+        }
+      })
+    }
+    on('qr', (value: string) => this.#showQr(value))
+    on('ready', () => void this.#becomeReady())
+    on('change_state', (state: string) => this.#stateChanged(state))
+    on('disconnected', (state: string) =>
+      this.#closed(state === 'CONFLICT' ? state : `STATE_${state}`),
+    )
+    on('message_create', (message: LibraryMessage) => {
+      const incoming = incomingMessage(message)
+      if (incoming) this.emit('message', incoming)
+    })
+    on('message_ack', (message: LibraryMessage, ack: number) => {
+      const key = keyOf(message)
+      const incoming = incomingMessage(message)
+      if (key?.fromMe && incoming) {
+        this.emit('ack', { keyId: key.id, waMessageId: incoming.waMessageId, ack })
+      }
+    })
+  }
+
+  /** A crash of the browser or its page makes no event in the library. */
+  #watchBrowser(): void {
+    const { pupBrowser, pupPage } = this.#client!
+    pupBrowser?.once('disconnected', () => this.#closed('BROWSER_CRASHED'))
+    pupPage?.once('error', (error) => this.#closed('PAGE_CRASHED', errorText(error)))
+    pupPage?.once('close', () => this.#closed('PAGE_CLOSED'))
+    pupPage?.on('pageerror', (error) =>
+      this.#log.warn('error in the page', { error: errorText(error) }),
+    )
+  }
+
+  /**
+   * The library's own handler injects again at every navigation, also of a frame and also after a logout, and its failures are nobody's: they
+   * would end this process. This one listens to the page itself only, and turns failures into events.
+   */
+  #replaceNavigationHandler(): void {
+    const page = this.#client?.pupPage
+    if (!page) return
+    page.removeAllListeners('framenavigated')
+    page.on('framenavigated', (frame) => {
+      if (frame !== page.mainFrame() || this.#dead) return
+      this.#navigated(page, frame.url()).catch((error: unknown) => {
+        this.#closed('PAGE_NAVIGATED', errorText(error))
+      })
+    })
+  }
+
+  async #navigated(page: Page, url: string): Promise<void> {
+    if (url.includes('post_logout=1') || this.#client!.lastLoggedOut) {
+      this.#dead = true
+      this.emit('loggedOut')
+      return
+    }
+    const injected = await this.#within(
+      deadlines.call,
+      'PAGE_UNRESPONSIVE',
+      page.evaluate(() => window.AuthStore !== undefined),
+    )
+    if (injected) return // a change of the address only, the page is the same
+    this.#setLink(false)
+    await this.#client!.inject()
+    void this.#seeToReady()
+  }
+
+  #showQr(value: string): void {
+    // At times the page has no reference yet; such a code leads nowhere.
+    if (this.#ready || /^(undefined|null)?,/.test(value)) return
+    this.#qrAttempt += 1
+    const expiresAt = new Date(Date.now() + qrLifeMs(this.#qrAttempt))
+    this.emit('qr', { value, attempt: this.#qrAttempt, expiresAt })
+  }
+
+  /** The library says "ready" again after each sync and each reload; only the first is a start. */
+  async #becomeReady(): Promise<void> {
+    try {
+      const { page } = this.#running()
+      await this.#within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(installPageApi))
+      if (this.#ready) return this.#setLink(true)
+      const { wid, pushname } = this.#client!.info
+      const lid = await this.#within(
+        deadlines.call,
+        'PAGE_UNRESPONSIVE',
+        page.evaluate(
+          () => window.require('WAWebUserPrefsMeUser').getMaybeMeLidUser()?._serialized ?? null,
+        ),
+      )
+      if (this.#ready || this.#dead) return
+      this.#ready = true
+      this.emit('ready', {
+        waId: wid._serialized,
+        lid,
+        phone: wid.server === 'c.us' ? `+${wid.user}` : null,
+        pushName: pushname ?? null,
+      })
+    } catch (error) {
+      this.#closed('START_FAILED', errorText(error))
+    }
+  }
+
+  #stateChanged(state: string): void {
+    if (state === 'CONNECTED') this.#setLink(true)
+    else if (state === 'TIMEOUT' || state === 'OPENING') this.#setLink(false)
+  }
+
+  #setLink(up: boolean): void {
+    if (!this.#ready || this.#linkUp === up) return
+    this.#linkUp = up
+    this.emit('link', up ? 'restored' : 'lost')
+  }
+
+  /**
+   * Until the session is ready, looks after two things the library gets wrong: it never asks for new codes once the page stopped making
+   * them, and it misses a sync that ended before it listened.
+   */
+  async #seeToReady(): Promise<void> {
+    let synced = 0
+    while (!this.#dead && (!this.#ready || !this.#linkUp)) {
+      try {
+        const { page } = this.#running()
+        const socket = await this.#within(
+          deadlines.call,
+          'PAGE_UNRESPONSIVE',
+          page.evaluate(() => {
+            const { state, hasSynced } = window.require('WAWebSocketModel').Socket
+            if (state === 'UNPAIRED_IDLE') window.require('WAWebCmd').Cmd.refreshQR()
+            return { hasSynced }
+          }),
+        )
+        synced = socket.hasSynced ? synced + 1 : 0
+        // Twice in a row: the library has had its chance.
+        if (synced === 2) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
+      } catch (error) {
+        this.#log.debug('page not ready to be asked', { error: errorText(error) })
+      }
+      await new Promise((resolve) => setTimeout(resolve, 1_000).unref())
+    }
+  }
+
+  #closed(reason: string, detail?: string): void {
+    if (this.#dead || this.#stopping) return
+    this.#dead = true
+    this.emit('closed', { reason, ...(detail !== undefined && { detail }) })
+  }
+
+  async #close(): Promise<void> {
+    this.#dead = true
+    // Before the browser runs the library's destroy() does nothing, and the browser would come up behind our back.
+    await withDeadline(this.#launched, deadlines.launch, () => new Error()).catch(() => {})
+    const browser = this.#client?.pupBrowser
+    const child = browser?.process()
+    if (!browser || !child?.pid) return
+    const exited = new Promise<void>((resolve) => {
+      if (child.exitCode !== null || child.signalCode !== null) resolve()
+      else child.once('exit', () => resolve())
+    })
+    // A graceful close writes the login to the disk; a frozen browser never answers.
+    await withDeadline(browser.close(), deadlines.close, () => new Error('did not close')).catch(
+      (error: unknown) => this.#log.warn('browser killed', { error: errorText(error) }),
+    )
+    killGroup(child.pid)
+    await withDeadline(exited, deadlines.exit, () => new Error('did not exit')).catch(
+      (error: unknown) => this.#log.error('browser left behind', { pid: child.pid, error }),
+    )
+  }
+
+  #running(): { page: Page } {
+    const page = this.#client?.pupPage
+    if (!page || this.#dead) {
+      throw new EngineError('transient', 'SESSION_NOT_READY', 'The browser is not running.')
+    }
+    return { page }
+  }
+
+  #mustBeReady(): { page: Page } {
+    if (!this.#ready) {
+      throw new EngineError('transient', 'SESSION_NOT_READY', 'WhatsApp is not linked and synced.')
+    }
+    return this.#running()
+  }
+
+  /** A call into the browser with a deadline. Whether a call that failed on the way did its work is unknown. */
+  async #within<T>(ms: number, code: string, call: Promise<T>): Promise<T> {
+    const late = () =>
+      new EngineError('unknown', code, `No answer from the browser within ${ms} ms.`)
+    try {
+      return await withDeadline(call, ms, late)
+    } catch (error) {
+      if (error instanceof EngineError) throw error
+      throw new EngineError('unknown', 'BROWSER_GONE', errorText(error), { cause: error })
+    }
+  }
+}
+
+/** What WhatsApp Web says when it does not take a message. */
+function refusal(chatId: string, error: string): EngineError {
+  if (/No LID for user/i.test(error)) {
+    return new EngineError('permanent', 'NUMBER_NOT_ON_WHATSAPP', `${chatId} is not on WhatsApp.`)
+  }
+  if (/invalid wid/i.test(error)) {
+    return new EngineError('permanent', 'INVALID_RECIPIENT', `WhatsApp knows no address ${chatId}.`)
+  }
+  return new EngineError('transient', 'SEND_FAILED', `WhatsApp Web did not take it: ${error}`)
+}
+
+/** Chromium refuses to run as root with its sandbox. */
+const mustRunWithoutSandbox = () => process.getuid?.() === 0

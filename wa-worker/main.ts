@@ -1,0 +1,138 @@
+import { randomBytes } from 'node:crypto'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
+import { connect } from '../shared/db.ts'
+import { openDatabase } from '../shared/embedded-postgres.ts'
+import { listen } from '../shared/listener.ts'
+import { createLogger } from '../shared/logger.ts'
+import type { Logger } from '../shared/logger.ts'
+import { migrate } from '../shared/migrations.ts'
+import { onShutdown } from '../shared/shutdown.ts'
+import type { LeasedSession } from '../shared/wa-session-leases.ts'
+import { signOff } from '../shared/workers.ts'
+import { reconnectBackoff } from './backoff.ts'
+import { workerSchema } from './config.ts'
+import type { WorkerConfig } from './config.ts'
+import type { Engine } from './engine/engine.ts'
+import { SimulatorEngine } from './engine/simulator.ts'
+import { WebjsEngine } from './engine/webjs.ts'
+import { startJobs } from './jobs.ts'
+import { Profiles } from './profiles.ts'
+import { Receiver } from './receiver.ts'
+import { Sender } from './sender.ts'
+import { Session } from './session.ts'
+import { Supervisor } from './supervisor.ts'
+
+await main().catch(exitOnConfigError)
+
+async function main(): Promise<void> {
+  loadEnv()
+  const config = readEnv<WorkerConfig>(workerSchema)
+  const log = createLogger('wa-worker', { level: config.LOG_LEVEL, dir: config.LOG_DIR })
+  const worker = {
+    id: `${hostname()}:${process.pid}:${randomBytes(4).toString('hex')}`,
+    host: hostname(),
+    pid: process.pid,
+    capacity: config.WA_MAX_SESSIONS,
+  }
+
+  const database = await openDatabase(
+    { databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR },
+    log,
+  )
+  const directUrl = config.DATABASE_URL_DIRECT ?? database.url
+  for (const { version, name } of await migrate(directUrl)) {
+    log.info('migration applied', { version, name })
+  }
+  const sql = connect(database.url, {
+    applicationName: 'awfar-worker',
+    prepare: config.PG_PREPARE,
+    onError: (error) => log.warn('database connection lost', { error }),
+  })
+
+  const profiles = new Profiles(config.DATA_DIR)
+  const sender = new Sender({ sql, worker: worker.id, log })
+  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const createSession = (leased: LeasedSession) =>
+    new Session(leased, {
+      sql,
+      log,
+      worker: worker.id,
+      sender,
+      receiver,
+      profiles,
+      createEngine: (session) => createEngine(session, config, profiles, log),
+      backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),
+      startTimeoutMs: config.WA_START_TIMEOUT_MS,
+      stableMs: 5 * 60_000,
+      maxQrCodes: config.WA_QR_MAX_CODES,
+      maxStarts: 3,
+    })
+  const supervisor = new Supervisor({
+    sql,
+    log,
+    worker,
+    leaseTtlMs: config.WA_LEASE_TTL_MS,
+    createSession,
+  })
+  const listener = listen(
+    directUrl,
+    ['awfar_outbox', 'awfar_sessions'],
+    (channel) => (channel === 'awfar_outbox' ? sender.nudge() : supervisor.nudge()),
+    log,
+  )
+  const jobs = startJobs(sql, worker.id, log)
+
+  onShutdown(
+    log,
+    async () => {
+      await jobs.stop()
+      await supervisor.stop()
+      sender.stop()
+      await running
+      await listener.close()
+      await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))
+      await sql.close()
+      await database.release()
+    },
+    { timeoutMs: 25_000 },
+  )
+  // The library rejects promises nobody can await (a page that navigates away, a takeover that fails): a session may suffer, which its own
+  // watching finds out, but not this process and with it all other sessions.
+  process.on('unhandledRejection', (error) => log.error('rejection nobody handled', { error }))
+  const running = Promise.all([supervisor.run(), sender.run()])
+  log.info('worker started', { worker: worker.id, capacity: worker.capacity })
+  process.send?.('ready')
+}
+
+function createEngine(
+  session: LeasedSession,
+  config: WorkerConfig,
+  profiles: Profiles,
+  log: Logger,
+): Engine {
+  const profileDir = () => profiles.open(session.id)
+  switch (session.engine) {
+    case 'simulator':
+      return new SimulatorEngine({
+        sessionId: session.id,
+        profileDir,
+        scanMs: config.WA_SIMULATOR_SCAN_MS,
+      })
+    case 'webjs':
+      return new WebjsEngine({
+        sessionId: session.id,
+        log,
+        profileDir,
+        executablePath: config.PUPPETEER_EXECUTABLE_PATH,
+        browserArgs: config.WA_BROWSER_ARGS,
+        webVersion: config.WA_WEB_VERSION
+          ? {
+              version: config.WA_WEB_VERSION,
+              cacheDir: config.WA_WEB_CACHE_DIR ?? join(config.DATA_DIR, 'web-versions'),
+            }
+          : undefined,
+      })
+  }
+}

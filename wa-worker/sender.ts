@@ -1,0 +1,229 @@
+import { recordAck } from '../shared/acks.ts'
+import type { Sql } from '../shared/db.ts'
+import type { Logger } from '../shared/logger.ts'
+import { claim, giveUp, putBack, unconfirmed } from '../shared/outbox.ts'
+import type { Claimed } from '../shared/outbox.ts'
+import { LeaseLost } from '../shared/wa-session-leases.ts'
+import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { retryBackoff } from './backoff.ts'
+import { EngineError } from './engine/engine.ts'
+import type { Engine } from './engine/engine.ts'
+import { Wake } from './wake.ts'
+
+export interface SenderOptions {
+  sql: Sql
+  worker: string
+  log: Logger
+  /** How often to look for work nobody nudged about. */
+  pollMs?: number
+  /** How long a lane waits for the server's ack before its next message; the ack still counts when it comes later. */
+  ackWaitMs?: number
+  /** How long a message may stay unconfirmed before it is looked up again. */
+  unconfirmedMs?: number
+  /** Tries before a message is given up. */
+  maxAttempts?: number
+}
+
+/** A session that can send: one message at a time. */
+interface OpenLane {
+  session: OwnedSession
+  engine: Engine
+  closing: boolean
+  /** Every wait of the lane; rung by an ack and by close(). */
+  pause: Wake
+  /** What the lane is doing; idle when undefined. */
+  work: Promise<void> | undefined
+}
+
+/** Moves messages from the outbox to the engines: in order, one at a time a session, and looked up before any second try. */
+export class Sender {
+  readonly #options: Required<SenderOptions>
+  readonly #lanes = new Map<string, OpenLane>()
+  /** Lanes that wait for an ack, by the message's id. */
+  readonly #awaited = new Map<string, OpenLane>()
+  readonly #wake = new Wake()
+  #stopped = false
+
+  constructor(options: SenderOptions) {
+    this.#options = {
+      pollMs: 1_000,
+      ackWaitMs: 10_000,
+      unconfirmedMs: 60_000,
+      maxAttempts: 5,
+      ...options,
+    }
+  }
+
+  /** Lets a session send. What an earlier owner left claimed is settled first. */
+  open(session: OwnedSession, engine: Engine): void {
+    const lane: OpenLane = { session, engine, closing: false, pause: new Wake(), work: undefined }
+    this.#lanes.set(session.id, lane)
+    this.#occupy(lane, () => this.#settleAll(lane, 0))
+  }
+
+  /** Takes a session out; resolves when the message in flight is through. */
+  async close(sessionId: string): Promise<void> {
+    const lane = this.#lanes.get(sessionId)
+    if (!lane) return
+    this.#lanes.delete(sessionId)
+    lane.closing = true
+    lane.pause.ring()
+    await lane.work
+  }
+
+  /** There may be something to send. */
+  nudge(): void {
+    this.#wake.ring()
+  }
+
+  /** WhatsApp confirmed or refused a message: whoever waits for that may go on. */
+  acked(keyId: string): void {
+    this.#awaited.get(keyId)?.pause.ring()
+  }
+
+  /** Sends until stop() is called. */
+  async run(): Promise<void> {
+    let sweepAt = Date.now() + this.#options.unconfirmedMs
+    while (!this.#stopped) {
+      await this.#claim().catch((error: unknown) => {
+        this.#options.log.error('claim failed', { error })
+      })
+      if (Date.now() >= sweepAt) {
+        this.#sweep()
+        sweepAt = Date.now() + this.#options.unconfirmedMs
+      }
+      await this.#wake.wait(this.#options.pollMs)
+    }
+  }
+
+  stop(): void {
+    this.#stopped = true
+    this.#wake.ring()
+  }
+
+  async #claim(): Promise<void> {
+    const idle = this.#idle()
+    if (idle.length === 0) return
+    const claimed = await claim(
+      this.#options.sql,
+      this.#options.worker,
+      idle.map(({ session }) => session),
+    )
+    for (const message of claimed) {
+      const lane = idle.find(({ session }) => session.id === message.sessionId)
+      // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.
+      if (lane && !lane.closing) this.#occupy(lane, () => this.#deliver(lane, message))
+    }
+  }
+
+  /** Looks up what has been unconfirmed for long: acks get lost. */
+  #sweep(): void {
+    for (const lane of this.#idle()) {
+      this.#occupy(lane, () => this.#settleAll(lane, this.#options.unconfirmedMs / 1_000))
+    }
+  }
+
+  #idle(): OpenLane[] {
+    return [...this.#lanes.values()].filter((lane) => lane.work === undefined)
+  }
+
+  #occupy(lane: OpenLane, work: () => Promise<void>): void {
+    lane.work = work()
+      .catch((error: unknown) => {
+        const fields = { sessionId: lane.session.id, error }
+        if (error instanceof LeaseLost) this.#options.log.warn('lane lost', fields)
+        else this.#options.log.error('lane stalled', fields)
+      })
+      .then(() => {
+        lane.work = undefined
+        this.#wake.ring()
+      })
+  }
+
+  async #deliver(lane: OpenLane, message: Claimed): Promise<void> {
+    const { waChatId: chatId, keyId, body } = message
+    // Before the send: the ack may come before send() resolves.
+    this.#awaited.set(keyId, lane)
+    try {
+      const receipt = await lane.engine.send({ chatId, keyId, body })
+      await recordAck(this.#options.sql, lane.session, { keyId, ...receipt })
+      this.#options.log.info('message handed to WhatsApp', fieldsOf(message, { ack: receipt.ack }))
+      if (receipt.ack === 0 && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
+    } catch (error) {
+      if (!(error instanceof EngineError)) throw error
+      await this.#failed(lane, message, error)
+    } finally {
+      this.#awaited.delete(keyId)
+    }
+  }
+
+  async #failed(lane: OpenLane, message: Claimed, error: EngineError): Promise<void> {
+    const { sql, log, maxAttempts } = this.#options
+    const fields = fieldsOf(message, { code: error.code, certainty: error.certainty, error })
+    if (error.certainty === 'unknown') {
+      log.warn('outcome of a message unknown', fields)
+      // The lane goes no further before it is known: what comes behind must not overtake. An engine that broke closes the lane,
+      // and the next one settles it.
+      await this.#settleLater(lane, message)
+      return
+    }
+    if (error.certainty === 'permanent' || message.attempts >= maxAttempts) {
+      await giveUp(sql, lane.session, message, { code: error.code, message: error.message })
+      log.warn('message given up', fields)
+      return
+    }
+    await putBack(sql, lane.session, message, retryBackoff(message.attempts))
+    log.warn('message not sent, will be tried again', fields)
+  }
+
+  /** Settles what is claimed in this lane, oldest first, since at least `olderThanSeconds`. */
+  async #settleAll(lane: OpenLane, olderThanSeconds: number): Promise<void> {
+    const left = await unconfirmed(this.#options.sql, lane.session, olderThanSeconds)
+    for (const message of left) {
+      if (lane.closing) return
+      if (!(await this.#settle(lane, message))) await this.#settleLater(lane, message)
+    }
+  }
+
+  async #settleLater(lane: OpenLane, message: Claimed): Promise<void> {
+    while (!lane.closing) {
+      await lane.pause.wait(Math.min(1_000, this.#options.unconfirmedMs))
+      if (!lane.closing && (await this.#settle(lane, message))) return
+    }
+  }
+
+  /** Finds out what became of a message and records it. False when the engine cannot tell now. */
+  async #settle(lane: OpenLane, message: Claimed): Promise<boolean> {
+    const { sql, log, maxAttempts } = this.#options
+    const { waChatId: chatId, keyId } = message
+    let receipt
+    try {
+      receipt = await lane.engine.find({ chatId, keyId })
+    } catch (error) {
+      log.warn('message could not be looked up', fieldsOf(message, { error }))
+      return false
+    }
+    if (receipt) {
+      await recordAck(sql, lane.session, { keyId, ...receipt })
+      log.info('message found on WhatsApp', fieldsOf(message, { ack: receipt.ack }))
+    } else if (message.attempts >= maxAttempts) {
+      await giveUp(sql, lane.session, message, {
+        code: 'ATTEMPTS_EXHAUSTED',
+        message: `Not sent after ${message.attempts} attempts.`,
+      })
+      log.warn('message given up', fieldsOf(message, {}))
+    } else {
+      await putBack(sql, lane.session, message, 0)
+      log.info('message had not gone out, queued again', fieldsOf(message, {}))
+    }
+    return true
+  }
+}
+
+const fieldsOf = (message: Claimed, more: Record<string, unknown>) => ({
+  sessionId: message.sessionId,
+  messageId: message.messageId,
+  requestId: message.requestId,
+  attempts: message.attempts,
+  ...more,
+})

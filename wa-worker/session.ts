@@ -1,0 +1,353 @@
+import type { Sql } from '../shared/db.ts'
+import { errorText } from '../shared/errors.ts'
+import type { Logger } from '../shared/logger.ts'
+import { LeaseLost, releaseLease } from '../shared/wa-session-leases.ts'
+import type { LeasedSession } from '../shared/wa-session-leases.ts'
+import { closeRequest, writeQr, writeTransition } from '../shared/wa-session-transitions.ts'
+import type { Account, OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { SessionStatus } from '../shared/wa-sessions.ts'
+import type { Backoff } from './backoff.ts'
+import { EngineError } from './engine/engine.ts'
+import type { Engine, EngineEvents } from './engine/engine.ts'
+import { next } from './lifecycle.ts'
+import type { LifecycleEvent } from './lifecycle.ts'
+import { waitOutOutage } from './patience.ts'
+import type { Profiles } from './profiles.ts'
+import type { Receiver } from './receiver.ts'
+import type { Sender } from './sender.ts'
+
+export interface SessionDeps {
+  sql: Sql
+  log: Logger
+  worker: string
+  sender: Sender
+  receiver: Receiver
+  profiles: Profiles
+  createEngine(session: LeasedSession): Engine
+  backoff: Backoff
+  /** How long a start, or a lost link, may take before the engine is started afresh. */
+  startTimeoutMs: number
+  /** After this long without a failure the quick attempts are back. */
+  stableMs: number
+  /** Codes shown to nobody before the session stops asking. */
+  maxQrCodes: number
+  /** Failed starts in a row before a session that was never linked gives up. */
+  maxStarts: number
+}
+
+/**
+ * One session this worker owns. Everything that happens to it, wishes, engine events and timers, goes through one queue and is dealt
+ * with one at a time, so no two of them ever see the state half changed.
+ */
+export class Session {
+  readonly id: string
+  readonly owned: OwnedSession
+  /** Resolves when this worker has nothing more to do with the session: given back, or lost. */
+  readonly ended: Promise<void>
+
+  readonly #leased: LeasedSession
+  readonly #deps: SessionDeps
+  #status: SessionStatus
+  #reason: string | null = null
+  #engine: Engine | undefined
+  #queue: Promise<void> = Promise.resolve()
+  #failures = 0
+  #lost = false
+  #leaving = false
+  #end!: () => void
+  /** The deadline of the state it is in. */
+  #deadline: NodeJS.Timeout | undefined
+  #retry: NodeJS.Timeout | undefined
+  #stable: NodeJS.Timeout | undefined
+
+  constructor(leased: LeasedSession, deps: SessionDeps) {
+    this.id = leased.id
+    this.owned = {
+      id: leased.id,
+      workspaceId: leased.workspaceId,
+      fence: leased.fence,
+      worker: deps.worker,
+    }
+    this.#leased = leased
+    this.#deps = deps
+    this.#status = leased.status
+    this.ended = new Promise((resolve) => (this.#end = resolve))
+  }
+
+  /** Tells the session what is wished of it. Wishes that are met already do nothing. */
+  wish(wishes: LeasedSession): void {
+    this.#post(() => this.#meet(wishes))
+  }
+
+  /** Stops the engine, keeps the login and gives the session to whichever worker wants it. */
+  async handOver(): Promise<void> {
+    this.#post(async () => {
+      if (this.#leaving) return
+      await this.#stopEngine()
+      await this.#transition({ type: 'handedOver' })
+      await this.#leave()
+    })
+    await this.ended
+  }
+
+  /** The lease is gone: kills the engine and writes nothing more. */
+  async abandon(): Promise<void> {
+    if (this.#lost) return this.ended
+    this.#lost = true
+    this.#clearTimers()
+    const closed = this.#deps.sender.close(this.id)
+    await this.#engine?.stop()
+    await closed
+    this.#engine = undefined
+    this.#deps.log.warn('session abandoned', { sessionId: this.id, fence: this.owned.fence })
+    this.#end()
+  }
+
+  async #meet({ desiredState, requests }: LeasedSession): Promise<void> {
+    if (this.#leaving) return
+    if (requests.includes('delete')) return this.#unlink('delete')
+    if (requests.includes('logout')) return this.#unlink('logout')
+    if (desiredState === 'stopped') return this.#stop()
+    if (requests.includes('restart')) {
+      await this.#stopEngine()
+      this.#failures = 0
+      await this.#start(this.#status === 'FAILED' ? undefined : 'RESTART_REQUESTED')
+      return this.#close('restart')
+    }
+    if (!this.#engine && !this.#retry) await this.#start()
+  }
+
+  async #stop(): Promise<void> {
+    await this.#stopEngine()
+    if (this.#status !== 'STOPPED') await this.#transition({ type: 'stopped' })
+    await this.#leave()
+  }
+
+  async #start(reason?: string): Promise<void> {
+    clearTimeout(this.#retry)
+    this.#retry = undefined
+    await this.#transition(reason === undefined ? { type: 'start' } : { type: 'start', reason })
+    const engine = this.#deps.createEngine(this.#leased)
+    this.#engine = engine
+    this.#listen(engine)
+    this.#arm(engine)
+    engine.start().catch((error: unknown) => {
+      const reason = error instanceof EngineError ? error.code : 'START_FAILED'
+      this.#deps.log.error('engine did not start', { sessionId: this.id, reason, error })
+      this.#about(engine, () => this.#broke(reason, errorText(error)))
+    })
+  }
+
+  #listen(engine: Engine): void {
+    this.#deps.receiver.attach(this.owned, engine)
+    const on = <K extends keyof EngineEvents>(
+      event: K,
+      handle: (...args: EngineEvents[K]) => Promise<void>,
+    ) => {
+      const listener = (...args: EngineEvents[K]) => this.#about(engine, () => handle(...args))
+      engine.on(event, listener as never)
+    }
+    on('qr', (qr) => this.#showQr(engine, qr))
+    on('ready', (account) => this.#ready(engine, account))
+    on('link', (state) => this.#link(engine, state))
+    on('loggedOut', () => this.#loggedOut())
+    on('closed', ({ reason, detail }) => this.#broke(reason, detail))
+  }
+
+  async #showQr(
+    engine: Engine,
+    qr: { value: string; attempt: number; expiresAt: Date },
+  ): Promise<void> {
+    if (qr.attempt > this.#deps.maxQrCodes) {
+      await this.#stopEngine()
+      await this.#transition({ type: 'qrTimeout' })
+      return this.#leave()
+    }
+    if (this.#status !== 'SCAN_QR_CODE') await this.#transition({ type: 'qr' })
+    await this.#write(() => writeQr(this.#deps.sql, this.owned, qr))
+    this.#arm(engine, qr.expiresAt.getTime() - Date.now())
+  }
+
+  async #ready(engine: Engine, account: Account): Promise<void> {
+    this.#clearTimers()
+    this.#stable = setTimeout(() => (this.#failures = 0), this.#deps.stableMs)
+    await this.#transition({ type: 'ready' }, undefined, account)
+    this.#deps.sender.open(this.owned, engine)
+  }
+
+  async #link(engine: Engine, state: 'lost' | 'restored'): Promise<void> {
+    const before = this.#status
+    await this.#transition({ type: state === 'lost' ? 'linkLost' : 'linkRestored' })
+    if (this.#status === before) return
+    if (state === 'lost') {
+      await this.#deps.sender.close(this.id)
+      this.#arm(engine)
+    } else {
+      clearTimeout(this.#deadline)
+      this.#deps.sender.open(this.owned, engine)
+    }
+  }
+
+  async #loggedOut(): Promise<void> {
+    await this.#stopEngine()
+    await this.#deps.profiles.archive(this.id)
+    await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_ON_PHONE' })
+    await this.#leave()
+  }
+
+  /** The engine is dead or of no more use. Tries again after a while, or gives up where trying cannot help. */
+  async #broke(reason: string, detail?: string): Promise<void> {
+    await this.#stopEngine()
+    this.#failures += 1
+    const linked = this.#status === 'WORKING' || this.#status === 'RECONNECTING'
+    if (reason === 'BROWSER_MISSING' || (!linked && this.#failures >= this.#deps.maxStarts)) {
+      await this.#transition({ type: 'gaveUp', reason }, detail)
+      // A wish to restart must not bring it back at once.
+      await this.#close('restart')
+      return this.#leave()
+    }
+    await this.#transition({ type: 'broke', reason }, detail)
+    this.#retry = setTimeout(() => {
+      this.#post(async () => {
+        this.#retry = undefined
+        if (!this.#engine && !this.#leaving) await this.#start(reason)
+      })
+    }, this.#deps.backoff(this.#failures))
+  }
+
+  /** Unlinks the device, starting the engine for it if need be, and puts the login away. */
+  async #unlink(kind: 'logout' | 'delete'): Promise<void> {
+    const failure = await this.#tryUnlink()
+    await this.#stopEngine()
+    if (kind === 'delete') await this.#deps.profiles.remove(this.id)
+    else await this.#deps.profiles.archive(this.id)
+    const detail = failure && `WhatsApp did not confirm: ${failure}`
+    await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, detail)
+    await this.#close(kind, failure ?? null)
+    await this.#leave()
+  }
+
+  /** Undefined when the device is unlinked or never was linked; else why it could not be unlinked. */
+  async #tryUnlink(): Promise<string | undefined> {
+    let engine = this.#engine
+    if (this.#status !== 'WORKING' || !engine) {
+      if (!(await this.#deps.profiles.exists(this.id))) return undefined
+      await this.#stopEngine()
+      engine = this.#deps.createEngine(this.#leased)
+      this.#engine = engine
+      const state = await untilKnown(engine, this.#deps.startTimeoutMs)
+      if (state === 'unlinked') return undefined
+      if (state !== 'linked') return state.failure
+    }
+    await this.#deps.sender.close(this.id)
+    return engine.logout().then(
+      () => undefined,
+      (error: unknown) => errorText(error),
+    )
+  }
+
+  async #stopEngine(): Promise<void> {
+    this.#clearTimers()
+    await this.#deps.sender.close(this.id)
+    const engine = this.#engine
+    if (!engine) return
+    await engine.stop()
+    await this.#deps.receiver.settled(engine)
+    this.#engine = undefined
+  }
+
+  async #leave(): Promise<void> {
+    this.#leaving = true
+    this.#clearTimers()
+    await this.#write(() => releaseLease(this.#deps.sql, this.owned))
+    this.#end()
+  }
+
+  /** (Re)starts the deadline of a state that must not last: after it the engine is started afresh. */
+  #arm(engine: Engine, extraMs = 0): void {
+    clearTimeout(this.#deadline)
+    this.#deadline = setTimeout(
+      () => this.#about(engine, () => this.#broke('START_TIMEOUT')),
+      this.#deps.startTimeoutMs + Math.max(0, extraMs),
+    )
+  }
+
+  #clearTimers(): void {
+    clearTimeout(this.#deadline)
+    clearTimeout(this.#retry)
+    clearTimeout(this.#stable)
+    this.#retry = undefined
+  }
+
+  async #transition(event: LifecycleEvent, detail?: string, account?: Account): Promise<void> {
+    const from = this.#status
+    const change = next(from, event)
+    // The same state for the same reason is no news.
+    if (!change || (change.to === from && change.reason === this.#reason)) return
+    const transition = {
+      from,
+      to: change.to,
+      reason: change.reason,
+      stops: change.stops,
+      detail,
+      account,
+    }
+    await this.#write(() => writeTransition(this.#deps.sql, this.owned, transition))
+    this.#status = change.to
+    this.#reason = change.reason
+    this.#deps.log.info('session changed', {
+      sessionId: this.id,
+      from,
+      to: change.to,
+      reason: change.reason,
+      ...(detail !== undefined && { detail }),
+    })
+  }
+
+  #close(kind: 'restart' | 'logout' | 'delete', error: string | null = null): Promise<void> {
+    return this.#write(() => closeRequest(this.#deps.sql, this.owned, kind, error))
+  }
+
+  #write<T>(work: () => Promise<T>): Promise<T> {
+    return waitOutOutage(work, () => !this.#lost)
+  }
+
+  /** Queues what concerns one engine; by the time it is its turn that engine may be gone. */
+  #about(engine: Engine, work: () => Promise<void>): void {
+    this.#post(async () => {
+      if (engine === this.#engine && !this.#leaving) await work()
+    })
+  }
+
+  #post(work: () => Promise<void>): void {
+    this.#queue = this.#queue.then(async () => {
+      if (this.#lost) return
+      try {
+        await work()
+      } catch (error) {
+        if (error instanceof LeaseLost) return this.abandon()
+        this.#deps.log.error('session step failed', { sessionId: this.id, error })
+      }
+    })
+  }
+}
+
+/** Starts an engine only to learn whether its device is still linked. */
+async function untilKnown(
+  engine: Engine,
+  timeoutMs: number,
+): Promise<'linked' | 'unlinked' | { failure: string }> {
+  let timer: NodeJS.Timeout | undefined
+  try {
+    return await new Promise((resolve) => {
+      timer = setTimeout(() => resolve({ failure: 'START_TIMEOUT' }), timeoutMs)
+      engine.once('ready', () => resolve('linked'))
+      engine.once('qr', () => resolve('unlinked'))
+      engine.once('loggedOut', () => resolve('unlinked'))
+      engine.once('closed', ({ reason }) => resolve({ failure: reason }))
+      engine.start().catch((error: unknown) => resolve({ failure: errorText(error) }))
+    })
+  } finally {
+    clearTimeout(timer)
+  }
+}

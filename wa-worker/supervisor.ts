@@ -1,0 +1,128 @@
+import type { Sql } from '../shared/db.ts'
+import type { Logger } from '../shared/logger.ts'
+import { renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
+import type { LeasedSession } from '../shared/wa-session-leases.ts'
+import { heartbeat } from '../shared/workers.ts'
+import type { Worker } from '../shared/workers.ts'
+import type { Session } from './session.ts'
+import { Wake } from './wake.ts'
+
+export interface SupervisorOptions {
+  sql: Sql
+  log: Logger
+  worker: Worker
+  leaseTtlMs: number
+  /** How often to look for sessions nobody nudged about. */
+  pollMs?: number
+  createSession(leased: LeasedSession): Session
+}
+
+/**
+ * Makes reality match the sessions' rows: takes leases on sessions that should run, renews them, passes on what is wished, and lets go
+ * of what is lost. A lease is renewed at a third of its length; the database's clock decides who owns what, and this worker's own
+ * monotonic clock decides when it must assume that it owns nothing any more.
+ */
+export class Supervisor {
+  readonly #options: SupervisorOptions
+  readonly #sessions = new Map<string, Session>()
+  readonly #wake = new Wake()
+  readonly #startedAt = new Date()
+  #renewedAt = performance.now()
+  #stopping = false
+  #watchdog: NodeJS.Timeout | undefined
+
+  constructor(options: SupervisorOptions) {
+    this.#options = options
+  }
+
+  /** Something about a session was asked for. */
+  nudge(): void {
+    this.#wake.ring()
+  }
+
+  /** Runs until stop() is called. */
+  async run(): Promise<void> {
+    const { leaseTtlMs, log, pollMs = 1_000 } = this.#options
+    // Its own timer: the loop below may hang in a statement just when it matters.
+    this.#watchdog = setInterval(() => this.#abandonWhenStale(), Math.min(1_000, leaseTtlMs / 6))
+    while (!this.#stopping) {
+      try {
+        await this.#step()
+      } catch (error) {
+        log.error('supervision failed', { error })
+      }
+      await this.#wake.wait(Math.min(pollMs, leaseTtlMs / 3))
+    }
+  }
+
+  /** Hands every session over: engines closed, logins kept, leases given back. */
+  async stop(): Promise<void> {
+    this.#stopping = true
+    this.#wake.ring()
+    // Leases are renewed meanwhile, since closing browsers takes its time.
+    const renewal = setInterval(
+      () => void this.#renew().catch(() => {}),
+      this.#options.leaseTtlMs / 3,
+    )
+    await Promise.all([...this.#sessions.values()].map((session) => session.handOver()))
+    clearInterval(renewal)
+    clearInterval(this.#watchdog)
+  }
+
+  async #step(): Promise<void> {
+    const { sql, worker } = this.#options
+    await heartbeat(sql, worker)
+    const owned = await this.#renew()
+    for (const leased of owned) {
+      const session = this.#sessions.get(leased.id)
+      if (session) session.wish(leased)
+    }
+    const room = worker.capacity - this.#sessions.size
+    if (room > 0 && !this.#stopping) await this.#take(room)
+  }
+
+  async #renew(): Promise<LeasedSession[]> {
+    const { sql, worker, leaseTtlMs } = this.#options
+    // Taken before the statement: the lease cannot end earlier than this plus its length.
+    const asked = performance.now()
+    const owned = await renewLeases(sql, { worker: worker.id, ttlMs: leaseTtlMs })
+    this.#renewedAt = asked
+    const fences = new Map(owned.map((leased) => [leased.id, leased.fence]))
+    for (const session of this.#sessions.values()) {
+      if (fences.get(session.id) !== session.owned.fence) void session.abandon()
+    }
+    return owned
+  }
+
+  async #take(room: number): Promise<void> {
+    const { sql, worker, leaseTtlMs, log } = this.#options
+    const taken = await takeLeases(sql, {
+      worker: worker.id,
+      startedAt: this.#startedAt,
+      ttlMs: leaseTtlMs,
+      limit: room,
+    })
+    for (const leased of taken) {
+      const begin = () => {
+        const session = this.#options.createSession(leased)
+        this.#sessions.set(leased.id, session)
+        log.info('session taken', { sessionId: leased.id, fence: leased.fence })
+        void session.ended.then(() => {
+          if (this.#sessions.get(leased.id) === session) this.#sessions.delete(leased.id)
+          this.#wake.ring()
+        })
+        session.wish(leased)
+      }
+      // Ours until a moment ago: its old browser must be gone before a new one opens the same login.
+      const before = this.#sessions.get(leased.id)
+      if (before) void before.ended.then(begin)
+      else begin()
+    }
+  }
+
+  /** Without a renewal for most of the lease's length another worker may be about to take over: our browsers must be gone by then. */
+  #abandonWhenStale(): void {
+    if (performance.now() - this.#renewedAt < this.#options.leaseTtlMs * 0.8) return
+    for (const session of this.#sessions.values()) void session.abandon()
+  }
+}

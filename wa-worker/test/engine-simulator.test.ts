@@ -1,0 +1,64 @@
+import t from 'tap'
+import { SimulatorEngine } from '../engine/simulator.ts'
+import { contactFor, seededRandom } from '../engine/simulator-contacts.ts'
+import type { Engine } from '../engine/engine.ts'
+import { engineContract } from './engine-contract.ts'
+import type { Rig } from './engine-contract.ts'
+import { nextEvent } from './waiting.ts'
+
+const simulator = (engine: Engine) => engine as SimulatorEngine
+
+void t.test('the simulator keeps the engine contract', async (t) => {
+  const profileDir = t.testdir()
+  await engineContract(t, async (): Promise<Rig> => ({
+    createEngine: () =>
+      new SimulatorEngine({
+        sessionId: 'contract',
+        profileDir: async () => profileDir,
+        scanMs: Infinity,
+        pace: 0.01,
+      }),
+    scan: async (engine) => simulator(engine).scan(),
+    deliver: async (engine, from, body) => simulator(engine).deliver(from, body),
+    dropLink: async (engine) => simulator(engine).dropLink(),
+    restoreLink: async (engine) => simulator(engine).restoreLink(),
+    logoutFromPhone: async (engine) => simulator(engine).logoutFromPhone(),
+    transmissions: () => undefined,
+    customer: '12025550100@c.us',
+    unregistered: '12025550001@c.us',
+  }))
+})
+
+void t.test(
+  'a simulated phone scans by itself, and contacts answer or not by their number',
+  async (t) => {
+    const profileDir = t.testdir()
+    const engine = new SimulatorEngine({
+      sessionId: 'self-scan',
+      profileDir: async () => profileDir,
+      scanMs: 0,
+      pace: 0.01,
+    })
+    const ready = nextEvent(engine, 'ready')
+    await engine.start()
+    await ready
+
+    const answer = nextEvent(engine, 'message', ({ key }) => !key.fromMe)
+    await engine.send({ chatId: '12025550100@c.us', body: 'hello', keyId: '3EB0A' })
+    t.equal((await answer)[0].body, 'You wrote: hello')
+
+    const refused = nextEvent(engine, 'ack', ({ ack }) => ack === -1)
+    await engine.send({ chatId: '12025550002@c.us', body: 'hello', keyId: '3EB0B' })
+    await refused
+    await engine.stop()
+
+    t.equal(contactFor('12025550003@c.us'), 'loses')
+    t.equal(contactFor('12025550005@lid'), 'offline')
+  },
+)
+
+void t.test('the same seed gives the same numbers', async (t) => {
+  const [a, b] = [seededRandom(7), seededRandom(7)]
+  t.same([a(), a(), a()], [b(), b(), b()])
+  t.not(seededRandom(8)(), seededRandom(7)())
+})

@@ -1,0 +1,434 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import type { Sql } from '../../shared/db.ts'
+import { acceptText, findMessage, listMessages, messageResource } from '../../shared/messages.ts'
+import type { Message } from '../../shared/messages.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { keyIdOf } from '../../shared/wa-id.ts'
+import {
+  deleteSession,
+  findSession,
+  request,
+  sessionHistory,
+  wantRunning,
+  wantStopped,
+} from '../../shared/wa-sessions.ts'
+import type { SessionStatus } from '../../shared/wa-sessions.ts'
+import { EngineError } from '../engine/engine.ts'
+import { until } from './waiting.ts'
+import { givenSession, startWorker } from './worker.ts'
+
+const customer = '12025550100@c.us'
+
+void t.test('a session links, sends and receives', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), scanMs: 300 })
+
+  const scanning = await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  t.equal(scanning.qrAttempt, 1)
+  t.ok(scanning.qr?.startsWith('2@SIMULATED'))
+  const session = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.match(session, { qr: null, phone: /^\+999/, reason: null, pushName: 'Simulated Phone' })
+  t.ok(session.connectedAt)
+
+  const sent = await accept(sql, workspaceId, sessionId, 'Good morning')
+  t.match(sent, { status: 'queued', waChatId: customer, waMessageId: null })
+  worker.sender.nudge()
+  const read = await untilMessage(sql, workspaceId, sent.id, ({ status }) => status === 'read')
+  t.match(read, {
+    ack: 3,
+    attempts: 1,
+    error: null,
+    waMessageId: `true_${customer}_${keyIdOf(sent.id)}`,
+  })
+  t.ok(read.sentAt! <= read.deliveredAt! && read.deliveredAt! <= read.readAt!)
+  t.same(await sql`select * from outbox`, [], 'nothing is left in the outbox')
+
+  const { data } = await until('the answer is stored', async () => {
+    const page = await listMessages(sql, workspaceId, sent.chatId, { limit: 10 })
+    return page.data.length === 2 && page
+  })
+  t.match(data, [
+    { direction: 'inbound', source: 'live', status: 'received', body: 'You wrote: Good morning' },
+    { id: sent.id },
+  ])
+  t.match(await sql`select unread_count, last_message_id from chats`, [
+    { unreadCount: 1, lastMessageId: data[0]!.id },
+  ])
+
+  const history = await sessionHistory(sql, workspaceId, sessionId, { limit: 10 })
+  t.match(history.data, [
+    { from: 'SCAN_QR_CODE', to: 'WORKING', worker: worker.id },
+    { from: 'STARTING', to: 'SCAN_QR_CODE' },
+    { from: 'STOPPED', to: 'STARTING' },
+  ])
+  const events = await sql<{ type: string }>`select distinct type from events order by type`
+  t.same(
+    events.map(({ type }) => type),
+    ['message', 'message.ack', 'message.any', 'session.qr', 'session.status'],
+  )
+})
+
+void t.test('a stopped session keeps its login and what waits to be sent', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+
+  await wantStopped(sql, workspaceId, sessionId)
+  await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
+  const waiting = await accept(sql, workspaceId, sessionId, 'later')
+  t.match(waiting, { status: 'queued', heldBy: 'SESSION_STOPPED' })
+
+  await wantRunning(sql, workspaceId, sessionId)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await untilMessage(sql, workspaceId, waiting.id, ({ status }) => status === 'read')
+  t.equal(worker.engines.length, 2)
+  const codes = await sql`select 1 from wa_session_history where to_status = 'SCAN_QR_CODE'`
+  t.equal(codes.length, 1, 'the second start asked for no code')
+})
+
+void t.test('a crashed engine is replaced, and messages leave afterwards', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+
+  worker.engine().crash()
+  const broken = await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING')
+  t.equal(broken.reason, 'BROWSER_CRASHED')
+  const message = await accept(sql, workspaceId, sessionId, 'after the crash')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await untilMessage(sql, workspaceId, message.id, ({ status }) => status === 'read')
+})
+
+void t.test('a lost link is told and waited out', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+
+  worker.engine().dropLink()
+  t.match(await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING'), { reason: 'LINK_LOST' })
+  worker.engine().restoreLink()
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.equal(worker.engines.length, 1, 'by the same engine')
+})
+
+void t.test('a link that stays lost is started afresh', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), startTimeoutMs: 300 })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  worker.engine().dropLink()
+  await until('a second engine', () => worker.engines.length === 2)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+})
+
+void t.test('a start that goes nowhere ends as FAILED with its reason', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    startTimeoutMs: 50,
+    changeEngine: (engine) => Object.assign(engine, { start: async () => {} }),
+  })
+  const failed = await untilStatus(sql, workspaceId, sessionId, 'FAILED')
+  t.equal(failed.reason, 'START_TIMEOUT')
+  t.equal(worker.engines.length, 3, 'after three attempts')
+})
+
+void t.test('without a browser the session says so, until somebody starts it again', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let missing = true
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      if (!missing) return engine
+      const start = async () => {
+        throw new EngineError('transient', 'BROWSER_MISSING', 'No Chromium found.')
+      }
+      return Object.assign(engine, { start })
+    },
+  })
+  const failed = await untilStatus(sql, workspaceId, sessionId, 'FAILED')
+  t.equal(failed.reason, 'BROWSER_MISSING')
+  t.equal(worker.engines.length, 1)
+  const history = await sessionHistory(sql, workspaceId, sessionId, { limit: 1 })
+  t.equal(history.data[0]?.detail, 'No Chromium found.')
+
+  missing = false
+  await wantRunning(sql, workspaceId, sessionId)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+})
+
+void t.test('codes nobody scans end with QR_TIMEOUT', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    maxQrCodes: 2,
+    changeEngine: (engine) => Object.assign(engine, { scan: () => {} }),
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  const later = (attempt: number) => ({
+    value: 'ref,a,b,c,1',
+    attempt,
+    expiresAt: new Date(Date.now() + 9_000),
+  })
+  worker.engine().emit('qr', later(2))
+  await until('the second code', async () => {
+    const session = await findSession(sql, workspaceId, sessionId)
+    return session?.qrAttempt === 2
+  })
+  worker.engine().emit('qr', later(3))
+  const stopped = await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
+  t.match(stopped, { reason: 'QR_TIMEOUT', desiredState: 'stopped', qr: null })
+})
+
+void t.test('a device unlinked on the phone waits for a person', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  worker.engine().logoutFromPhone()
+  const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
+  t.match(out, { reason: 'LOGGED_OUT_ON_PHONE', desiredState: 'stopped' })
+  await wantRunning(sql, workspaceId, sessionId)
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+})
+
+void t.test(
+  'logout unlinks, also when the session is stopped; delete removes the login',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { workspaceId, sessionId } = await givenSession(sql)
+    const worker = startWorker(t, sql, { dataDir: t.testdir() })
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    await wantStopped(sql, workspaceId, sessionId)
+    await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
+    await request(sql, workspaceId, sessionId, 'logout')
+    const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
+    t.equal(out.reason, 'LOGGED_OUT_BY_REQUEST')
+    t.match(await sql`select kind, error from wa_session_requests where done_at is not null`, [
+      { kind: 'logout', error: null },
+    ])
+
+    await wantRunning(sql, workspaceId, sessionId)
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    const waiting = await accept(sql, workspaceId, sessionId, 'too late')
+    t.equal(await deleteSession(sql, workspaceId, sessionId), true)
+    t.equal(await findSession(sql, workspaceId, sessionId), undefined)
+    await until('the wish is fulfilled', async () => {
+      const [row] =
+        await sql`select 1 from wa_session_requests where kind = 'delete' and done_at is not null`
+      return row
+    })
+    await until('the engine is gone', async () => {
+      const [row] = await sql`select 1 from wa_sessions where owner is null`
+      return row
+    })
+    const left = await findMessage(sql, workspaceId, waiting.id)
+    t.ok(['cancelled', 'sending', 'sent', 'delivered', 'read'].includes(left!.status))
+    t.ok(worker.engines.length >= 3)
+  },
+)
+
+void t.test('what a dead worker left claimed is looked up before it is sent again', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const first = startWorker(t, sql, { dataDir })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const gone = await accept(sql, workspaceId, sessionId, 'went out')
+  await untilMessage(sql, workspaceId, gone.id, ({ status }) => status === 'read')
+  await first.stop()
+
+  // As a SIGKILL between the send and its record leaves them: both claimed, one of them gone out.
+  const lost = await accept(sql, workspaceId, sessionId, 'never left')
+  await sql`
+    insert into outbox (message_id, workspace_id, session_id, chat_id)
+    select id, workspace_id, session_id, chat_id from messages where id = ${gone.id}`
+  await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1`
+  await sql`update messages set status = 'sending', ack = null, attempts = 1, sent_at = null, delivered_at = null, read_at = null`
+
+  const sends: string[] = []
+  startWorker(t, sql, {
+    dataDir,
+    changeEngine: (engine) => {
+      const send = engine.send.bind(engine)
+      engine.send = (message) => {
+        sends.push(message.keyId)
+        return send(message)
+      }
+      return engine
+    },
+  })
+  await untilMessage(sql, workspaceId, gone.id, ({ status }) => status === 'read')
+  const resent = await untilMessage(sql, workspaceId, lost.id, ({ status }) => status === 'read')
+  t.equal(resent.attempts, 2)
+  t.same(sends, [keyIdOf(lost.id)], 'only the one that never left was sent, under its own id')
+})
+
+void t.test('how sure the engine is decides what becomes of a message', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const script = new Map<string, (() => EngineError)[]>([
+    ['flaky', [() => new EngineError('transient', 'SEND_FAILED', 'not now')]],
+    ['after all', [() => new EngineError('unknown', 'SEND_TIMEOUT', 'no answer')]],
+  ])
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const send = engine.send.bind(engine)
+      engine.send = async (message) => {
+        const failure = script.get(message.body)?.shift()?.()
+        // A call that timed out went on in the page: the message is out.
+        if (failure?.certainty === 'unknown') await send(message)
+        if (failure) throw failure
+        return send(message)
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+
+  const nowhere = await accept(sql, workspaceId, sessionId, 'hello?', '12025550001@c.us')
+  const afterAll = await accept(sql, workspaceId, sessionId, 'after all')
+  const flaky = await accept(sql, workspaceId, sessionId, 'flaky')
+  const behind = await accept(sql, workspaceId, sessionId, 'behind')
+
+  const failed = await untilMessage(
+    sql,
+    workspaceId,
+    nowhere.id,
+    ({ status }) => status === 'failed',
+  )
+  t.equal(failed.error?.code, 'NUMBER_NOT_ON_WHATSAPP')
+  const known = await untilMessage(sql, workspaceId, afterAll.id, ({ status }) => status === 'read')
+  t.equal(known.attempts, 1, 'found by its id, not sent twice')
+  const held = await untilMessage(
+    sql,
+    workspaceId,
+    flaky.id,
+    ({ heldBy }) => heldBy === 'RETRY_BACKOFF',
+  )
+  t.ok(held.notBefore)
+  const retried = await untilMessage(sql, workspaceId, flaky.id, ({ status }) => status === 'read')
+  t.equal(retried.attempts, 2)
+  const last = await untilMessage(sql, workspaceId, behind.id, ({ status }) => status === 'read')
+  t.ok(retried.sentAt! <= last.sentAt!, 'nothing overtook it')
+})
+
+void t.test('acks only rise, and a refusal is a failure', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const sent = await accept(sql, workspaceId, sessionId, 'hi')
+  await untilMessage(sql, workspaceId, sent.id, ({ status }) => status === 'read')
+  for (const ack of [1, 2, -1, 0]) {
+    worker.engine().emit('ack', { keyId: keyIdOf(sent.id), waMessageId: 'x', ack })
+  }
+  const refused = await accept(sql, workspaceId, sessionId, 'hi', '12025550002@c.us')
+  const failed = await untilMessage(
+    sql,
+    workspaceId,
+    refused.id,
+    ({ status }) => status === 'failed',
+  )
+  t.equal(failed.error?.code, 'REFUSED_BY_WHATSAPP')
+  t.match(await untilMessage(sql, workspaceId, sent.id, () => true), { status: 'read', ack: 3 })
+})
+
+void t.test('a message is stored once, however often it is reported', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const engine = worker.engine()
+  engine.deliver(customer, 'once', '3AAA')
+  engine.deliver(customer, 'once', '3AAA')
+  engine.deliver('77712345678@lid', 'once', '3AAA')
+  engine.deliver(customer, 'twice', '3AAB')
+  await until('both are stored', async () => {
+    const rows = await sql`select 1 from messages`
+    return rows.length === 2
+  })
+  t.match(await sql`select unread_count from chats`, [{ unreadCount: 2 }], 'in one chat')
+})
+
+void t.test('a worker that stops hands its sessions over at once', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const first = startWorker(t, sql, { dataDir, leaseTtlMs: 60_000 })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await first.stop()
+  const between = await findSession(sql, workspaceId, sessionId)
+  t.match(between, { status: 'RECONNECTING', reason: 'WORKER_STOPPED', desiredState: 'running' })
+
+  const second = startWorker(t, sql, { dataDir, leaseTtlMs: 60_000 })
+  const taken = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.ok(taken.fence > between!.fence)
+  t.equal(second.engines.length, 1)
+})
+
+void t.test('an owner whose lease was taken kills its engine and writes nothing', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), leaseTtlMs: 60_000 })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const engine = worker.engine()
+  let stopped = false
+  const stop = engine.stop.bind(engine)
+  engine.stop = async () => {
+    await stop()
+    stopped = true
+  }
+  const before = await sql`select count(*)::int as n from wa_session_history`
+
+  await sql`update wa_sessions set owner = 'other', fence = fence + 1, lease_until = now() + interval '1 hour'`
+  engine.deliver(customer, 'stale', '3AAC')
+  engine.emit('link', 'lost')
+  const queued = await accept(sql, workspaceId, sessionId, 'not by this one')
+
+  await until('the engine is killed', () => stopped)
+  t.same(await sql`select count(*)::int as n from wa_session_history`, before)
+  t.same(await sql`select 1 from messages where direction = 'inbound'`, [])
+  t.match(await findMessage(sql, workspaceId, queued.id), { status: 'queued', attempts: 0 })
+  t.match(await findSession(sql, workspaceId, sessionId), { status: 'WORKING' })
+})
+
+async function accept(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+  body: string,
+  waChatId = customer,
+): Promise<Message> {
+  const text = { workspaceId, sessionId, waChatId, body, sentBy: null, requestId: randomUUID() }
+  return messageResource(await acceptText(sql, text))
+}
+
+function untilStatus(sql: Sql, workspaceId: string, id: string, status: SessionStatus) {
+  return until(`session ${status}`, async () => {
+    const session = await findSession(sql, workspaceId, id)
+    return session?.status === status && session
+  })
+}
+
+function untilMessage(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  fits: (message: Message) => boolean,
+) {
+  return until('message as wanted', async () => {
+    const row = await findMessage(sql, workspaceId, id)
+    const message = row && messageResource(row)
+    return message && fits(message) && message
+  })
+}

@@ -1,0 +1,124 @@
+import { randomUUID } from 'node:crypto'
+import type { Test } from 'tap'
+import type { Sql } from '../../shared/db.ts'
+import { createLogger } from '../../shared/logger.ts'
+import type { Logger } from '../../shared/logger.ts'
+import { createSession } from '../../shared/wa-sessions.ts'
+import { reconnectBackoff } from '../backoff.ts'
+import { SimulatorEngine } from '../engine/simulator.ts'
+import type { Engine } from '../engine/engine.ts'
+import { Profiles } from '../profiles.ts'
+import { Receiver } from '../receiver.ts'
+import { Sender } from '../sender.ts'
+import { Session } from '../session.ts'
+import type { SessionDeps } from '../session.ts'
+import { Supervisor } from '../supervisor.ts'
+
+export interface TestWorker {
+  id: string
+  supervisor: Supervisor
+  sender: Sender
+  /** The engines it made, oldest first. */
+  engines: SimulatorEngine[]
+  /** The engine that runs now. */
+  engine(): SimulatorEngine
+  stop(): Promise<void>
+}
+
+/** A worker inside the test's process, over the simulator, with short times. */
+export function startWorker(
+  t: Test,
+  sql: Sql,
+  {
+    dataDir,
+    changeEngine,
+    leaseTtlMs = 2_000,
+    scanMs = 20,
+    ...deps
+  }: Partial<Omit<SessionDeps, 'createEngine'>> & {
+    dataDir: string
+    changeEngine?: (engine: SimulatorEngine) => Engine
+    leaseTtlMs?: number
+    scanMs?: number
+  },
+): TestWorker {
+  const id = `test-${randomUUID()}`
+  const log: Logger = createLogger('test', { level: 'error', stdout: false })
+  const profiles = new Profiles(dataDir)
+  const sender = new Sender({
+    sql,
+    worker: id,
+    log,
+    pollMs: 50,
+    ackWaitMs: 200,
+    unconfirmedMs: 400,
+  })
+  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const engines: SimulatorEngine[] = []
+  const supervisor = new Supervisor({
+    sql,
+    log,
+    worker: { id, host: 'test', pid: process.pid, capacity: 10 },
+    leaseTtlMs,
+    pollMs: 50,
+    createSession: (leased) =>
+      new Session(leased, {
+        sql,
+        log,
+        worker: id,
+        sender,
+        receiver,
+        profiles,
+        createEngine: (session) => {
+          const engine = new SimulatorEngine({
+            sessionId: session.id,
+            profileDir: () => profiles.open(session.id),
+            scanMs,
+            pace: 0.01,
+          })
+          engines.push(engine)
+          return changeEngine?.(engine) ?? engine
+        },
+        backoff: reconnectBackoff({ quickMs: 20, maxMs: 100 }),
+        startTimeoutMs: 5_000,
+        stableMs: 60_000,
+        maxQrCodes: 5,
+        maxStarts: 3,
+        ...deps,
+      }),
+  })
+  const running = Promise.all([supervisor.run(), sender.run()])
+  let stopped: Promise<void> | undefined
+  const worker: TestWorker = {
+    id,
+    supervisor,
+    sender,
+    engines,
+    engine: () => engines.at(-1)!,
+    stop: () =>
+      (stopped ??= (async () => {
+        await supervisor.stop()
+        sender.stop()
+        await running
+      })()),
+  }
+  t.teardown(() => worker.stop())
+  return worker
+}
+
+/** A workspace with one session that wants to run. */
+export async function givenSession(
+  sql: Sql,
+  start = true,
+): Promise<{ workspaceId: string; sessionId: string }> {
+  const [workspace] = await sql<{ id: string }>`
+    insert into workspaces (name) values ('Bakery') returning id`
+  const workspaceId = workspace!.id
+  const session = await createSession(sql, {
+    workspaceId,
+    name: 'sales',
+    engine: 'simulator',
+    start,
+  })
+  return { workspaceId, sessionId: session.id }
+}
