@@ -1,0 +1,88 @@
+import type { Message } from '../../shared/messages.ts'
+import type { Chat } from '../../shared/chats.ts'
+import type { Session } from '../../shared/wa-sessions.ts'
+
+/** Times travel as text. */
+export type Json<T> = T extends Date
+  ? string
+  : T extends object
+    ? { [K in keyof T]: Json<T[K]> }
+    : T
+
+export interface Answer<T> {
+  status: number
+  headers: Headers
+  body: T
+  bytes: Buffer
+}
+
+/** An agent's client: HTTP and nothing else. */
+export class AgentClient {
+  readonly #base: string
+  #token: string | undefined
+
+  constructor(base: string) {
+    this.#base = base
+  }
+
+  /** Registers a new workspace and stays logged in. */
+  async register(): Promise<void> {
+    const { status, body } = await this.call<{ accessToken: string }>(
+      'POST',
+      '/api/auth/register',
+      {
+        email: `agent-${Date.now()}-${Math.random().toString(36).slice(2)}@example.com`,
+        password: 'correct horse battery staple',
+        fullName: 'Ann Agent',
+      },
+    )
+    if (status !== 201) throw new Error(`register: ${status} ${JSON.stringify(body)}`)
+    this.#token = body.accessToken
+  }
+
+  async call<T>(method: string, path: string, body?: object): Promise<Answer<T>> {
+    const response = await fetch(this.#base + path, {
+      method,
+      headers: {
+        ...(this.#token !== undefined && { authorization: `Bearer ${this.#token}` }),
+        ...(body !== undefined && { 'content-type': 'application/json' }),
+      },
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+    })
+    const bytes = Buffer.from(await response.arrayBuffer())
+    const json = response.headers.get('content-type')?.includes('json') && bytes.length > 0
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: (json ? JSON.parse(bytes.toString()) : undefined) as T,
+      bytes,
+    }
+  }
+
+  async session(id: string): Promise<Json<Session>> {
+    return (await this.call<Json<Session>>('GET', `/api/whatsapp/sessions/${id}`)).body
+  }
+
+  async message(id: string): Promise<Json<Message>> {
+    return (await this.call<Json<Message>>('GET', `/api/messages/${id}`)).body
+  }
+
+  async send(to: string, message: string): Promise<Json<Message>> {
+    const { status, body } = await this.call<Json<Message>>('POST', '/api/whatsapp/send', {
+      to,
+      message,
+    })
+    if (status !== 202) throw new Error(`send: ${status} ${JSON.stringify(body)}`)
+    return body
+  }
+
+  async chats(): Promise<Json<Chat>[]> {
+    return (await this.call<{ data: Json<Chat>[] }>('GET', '/api/chats')).body.data
+  }
+
+  /** Newest first. */
+  async messages(chatId: string): Promise<Json<Message>[]> {
+    const path = `/api/chats/${chatId}/messages`
+    return (await this.call<{ data: Json<Message>[] }>('GET', path)).body.data
+  }
+}
