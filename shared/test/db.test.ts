@@ -1,0 +1,181 @@
+import { once, EventEmitter } from 'node:events'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import Joi from 'joi'
+import pg from 'pg'
+import t from 'tap'
+import { baseSchema, ConfigError, readEnv } from '../config.ts'
+import type { BaseConfig } from '../config.ts'
+import { connect, fragment, isDatabaseAway, pgCode, violated } from '../db.ts'
+import { removeExpired, runOnce } from '../jobs.ts'
+import { listen } from '../listener.ts'
+import { createLogger } from '../logger.ts'
+import { migrate, migrationStatus, readMigrations } from '../migrations.ts'
+import { createNotifier } from '../notify.ts'
+import { testDb } from './db.ts'
+
+const log = createLogger('test', { level: 'fatal', stdout: false })
+
+void t.test('values are parameters, fragments are SQL, rows are camelCase', async (t) => {
+  const { sql } = await testDb(t)
+  const filter = fragment`where n > ${1} and n < ${4}`
+  const hostile = `'; drop table workspaces; --`
+  const rows = await sql`
+    select n as my_number, ${hostile}::text as given_text, ${10}::bigint as big
+    from generate_series(1, 5) n ${filter} ${fragment``} order by n`
+  t.same(rows, [
+    { myNumber: 2, givenText: hostile, big: 10 },
+    { myNumber: 3, givenText: hostile, big: 10 },
+  ])
+})
+
+void t.test('a transaction is whole or nothing, and nests', async (t) => {
+  const { sql } = await testDb(t)
+  await t.rejects(
+    sql.begin(async (tx) => {
+      await tx`insert into workspaces (name) values ('a')`
+      await tx.begin((inner) => inner`insert into workspaces (name) values ('b')`)
+      throw new Error('no')
+    }),
+    { message: 'no' },
+  )
+  t.same(await sql`select 1 from workspaces`, [])
+  await sql.begin((tx) => tx`insert into workspaces (name) values ('a')`)
+  t.equal((await sql`select 1 from workspaces`).length, 1)
+})
+
+void t.test('failures are told apart', async (t) => {
+  const { sql, url } = await testDb(t)
+  const duplicate =
+    await sql`insert into workers (id, host, pid, capacity) values ('a', 'h', 1, 1), ('a', 'h', 1, 1)`.catch(
+      (error: unknown) => error,
+    )
+  t.equal(pgCode(duplicate), '23505')
+  t.equal(violated(duplicate), 'workers_pkey')
+  t.equal(isDatabaseAway(duplicate), false)
+
+  const nobody = connect(url.replace(/:\d+\//, ':1/'), { applicationName: 'test' })
+  t.teardown(() => nobody.close())
+  const away = await nobody`select 1`.catch((error: unknown) => error)
+  t.equal(isDatabaseAway(away), true)
+
+  const cut = connect(url, { applicationName: 'cut-me', onError: () => {} })
+  t.teardown(() => cut.close())
+  const sleeping = cut`select pg_sleep(60)`.catch((error: unknown) => error)
+  for (let tries = 0; tries < 200; tries += 1) {
+    const [gone] = await sql`
+      select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'cut-me' and query like '%pg_sleep(60)%'`
+    if (gone) break
+  }
+  t.equal(isDatabaseAway(await sleeping), true)
+  t.same(await cut`select 1 as one`, [{ one: 1 }], 'the pool heals')
+})
+
+void t.test('a nudge arrives, on a listener that proved itself', async (t) => {
+  const { sql, url } = await testDb(t)
+  const nudges = new EventEmitter()
+  const heard = () => once(nudges, 'awfar_outbox', { signal: AbortSignal.timeout(10_000) })
+  const first = heard()
+  const listener = listen(url, ['awfar_outbox'], (channel) => nudges.emit(channel), log)
+  t.teardown(() => listener.close())
+  await first // once at the start, for what was missed
+
+  const notifier = createNotifier(sql, (error) => t.fail(String(error)))
+  const second = heard()
+  notifier.nudge('awfar_outbox')
+  await second
+
+  const again = heard()
+  await sql`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'awfar-listener' and datname = current_database()`
+  await again
+  t.pass('also after its connection was cut')
+  await notifier.close()
+})
+
+void t.test('migrations: applied once, in order, by however many ask', async (t) => {
+  const { sql, url } = await testDb(t)
+  const files = await readMigrations()
+  t.same(await migrate(url), [], 'the template is up to date')
+  await sql`drop schema public cascade`
+  await sql`create schema public`
+  const runs = await Promise.all([migrate(url), migrate(url), migrate(url)])
+  t.same(runs.map((done) => done.length).sort(), [0, 0, files.length])
+  const status = await migrationStatus(url)
+  t.ok(status.every(({ appliedAt }) => appliedAt instanceof Date))
+
+  for (const { sql: text } of files) {
+    const client = new pg.Client({ connectionString: url })
+    await client.connect()
+    await client.query(text)
+    await client.end()
+  }
+  t.pass('each file may be pasted again')
+})
+
+void t.test('migrations: what does not fit stops everything', async (t) => {
+  const { sql, url } = await testDb(t)
+  await sql`update schema_migrations set sha256 = 'other' where version = 2`
+  await t.rejects(migrate(url), { message: /Migration 2 .* was changed after it had been applied/ })
+  await t.rejects(migrationStatus(url), { message: /was changed/ })
+  await sql`update schema_migrations set version = 9999 where version = 2`
+  await t.rejects(migrate(url), { message: /Migration 9999 .* is applied but not in migrations/ })
+  await sql`delete from schema_migrations where version = 9999`
+  await t.rejects(migrate(url), { message: /Migration 2 .* comes before/ })
+})
+
+void t.test('migrations: names are checked, line ends do not matter', async (t) => {
+  const folder = t.testdir()
+  const put = (name: string, text: string) => writeFileSync(join(folder, name), text)
+  put('0001_a.sql', 'select 1;\n')
+  const [unix] = await readMigrations(folder)
+  put('0001_a.sql', 'select 1;\r\n')
+  const [dos] = await readMigrations(folder)
+  t.equal(dos?.sha256, unix?.sha256)
+  put('0001_b.sql', '')
+  await t.rejects(readMigrations(folder), { message: /taken twice/ })
+  const other = join(folder, 'other')
+  mkdirSync(other)
+  writeFileSync(join(other, '1_x.sql'), '')
+  await t.rejects(readMigrations(other), { message: /named NNNN_name\.sql/ })
+})
+
+void t.test('a job is done by one process at a time', async (t) => {
+  const { sql } = await testDb(t)
+  let done = 0
+  const run = (owner: string, everyMs = 60_000) =>
+    runOnce(sql, { name: 'x', owner, everyMs }, async () => {
+      done += 1
+    })
+  const turns = await Promise.all(['a', 'b', 'c'].map((owner) => run(owner)))
+  t.equal(turns.filter((mine) => mine).length, 1)
+  t.equal(done, 1)
+  await sql`update jobs set lease_until = now() - interval '1 second'`
+  t.equal(await run('d'), true, 'and again when its time has come')
+
+  await sql`insert into rate_limits values ('old', 1, now() - interval '1 minute'), ('new', 1, now() + interval '1 minute')`
+  t.match(await removeExpired(sql), { rateLimits: 1, events: 0 })
+})
+
+void t.test('wrong settings are named, all of them, in one sentence', async (t) => {
+  const schema = { ...baseSchema, PORT: Joi.number().port().required() }
+  const read = (env: Record<string, string>) => readEnv<BaseConfig & { PORT: number }>(schema, env)
+  const faultsOf = (env: Record<string, string>) => {
+    try {
+      return JSON.stringify(read(env))
+    } catch (error) {
+      if (error instanceof ConfigError) return error.message
+      throw error
+    }
+  }
+  t.match(
+    faultsOf({ LOG_LEVEL: 'loud', DATABASE_URL: 'mysql://x' }),
+    /LOG_LEVEL must be one of.*DATABASE_URL must be a URL.*PORT is missing/,
+  )
+  t.notMatch(faultsOf({ PORT: '1', DATABASE_URL: 'http://user:hunter2@x' }), /hunter2/)
+  t.match(read({ PORT: '80', LOG_LEVEL: '', DATA_DIR: 'elsewhere' }), {
+    PORT: 80,
+    LOG_LEVEL: 'info',
+    DATA_DIR: /^\/.*elsewhere$/,
+    PG_PREPARE: true,
+  })
+})
