@@ -1,3 +1,4 @@
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import type { DesiredState, EngineKind, SessionRequest, SessionStatus } from './wa-sessions.ts'
 
@@ -10,10 +11,14 @@ export interface LeasedSession {
   status: SessionStatus
   desiredState: DesiredState
   fence: number
-  deleted: boolean
   /** Open one-shot wishes. */
   requests: SessionRequest[]
 }
+
+/** Everything a LeasedSession has; `s` is the wa_sessions row. */
+const leased = fragment`
+  s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
+  array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
 
 /** A write of a worker found that its session has another owner by now. Whoever catches it kills the engine and writes nothing. */
 export class LeaseLost extends Error {
@@ -52,12 +57,10 @@ export async function takeLeases(
       limit ${limit}
       for update skip locked
     )
-    returning s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
-      s.deleted_at is not null as deleted,
-      array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
+    returning ${leased}`
 }
 
-/** Renews every lease of the worker that has not run out, and answers what is wished of those sessions. What is missing is lost. */
+/** Renews every lease of the worker that has not run out, and answers those sessions. What is missing is lost. */
 export async function renewLeases(
   sql: Sql,
   { worker, ttlMs }: { worker: string; ttlMs: number },
@@ -67,9 +70,13 @@ export async function renewLeases(
     set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
         last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end
     where s.owner = ${worker} and s.lease_until > clock_timestamp()
-    returning s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
-      s.deleted_at is not null as deleted,
-      array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
+    returning ${leased}`
+}
+
+/** What is wished of the sessions a worker owns; reads only. */
+export async function ownedSessions(sql: Sql, worker: string): Promise<LeasedSession[]> {
+  return sql<LeasedSession>`
+    select ${leased} from wa_sessions s where s.owner = ${worker} and s.lease_until > clock_timestamp()`
 }
 
 /** Gives a session back, so that another worker may take it at once. Harmless when the lease is lost already. */

@@ -1,6 +1,6 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
+import { ownedSessions, renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { heartbeat } from '../shared/workers.ts'
 import type { Worker } from '../shared/workers.ts'
@@ -27,7 +27,8 @@ export class Supervisor {
   readonly #sessions = new Map<string, Session>()
   readonly #wake = new Wake()
   readonly #startedAt = new Date()
-  #renewedAt = performance.now()
+  /** When the last successful renewal was asked for; nothing is owned before the first. */
+  #renewedAt = -Infinity
   #stopping = false
   #watchdog: NodeJS.Timeout | undefined
 
@@ -70,12 +71,13 @@ export class Supervisor {
   }
 
   async #step(): Promise<void> {
-    const { sql, worker } = this.#options
-    await heartbeat(sql, worker)
-    const owned = await this.#renew()
+    const { sql, worker, leaseTtlMs } = this.#options
+    const due = performance.now() - this.#renewedAt >= leaseTtlMs / 3
+    if (due) await heartbeat(sql, worker)
+    const owned = due ? await this.#renew() : await ownedSessions(sql, worker.id)
     for (const leased of owned) {
       const session = this.#sessions.get(leased.id)
-      if (session) session.wish(leased)
+      if (session?.owned.fence === leased.fence) session.wish(leased)
     }
     const room = worker.capacity - this.#sessions.size
     if (room > 0 && !this.#stopping) await this.#take(room)
