@@ -51,7 +51,7 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
     // A client that sends slowly, or nothing any more, gives its connection back.
     requestTimeout: 30_000,
     connectionTimeout: 60_000,
-    frameworkErrors: answer,
+    frameworkErrors: (error, request, reply) => void answer(error, request, reply),
     clientErrorHandler: (error, socket) => answerUnreadable(error, socket, randomUUID()),
   })
 

@@ -70,7 +70,7 @@ function parseLimit(text: string): Limit | 'off' {
 
 /** Answers in CORS are compared with the browser's Origin header letter by letter, so only its exact form will do. */
 function parseOrigin(text: string): string {
-  if (!/^https?:/.test(text) || !URL.canParse(text) || new URL(text).origin !== text) {
+  if (!/^https?:[^*]*$/.test(text) || !URL.canParse(text) || new URL(text).origin !== text) {
     throw new Error(
       'must list exact origins, such as https://app.example.com, separated by commas: no path, no trailing slash, no *',
     )

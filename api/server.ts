@@ -1,5 +1,6 @@
 import { connect } from '../shared/db.ts'
 import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
+import { errorText } from '../shared/errors.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -71,9 +72,11 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
 }
 
 function explain(error: unknown, { PORT, HOST }: ApiConfig): string {
-  const { code, message } = error as { code?: string; message?: string }
+  // A host name with several addresses fails with one error each.
+  const cause: unknown = error instanceof AggregateError ? error.errors[0] : error
+  const { code } = cause as { code?: string }
   if (code === 'EADDRINUSE') {
     return `PORT ${PORT} on ${HOST} is in use by another program: stop it, or set PORT to a free port.`
   }
-  return `The API did not start: ${message ?? String(error)}`
+  return `The API did not start: ${errorText(cause)}`
 }

@@ -43,9 +43,7 @@ const int8: number = pg.types.builtins.INT8
 
 const types = {
   getTypeParser: (oid: number, format?: 'text' | 'binary') =>
-    oid === int8
-      ? Number
-      : (pg.types.getTypeParser(oid, format) as (value: string) => unknown),
+    oid === int8 ? Number : (pg.types.getTypeParser(oid, format) as (value: string) => unknown),
 }
 
 /** SQL to be placed inside a statement: `sql\`select … ${where}\``. */

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
+import { notFound } from './errors.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
@@ -163,22 +164,24 @@ export interface NewText {
 
 /**
  * Accepts a text for sending: chat, message and outbox row are written in one statement, so either all of it is durable
- * when this resolves, or none of it exists.
+ * when this resolves, or none of it exists. Throws 404 when the session is gone.
  */
 export async function acceptText(sql: Sql, text: NewText): Promise<MessageRow> {
   const id = randomUUID()
   const { workspaceId, sessionId, waChatId } = text
   await sql`
-    with contact as (
+    with session as (
+      select id from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
+    ), contact as (
       insert into contacts (workspace_id, wa_id, phone)
-      select ${workspaceId}::uuid, ${waChatId}::text, ${phoneOf(waChatId)}::text
+      select ${workspaceId}::uuid, ${waChatId}::text, ${phoneOf(waChatId)}::text from session
       where not ${isGroup(waChatId)}
         and not exists (select from chats where session_id = ${sessionId} and wa_chat_id = ${waChatId})
       on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
       returning id
     ), chat as (
       insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, last_message_id, last_message_at)
-      values (${workspaceId}, ${sessionId}, ${waChatId}, ${isGroup(waChatId)}, (select id from contact), ${id}, now())
+      select ${workspaceId}::uuid, session.id, ${waChatId}::text, ${isGroup(waChatId)}::boolean, (select id from contact), ${id}::uuid, now() from session
       on conflict (session_id, wa_chat_id) do update
       set last_message_id = case when chats.last_message_at <= excluded.last_message_at then excluded.last_message_id else chats.last_message_id end,
           last_message_at = greatest(chats.last_message_at, excluded.last_message_at),
@@ -192,7 +195,9 @@ export async function acceptText(sql: Sql, text: NewText): Promise<MessageRow> {
       returning id, workspace_id, session_id, chat_id
     )
     insert into outbox (message_id, workspace_id, session_id, chat_id) select * from message`
-  return (await findMessage(sql, workspaceId, id))!
+  const message = await findMessage(sql, workspaceId, id)
+  if (!message) throw notFound('Session')
+  return message
 }
 
 export async function findMessage(

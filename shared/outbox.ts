@@ -107,6 +107,13 @@ export async function giveUp(
   })
 }
 
+/** Cancels everything of a session that nobody has begun to send. */
+export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
+  await sql`
+    with taken_back as (delete from outbox where session_id = ${sessionId} and state = 'q' returning message_id)
+    update messages m set status = 'cancelled' from taken_back where m.id = taken_back.message_id`
+}
+
 /** How many messages wait, at most `cap`, and for how long the oldest one has: for health checks, cheap whatever the backlog. */
 export async function backlog(
   sql: Sql,

@@ -49,6 +49,7 @@ export function onShutdown(
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, end)
   // The parent died without a word: nobody would restart this process or stop it. A second reason, not a second signal.
   process.on('disconnect', () => begun ?? end('disconnect'))
+  onOrphaned(() => begun ?? end('parent died'))
   process.on('uncaughtException', (error, origin) => {
     log.error(origin === 'unhandledRejection' ? 'rejection not handled' : 'exception not caught', {
       error,
@@ -56,4 +57,19 @@ export function onShutdown(
     onCrash(error)
   })
   return end
+}
+
+/**
+ * Calls `listener` when the shell that npm started this process in is gone. A SIGTERM to npm ends that shell, which passes
+ * nothing on: without this the process would stay behind. Outside of npm a parent may well go first (nohup, disown).
+ */
+export function onOrphaned(listener: () => void): void {
+  if (process.env['npm_lifecycle_event'] === undefined) return
+  const parent = process.ppid
+  const watch = setInterval(() => {
+    if (process.ppid === parent) return
+    clearInterval(watch)
+    listener()
+  }, 250)
+  watch.unref()
 }

@@ -1,6 +1,7 @@
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError } from './errors.ts'
+import { cancelQueued } from './outbox.ts'
 import { decodeCursor, toPage, uuidKey } from './pagination.ts'
 import type { Page } from './pagination.ts'
 
@@ -208,9 +209,7 @@ export async function deleteSession(sql: Sql, workspaceId: string, id: string): 
       where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
       returning id`
     if (!row) return false
-    await tx`
-      with taken_back as (delete from outbox where session_id = ${id} and state = 'q' returning message_id)
-      update messages m set status = 'cancelled' from taken_back where m.id = taken_back.message_id`
+    await cancelQueued(tx, id)
     await tx`
       insert into wa_session_requests (workspace_id, session_id, kind)
       values (${workspaceId}, ${id}, 'delete') on conflict do nothing`

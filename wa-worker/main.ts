@@ -65,6 +65,7 @@ async function main(): Promise<void> {
       createEngine: (session) => createEngine(session, config, profiles, log),
       backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),
       startTimeoutMs: config.WA_START_TIMEOUT_MS,
+      probeMs: 5_000,
       stableMs: 5 * 60_000,
       maxQrCodes: config.WA_QR_MAX_CODES,
       maxStarts: 3,

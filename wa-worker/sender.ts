@@ -20,6 +20,8 @@ export interface SenderOptions {
   ackWaitMs?: number
   /** How long a message may stay unconfirmed before it is looked up again. */
   unconfirmedMs?: number
+  /** How long until the session itself is suspected. */
+  stalledMs?: number
   /** Tries before a message is given up. */
   maxAttempts?: number
 }
@@ -29,6 +31,8 @@ interface OpenLane {
   session: OwnedSession
   engine: Engine
   closing: boolean
+  /** Called when sends stay unconfirmed although the engine says that it is connected. */
+  onStalled: () => void
   /** Every wait of the lane; rung by an ack and by close(). */
   pause: Wake
   /** What the lane is doing; idle when undefined. */
@@ -41,6 +45,8 @@ export class Sender {
   readonly #lanes = new Map<string, OpenLane>()
   /** Lanes that wait for an ack, by the message's id. */
   readonly #awaited = new Map<string, OpenLane>()
+  /** Messages that have made their session suspect once. */
+  readonly #stuck = new Set<string>()
   readonly #wake = new Wake()
   #stopped = false
 
@@ -49,14 +55,22 @@ export class Sender {
       pollMs: 1_000,
       ackWaitMs: 10_000,
       unconfirmedMs: 60_000,
+      stalledMs: 180_000,
       maxAttempts: 5,
       ...options,
     }
   }
 
   /** Lets a session send. What an earlier owner left claimed is settled first. */
-  open(session: OwnedSession, engine: Engine): void {
-    const lane: OpenLane = { session, engine, closing: false, pause: new Wake(), work: undefined }
+  open(session: OwnedSession, engine: Engine, onStalled: () => void): void {
+    const lane: OpenLane = {
+      session,
+      engine,
+      closing: false,
+      onStalled,
+      pause: new Wake(),
+      work: undefined,
+    }
     this.#lanes.set(session.id, lane)
     this.#occupy(lane, () => this.#settleAll(lane, 0))
   }
@@ -119,8 +133,22 @@ export class Sender {
   /** Looks up what has been unconfirmed for long: acks get lost. */
   #sweep(): void {
     for (const lane of this.#idle()) {
-      this.#occupy(lane, () => this.#settleAll(lane, this.#options.unconfirmedMs / 1_000))
+      this.#occupy(lane, async () => {
+        await this.#settleAll(lane, this.#options.unconfirmedMs / 1_000)
+        await this.#checkLag(lane)
+      })
     }
+  }
+
+  /** What WhatsApp Web has taken and the server does not confirm tells of a page that is connected in name only. Each message tells once. */
+  async #checkLag(lane: OpenLane): Promise<void> {
+    const { sql, log, stalledMs } = this.#options
+    const stuck = await unconfirmed(sql, lane.session, stalledMs / 1_000)
+    const news = stuck.filter(({ messageId }) => !this.#stuck.has(messageId))
+    if (news.length === 0 || lane.closing) return
+    for (const { messageId } of news) this.#stuck.add(messageId)
+    log.warn('messages stay unconfirmed', { sessionId: lane.session.id, messages: stuck.length })
+    lane.onStalled()
   }
 
   #idle(): OpenLane[] {

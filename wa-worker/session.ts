@@ -1,6 +1,7 @@
 import type { Sql } from '../shared/db.ts'
 import { errorText } from '../shared/errors.ts'
 import type { Logger } from '../shared/logger.ts'
+import { cancelQueued } from '../shared/outbox.ts'
 import { LeaseLost, releaseLease } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { closeRequest, writeQr, writeTransition } from '../shared/wa-session-transitions.ts'
@@ -15,6 +16,7 @@ import { waitOutOutage } from './patience.ts'
 import type { Profiles } from './profiles.ts'
 import type { Receiver } from './receiver.ts'
 import type { Sender } from './sender.ts'
+import { Watchdog } from './watchdog.ts'
 
 export interface SessionDeps {
   sql: Sql
@@ -27,6 +29,8 @@ export interface SessionDeps {
   backoff: Backoff
   /** How long a start, or a lost link, may take before the engine is started afresh. */
   startTimeoutMs: number
+  /** How often a working engine is asked for a sign of life. */
+  probeMs: number
   /** After this long without a failure the quick attempts are back. */
   stableMs: number
   /** Codes shown to nobody before the session stops asking. */
@@ -59,6 +63,9 @@ export class Session {
   #deadline: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
   #stable: NodeJS.Timeout | undefined
+  #watchdog: Watchdog | undefined
+  /** First aid was tried since the session was last stable: the next trouble needs a new browser. */
+  #reloaded = false
 
   constructor(leased: LeasedSession, deps: SessionDeps) {
     this.id = leased.id
@@ -151,6 +158,7 @@ export class Session {
     on('ready', (account) => this.#ready(engine, account))
     on('link', (state) => this.#link(engine, state))
     on('loggedOut', () => this.#loggedOut())
+    on('trouble', ({ reason, detail }) => this.#heal(engine, reason, detail))
     on('closed', ({ reason, detail }) => this.#broke(reason, detail))
   }
 
@@ -170,9 +178,44 @@ export class Session {
 
   async #ready(engine: Engine, account: Account): Promise<void> {
     this.#clearTimers()
-    this.#stable = setTimeout(() => (this.#failures = 0), this.#deps.stableMs)
+    this.#stable = setTimeout(() => {
+      this.#failures = 0
+      this.#reloaded = false
+    }, this.#deps.stableMs)
     await this.#transition({ type: 'ready' }, undefined, account)
-    this.#deps.sender.open(this.owned, engine)
+    this.#work(engine)
+  }
+
+  /** Sends, and watches over, an engine that is WORKING. */
+  #work(engine: Engine): void {
+    this.#watchdog?.stop()
+    this.#watchdog = new Watchdog(engine, {
+      everyMs: this.#deps.probeMs,
+      onTrouble: (reason, detail) => this.#about(engine, () => this.#heal(engine, reason, detail)),
+    })
+    this.#deps.sender.open(this.owned, engine, () => {
+      this.#about(engine, () =>
+        this.#heal(engine, 'ACKS_STALLED', 'No server confirms what is sent.'),
+      )
+    })
+  }
+
+  /**
+   * The ladder of cures: first WhatsApp is loaded anew in the same browser; where that was tried lately, or does not work, the browser
+   * is replaced.
+   */
+  async #heal(engine: Engine, reason: string, detail?: string): Promise<void> {
+    if (this.#status !== 'WORKING' || this.#reloaded) return this.#broke(reason, detail)
+    this.#reloaded = true
+    this.#watchdog?.stop()
+    await this.#transition({ type: 'broke', reason }, `${detail ?? ''} Reloading the page.`.trim())
+    await this.#deps.sender.close(this.id)
+    this.#arm(engine)
+    try {
+      await engine.reload()
+    } catch (error) {
+      await this.#broke(reason, errorText(error))
+    }
   }
 
   async #link(engine: Engine, state: 'lost' | 'restored'): Promise<void> {
@@ -184,7 +227,7 @@ export class Session {
       this.#arm(engine)
     } else {
       clearTimeout(this.#deadline)
-      this.#deps.sender.open(this.owned, engine)
+      this.#work(engine)
     }
   }
 
@@ -219,8 +262,11 @@ export class Session {
   async #unlink(kind: 'logout' | 'delete'): Promise<void> {
     const failure = await this.#tryUnlink()
     await this.#stopEngine()
-    if (kind === 'delete') await this.#deps.profiles.remove(this.id)
-    else await this.#deps.profiles.archive(this.id)
+    if (kind === 'delete') {
+      await this.#deps.profiles.remove(this.id)
+      // Accepted in the very moment of the deletion.
+      await this.#write(() => cancelQueued(this.#deps.sql, this.id))
+    } else await this.#deps.profiles.archive(this.id)
     const detail = failure && `WhatsApp did not confirm: ${failure}`
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, detail)
     await this.#close(kind, failure ?? null)
@@ -277,6 +323,7 @@ export class Session {
     clearTimeout(this.#retry)
     clearTimeout(this.#stable)
     this.#retry = undefined
+    this.#watchdog?.stop()
   }
 
   async #transition(event: LifecycleEvent, detail?: string, account?: Account): Promise<void> {

@@ -61,7 +61,7 @@ export default fp(
         algorithms: ['HS256'],
         allowedIss: issuer,
         allowedAud: audience,
-        requiredClaims: ['sub', 'sid', 'typ', 'iat', 'exp'],
+        requiredClaims: ['iss', 'aud', 'sub', 'sid', 'typ', 'iat', 'exp'],
       },
     })
 
@@ -77,7 +77,7 @@ export default fp(
 
     // First who it is: the rate limiter, whose hook comes after this one, counts per person.
     app.addHook('onRequest', async (request) => {
-      if (request.routeOptions.config.public || request.is404) return
+      if (request.routeOptions.config.public) return
       const caller = await app.identify(request)
       if (caller) request.user = caller
     })

@@ -48,8 +48,10 @@ export default fp(
           messages,
         })
       const validate: Validate = (data, everyFault = false) => {
-        const { error, value } = ready.validate(data ?? undefined, { abortEarly: !everyFault })
-        return error ? { error } : { value: value as unknown }
+        const result: Joi.ValidationResult<unknown> = ready.validate(data ?? undefined, {
+          abortEarly: !everyFault,
+        })
+        return result.error ? { error: result.error } : { value: result.value }
       }
       return validate
     })

@@ -1,10 +1,10 @@
 import { STATUS_CODES } from 'node:http'
 import swagger from '@fastify/swagger'
+import type { SwaggerTransformObject } from '@fastify/swagger'
 import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyContextConfig, FastifySchema } from 'fastify'
 import fp from 'fastify-plugin'
 import Joi from 'joi'
-import type { OpenAPIV3_1 } from 'openapi-types'
 
 type Json = Record<string, unknown>
 
@@ -30,6 +30,18 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
     }
     const document = (schema: Joi.AnySchema) => refer(toJson(schema)) as Json
 
+    /** A body of which nothing is required may be left out. */
+    const relaxBodies: SwaggerTransformObject = (document) => {
+      if (!('openapiObject' in document)) return document.swaggerObject
+      for (const path of Object.values(document.openapiObject.paths ?? {})) {
+        const { requestBody } = path?.post ?? {}
+        if (!requestBody || '$ref' in requestBody) continue
+        const { schema } = requestBody.content['application/json'] ?? {}
+        if (schema && !('required' in schema)) requestBody.required = false
+      }
+      return document.openapiObject
+    }
+
     await app.register(swagger, {
       openapi: {
         openapi: '3.1.0',
@@ -43,11 +55,8 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
         },
         security: [{ bearer: [] }],
       },
-      refResolver: { buildLocalReference: ({ $id }) => String($id) },
-      transformObject: (document) =>
-        'openapiObject' in document
-          ? relaxBodies(document.openapiObject as OpenAPIV3_1.Document)
-          : document.swaggerObject,
+      refResolver: { buildLocalReference: ({ $id }) => $id as string },
+      transformObject: relaxBodies,
       transform: ({ schema, url, route }) => {
         if (schema.hide) return { schema, url }
         const config = route.config ?? {}
@@ -62,21 +71,10 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
             ),
             response: responses(schema, config, parts.length > 0),
             ...(config.public && { security: [] }),
-          } as FastifySchema,
+          },
         }
       },
     })
-
-    /** A body of which nothing is required may be left out. */
-    function relaxBodies(document: OpenAPIV3_1.Document) {
-      for (const path of Object.values(document.paths ?? {})) {
-        const { requestBody } = path?.post ?? {}
-        if (!requestBody || '$ref' in requestBody) continue
-        const { schema } = requestBody.content['application/json'] ?? {}
-        if (schema && !('required' in schema)) requestBody.required = false
-      }
-      return document
-    }
 
     /** What the route itself documents, and the refusals that every route of its kind shares. */
     function responses(schema: FastifySchema, config: FastifyContextConfig, input: boolean) {

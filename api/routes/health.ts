@@ -35,8 +35,10 @@ const readiness = Joi.object<Readiness>({
 
 /** A database that is away must not make the question hang. */
 const deadlineMs = 2_000
-/** The outbox fails when so many messages wait and the oldest has for so long: senders are far behind, and more would make it worse.
- * Fewer may wait for days without any fault, since a stopped session keeps its messages until somebody starts it. */
+/**
+ * The outbox fails when so many messages wait and the oldest has for so long: the senders are far behind. Fewer may wait for days
+ * without any fault, since a stopped session keeps its messages until somebody starts it.
+ */
 const jam = { queued: 10_000, oldestSeconds: 3_600 }
 
 const config = { public: true, limit: 'none' } as const

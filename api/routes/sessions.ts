@@ -15,7 +15,7 @@ import {
 import type { HistoryEntry, Session, SessionRow } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { byId, nothing, pageOf, paging, visibleText } from '../plugins/joi.ts'
-import type { ById, Paging, Routes } from '../plugins/joi.ts'
+import type { Paging, Routes } from '../plugins/joi.ts'
 
 const status = Joi.string().valid(
   'STOPPED',
@@ -124,14 +124,14 @@ export const sessions: Routes = async (app) => {
   )
 
   const commands = [
-    ['start', 'Start a session', wantRunning],
-    ['stop', 'Stop a session and keep its login', wantStopped],
-    ['restart', 'Start a session afresh', asks('restart')],
-    ['logout', 'Unlink the device; a new QR code is needed afterwards', asks('logout')],
+    ['/api/whatsapp/sessions/:id/start', 'Start a session', wantRunning],
+    ['/api/whatsapp/sessions/:id/stop', 'Stop a session and keep its login', wantStopped],
+    ['/api/whatsapp/sessions/:id/restart', 'Start a session afresh', asks('restart')],
+    ['/api/whatsapp/sessions/:id/logout', 'Unlink the device of a session', asks('logout')],
   ] as const
-  for (const [command, summary, write] of commands) {
-    app.post<{ Params: ById }>(
-      `/api/whatsapp/sessions/:id/${command}`,
+  for (const [url, summary, write] of commands) {
+    app.post(
+      url,
       {
         schema: {
           summary,

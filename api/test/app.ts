@@ -72,10 +72,10 @@ export interface Person {
   workspaceId: string
   token: string
   /** Sends a request as this person. */
-  call(method: Method, url: string, body?: object | string): Promise<LightMyRequestResponse>
+  call: (method: Method, url: string, body?: object | string) => Promise<LightMyRequestResponse>
 }
 
-type Method = NonNullable<InjectOptions['method']> & string
+type Method = NonNullable<InjectOptions['method']>
 
 /** A signed-in person: in a workspace of their own, or in the one of somebody else. */
 export async function signIn(

@@ -18,7 +18,7 @@ const rows = async () => {
   return counts
 }
 
-t.test('a text is accepted, stored whole and announced to the workers', async (t) => {
+void t.test('a text is accepted, stored whole and announced to the workers', async (t) => {
   const { call, sessionId, profile } = await withSession()
   it.nudges.length = 0
 
@@ -70,7 +70,7 @@ t.test('a text is accepted, stored whole and announced to the workers', async (t
   t.strictSame((await call('GET', `/api/messages/${id}`)).json(), sent.json())
 })
 
-t.test('every way to write a recipient leads to the same chat', async (t) => {
+void t.test('every way to write a recipient leads to the same chat', async (t) => {
   const { call } = await withSession()
   const chats = new Set<string>()
   for (const to of [
@@ -91,33 +91,47 @@ t.test('every way to write a recipient leads to the same chat', async (t) => {
   }
 })
 
-t.test('what cannot be sent is refused with every fault named, and nothing is written', async (t) => {
-  const { call } = await withSession()
-  const before = await rows()
-  const refused: [string, object, string[]][] = [
-    ['nothing', {}, ['body.to', 'body.message']],
-    ['a word as recipient', { to: 'Ada', message: 'x' }, ['body.to']],
-    ['too short a number', { to: '123', message: 'x' }, ['body.to']],
-    ['a number that is no string', { to: 1234567890, message: 'x' }, ['body.to']],
-    ['an empty text', { to: '1234567890', message: '' }, ['body.message']],
-    ['blanks', { to: '1234567890', message: ' \n\t ' }, ['body.message']],
-    ['NUL', { to: '1234567890', message: 'a\0b' }, ['body.message']],
-    ['too long a text', { to: '1234567890', message: 'x'.repeat(65_537) }, ['body.message']],
-    ['an unknown key', { to: '1234567890', message: 'x', text: 'y' }, ['body.text']],
-    ['a wrong session id', { to: '1234567890', message: 'x', sessionId: '7' }, ['body.sessionId']],
-    ['everything', { to: 'Ada', message: ' ', sessionId: 7, a: 1, b: 2 },
-      ['body.sessionId', 'body.to', 'body.message', 'body.a', 'body.b']],
-  ]
-  for (const [what, body, paths] of refused) {
-    const answer = await call('POST', '/api/whatsapp/send', body)
-    t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), what)
-    const { details } = answer.json<{ details: { path: string }[] }>()
-    t.strictSame(details.map((fault) => fault.path), paths, what)
-  }
-  t.strictSame(await rows(), before)
-})
+void t.test(
+  'what cannot be sent is refused with every fault named, and nothing is written',
+  async (t) => {
+    const { call } = await withSession()
+    const before = await rows()
+    const refused: [string, object, string[]][] = [
+      ['nothing', {}, ['body.to', 'body.message']],
+      ['a word as recipient', { to: 'Ada', message: 'x' }, ['body.to']],
+      ['too short a number', { to: '123', message: 'x' }, ['body.to']],
+      ['a number that is no string', { to: 1234567890, message: 'x' }, ['body.to']],
+      ['an empty text', { to: '1234567890', message: '' }, ['body.message']],
+      ['blanks', { to: '1234567890', message: ' \n\t ' }, ['body.message']],
+      ['NUL', { to: '1234567890', message: 'a\0b' }, ['body.message']],
+      ['too long a text', { to: '1234567890', message: 'x'.repeat(65_537) }, ['body.message']],
+      ['an unknown key', { to: '1234567890', message: 'x', text: 'y' }, ['body.text']],
+      [
+        'a wrong session id',
+        { to: '1234567890', message: 'x', sessionId: '7' },
+        ['body.sessionId'],
+      ],
+      [
+        'everything',
+        { to: 'Ada', message: ' ', sessionId: 7, a: 1, b: 2 },
+        ['body.sessionId', 'body.to', 'body.message', 'body.a', 'body.b'],
+      ],
+    ]
+    for (const [what, body, paths] of refused) {
+      const answer = await call('POST', '/api/whatsapp/send', body)
+      t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), what)
+      const { details } = answer.json<{ details: { path: string }[] }>()
+      t.strictSame(
+        details.map((fault) => fault.path),
+        paths,
+        what,
+      )
+    }
+    t.strictSame(await rows(), before)
+  },
+)
 
-t.test('faults of query and body are named together', async (t) => {
+void t.test('faults of query and body are named together', async (t) => {
   const { call } = await withSession()
   const answer = await call('POST', '/api/whatsapp/send?dry=1', { to: 'Ada', message: 'x' })
   t.match(answer.json(), {
@@ -126,33 +140,38 @@ t.test('faults of query and body are named together', async (t) => {
   })
 })
 
-t.test('the longest text passes', async (t) => {
+void t.test('the longest text passes', async (t) => {
   const { call } = await withSession()
   const body = { to: '1234567890', message: '\u0001'.repeat(65_535) + 'x' }
   t.equal((await call('POST', '/api/whatsapp/send', body)).statusCode, 202)
 })
 
-t.test('without a session id the only session sends; none or several are told apart', async (t) => {
-  const person = await signIn(it)
-  const send = (more = {}) =>
-    person.call('POST', '/api/whatsapp/send', { to: '1234567890', message: 'x', ...more })
-  const create = async (name: string) =>
-    (await person.call('POST', '/api/whatsapp/sessions', { name, start: false })).json<{ id: string }>().id
+void t.test(
+  'without a session id the only session sends; none or several are told apart',
+  async (t) => {
+    const person = await signIn(it)
+    const send = (more = {}) =>
+      person.call('POST', '/api/whatsapp/send', { to: '1234567890', message: 'x', ...more })
+    const create = async (name: string) =>
+      (await person.call('POST', '/api/whatsapp/sessions', { name, start: false })).json<{
+        id: string
+      }>().id
 
-  t.match((await send()).json(), errorShape(422, 'NO_SESSION'))
-  const first = await create('one')
-  t.match((await send()).json(), { sessionId: first, heldBy: 'SESSION_STOPPED' })
-  const second = await create('two')
-  t.match((await send()).json(), errorShape(422, 'SESSION_REQUIRED'))
-  t.match((await send({ sessionId: second })).json(), { sessionId: second })
+    t.match((await send()).json(), errorShape(422, 'NO_SESSION'))
+    const first = await create('one')
+    t.match((await send()).json(), { sessionId: first, heldBy: 'SESSION_STOPPED' })
+    const second = await create('two')
+    t.match((await send()).json(), errorShape(422, 'SESSION_REQUIRED'))
+    t.match((await send({ sessionId: second })).json(), { sessionId: second })
 
-  await person.call('DELETE', `/api/whatsapp/sessions/${first}`)
-  t.match((await send()).json(), { sessionId: second }, 'deleted sessions do not count')
-  t.match((await send({ sessionId: first })).json(), errorShape(404, 'NOT_FOUND'))
-  t.match((await send({ sessionId: randomUUID() })).json(), errorShape(404, 'NOT_FOUND'))
-})
+    await person.call('DELETE', `/api/whatsapp/sessions/${first}`)
+    t.match((await send()).json(), { sessionId: second }, 'deleted sessions do not count')
+    t.match((await send({ sessionId: first })).json(), errorShape(404, 'NOT_FOUND'))
+    t.match((await send({ sessionId: randomUUID() })).json(), errorShape(404, 'NOT_FOUND'))
+  },
+)
 
-t.test('a message that does not exist is 404, an id that is none is 400', async (t) => {
+void t.test('a message that does not exist is 404, an id that is none is 400', async (t) => {
   const { call } = await signIn(it)
   t.match((await call('GET', `/api/messages/${randomUUID()}`)).json(), errorShape(404, 'NOT_FOUND'))
   t.match((await call('GET', '/api/messages/7')).json(), {
@@ -161,18 +180,26 @@ t.test('a message that does not exist is 404, an id that is none is 400', async 
   })
 })
 
-t.test('chats are listed with their last message, the latest first', async (t) => {
+void t.test('chats are listed with their last message, the latest first', async (t) => {
   const { call, sessionId } = await withSession()
   const other = await call('POST', '/api/whatsapp/sessions', { name: 'Other' })
   const { id: otherId } = other.json<{ id: string }>()
   const send = (session: string, to: string, message: string) =>
     call('POST', '/api/whatsapp/send', { sessionId: session, to, message })
-  for (const [to, text] of [['1111111', 'a'], ['2222222', 'b'], ['3333333', 'c'], ['1111111', 'd']] as const) {
+  for (const [to, text] of [
+    ['1111111', 'a'],
+    ['2222222', 'b'],
+    ['3333333', 'c'],
+    ['1111111', 'd'],
+  ] as const) {
     await send(sessionId, to, text)
   }
   await send(otherId, '1111111', 'e')
 
-  type List = { data: { id: string; waChatId: string; lastMessage: { body: string } }[]; nextCursor: string }
+  type List = {
+    data: { id: string; waChatId: string; lastMessage: { body: string } }[]
+    nextCursor: string
+  }
   const list = async (query = '') => (await call('GET', `/api/chats${query}`)).json<List>()
   const bodies = ({ data }: List) => data.map((chat) => chat.lastMessage.body)
 
@@ -206,7 +233,7 @@ t.test('chats are listed with their last message, the latest first', async (t) =
   })
 })
 
-t.test('the messages of a chat are paged by cursor or by offset', async (t) => {
+void t.test('the messages of a chat are paged by cursor or by offset', async (t) => {
   const { call } = await withSession()
   let chatId = ''
   for (const message of ['1', '2', '3', '4', '5']) {
@@ -230,7 +257,7 @@ t.test('the messages of a chat are paged by cursor or by offset', async (t) => {
   t.equal(read, '54321')
 })
 
-t.test('wrong queries are refused', async (t) => {
+void t.test('wrong queries are refused', async (t) => {
   const { call } = await withSession()
   const sent = await call('POST', '/api/whatsapp/send', { to: '1234567890', message: 'x' })
   const { chatId } = sent.json<{ chatId: string }>()
@@ -254,5 +281,8 @@ t.test('wrong queries are refused', async (t) => {
     const answer = await call('GET', url)
     t.match(answer.json(), { ...errorShape(400, 'VALIDATION_FAILED'), details: [{ path }] }, url)
   }
-  t.equal((await call('GET', `/api/chats/${chatId}/messages?limit=200&cursor=${cursor}`)).statusCode, 200)
+  t.equal(
+    (await call('GET', `/api/chats/${chatId}/messages?limit=200&cursor=${cursor}`)).statusCode,
+    200,
+  )
 })

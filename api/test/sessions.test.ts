@@ -12,41 +12,44 @@ interface Session {
   desiredState: string
 }
 
-t.test('a session is created wanted running, in the engine of this installation', async (t) => {
-  const { call, workspaceId } = await signIn(it)
-  it.nudges.length = 0
-  const created = await call('POST', base, { name: 'Sales' })
-  t.equal(created.statusCode, 201)
-  const session = created.json<Session>()
-  t.match(session, {
-    id: String,
-    name: 'Sales',
-    status: 'STOPPED',
-    reason: null,
-    since: String,
-    desiredState: 'running',
-    active: false,
-    phone: null,
-    pushName: null,
-    engine: 'webjs',
-    connectedAt: null,
-    expiresAt: null,
-    lastSeenAt: null,
-    createdAt: String,
-  })
-  t.equal(Object.keys(session).length, 14)
-  t.strictSame(it.nudges, ['awfar_sessions'])
-  t.strictSame((await call('GET', `${base}/${session.id}`)).json(), session)
+void t.test(
+  'a session is created wanted running, in the engine of this installation',
+  async (t) => {
+    const { call, workspaceId } = await signIn(it)
+    it.nudges.length = 0
+    const created = await call('POST', base, { name: 'Sales' })
+    t.equal(created.statusCode, 201)
+    const session = created.json<Session>()
+    t.match(session, {
+      id: String,
+      name: 'Sales',
+      status: 'STOPPED',
+      reason: null,
+      since: String,
+      desiredState: 'running',
+      active: false,
+      phone: null,
+      pushName: null,
+      engine: 'webjs',
+      connectedAt: null,
+      expiresAt: null,
+      lastSeenAt: null,
+      createdAt: String,
+    })
+    t.equal(Object.keys(session).length, 14)
+    t.strictSame(it.nudges, ['awfar_sessions'])
+    t.strictSame((await call('GET', `${base}/${session.id}`)).json(), session)
 
-  const stopped = await call('POST', base, { name: 'Support', start: false })
-  t.match(stopped.json(), { desiredState: 'stopped' })
+    const stopped = await call('POST', base, { name: 'Support', start: false })
+    t.match(stopped.json(), { desiredState: 'stopped' })
 
-  const { app } = await appOver(t, it.sql, { WA_ENGINE: 'simulator' })
-  const simulated = await signIn({ app, sql: it.sql }, { workspaceId })
-  t.match((await simulated.call('POST', base, { name: 'Demo' })).json(), { engine: 'simulator' })
-})
+    const { app } = await appOver(t, it.sql, { WA_ENGINE: 'simulator' })
+    const simulated = await signIn({ app, sql: it.sql }, { workspaceId })
+    t.match((await simulated.call('POST', base, { name: 'Demo' })).json(), { engine: 'simulator' })
+  },
+)
 
-t.test('a name is taken once in a workspace, and free again after deletion', async (t) => {
+void t.test('a name is taken once in a workspace, and free again after deletion', async (t) => {
   const { call } = await signIn(it)
   const { id } = (await call('POST', base, { name: 'Sales' })).json<Session>()
   t.match((await call('POST', base, { name: 'Sales' })).json(), errorShape(409, 'NAME_TAKEN'))
@@ -55,14 +58,16 @@ t.test('a name is taken once in a workspace, and free again after deletion', asy
   t.equal((await call('POST', base, { name: 'Sales' })).statusCode, 201)
 })
 
-t.test('of parallel creations under one name exactly one succeeds', async (t) => {
+void t.test('of parallel creations under one name exactly one succeeds', async (t) => {
   const { call } = await signIn(it)
-  const answers = await Promise.all(Array.from({ length: 8 }, () => call('POST', base, { name: 'x' })))
+  const answers = await Promise.all(
+    Array.from({ length: 8 }, () => call('POST', base, { name: 'x' })),
+  )
   t.equal(answers.filter(({ statusCode }) => statusCode === 201).length, 1)
   t.equal(answers.filter(({ statusCode }) => statusCode === 409).length, 7)
 })
 
-t.test('a wrong session is refused and not created', async (t) => {
+void t.test('a wrong session is refused and not created', async (t) => {
   const { call } = await signIn(it)
   for (const [body, paths] of [
     [{}, ['body.name']],
@@ -77,7 +82,10 @@ t.test('a wrong session is refused and not created', async (t) => {
     const answer = await call('POST', base, body)
     t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'))
     const { details } = answer.json<{ details: { path: string }[] }>()
-    t.strictSame(details.map((fault) => fault.path), paths)
+    t.strictSame(
+      details.map((fault) => fault.path),
+      paths,
+    )
   }
   t.match((await call('POST', base)).json(), {
     ...errorShape(400, 'VALIDATION_FAILED'),
@@ -86,7 +94,7 @@ t.test('a wrong session is refused and not created', async (t) => {
   t.strictSame((await call('GET', base)).json(), { data: [], nextCursor: null })
 })
 
-t.test('sessions are listed newest first, in pages', async (t) => {
+void t.test('sessions are listed newest first, in pages', async (t) => {
   const { call } = await signIn(it)
   for (const name of ['a', 'b', 'c']) await call('POST', base, { name })
   type List = { data: Session[]; nextCursor: string | null }
@@ -103,7 +111,7 @@ t.test('sessions are listed newest first, in pages', async (t) => {
   })
 })
 
-t.test('commands write what is wanted, as often as one likes', async (t) => {
+void t.test('commands write what is wanted, as often as one likes', async (t) => {
   const { call } = await signIn(it)
   const { id } = (await call('POST', base, { name: 'Sales', start: false })).json<Session>()
   const requests = async () => {
@@ -126,10 +134,14 @@ t.test('commands write what is wanted, as often as one likes', async (t) => {
   }
   t.strictSame(await requests(), ['logout', 'restart'], 'the same wish twice is one wish')
   t.equal(it.nudges.length, 8)
-  t.equal((await call('POST', `${base}/${id}/start`, {})).statusCode, 202, 'an empty object as body')
+  t.equal(
+    (await call('POST', `${base}/${id}/start`, {})).statusCode,
+    202,
+    'an empty object as body',
+  )
 })
 
-t.test('deleting is for owners and admins', async (t) => {
+void t.test('deleting is for owners and admins', async (t) => {
   const owner = await signIn(it)
   const { id } = (await owner.call('POST', base, { name: 'Sales' })).json<Session>()
   const agent = await signIn(it, { role: 'agent', workspaceId: owner.workspaceId })
@@ -157,42 +169,48 @@ t.test('deleting is for owners and admins', async (t) => {
   t.equal((await owner.call('GET', `/api/chats/${chatId}`)).statusCode, 200, 'chats stay readable')
 })
 
-t.test('the QR code comes as JSON, picture or text, and only while it waits for a scan', async (t) => {
-  const { call } = await signIn(it)
-  const { id } = (await call('POST', base, { name: 'Sales' })).json<Session>()
-  const early = await call('GET', `${base}/${id}/qr`)
-  t.match(early.json(), { ...errorShape(409, 'SESSION_NOT_READY'), message: /STOPPED/ })
+void t.test(
+  'the QR code comes as JSON, picture or text, and only while it waits for a scan',
+  async (t) => {
+    const { call } = await signIn(it)
+    const { id } = (await call('POST', base, { name: 'Sales' })).json<Session>()
+    const early = await call('GET', `${base}/${id}/qr`)
+    t.match(early.json(), { ...errorShape(409, 'SESSION_NOT_READY'), message: /STOPPED/ })
 
-  await it.sql`
+    await it.sql`
     update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@abc,def==', qr_attempt = 2,
       qr_expires_at = '2030-01-01T00:00:00Z' where id = ${id}`
-  const json = await call('GET', `${base}/${id}/qr`)
-  t.match(json.json(), {
-    value: '2@abc,def==',
-    image: /^data:image\/png;base64,/,
-    expiresAt: '2030-01-01T00:00:00.000Z',
-    attempt: 2,
-  })
-  t.equal(json.headers['cache-control'], 'no-store')
-  const png = await call('GET', `${base}/${id}/qr?format=png`)
-  t.equal(png.headers['content-type'], 'image/png')
-  t.equal(png.rawPayload.subarray(1, 4).toString(), 'PNG')
-  t.equal(png.headers['cache-control'], 'no-store')
-  const raw = await call('GET', `${base}/${id}/qr?format=raw`)
-  t.equal(raw.body, '2@abc,def==')
-  t.match(raw.headers, { 'content-type': /^text\/plain/, 'cache-control': 'no-store' })
-  t.equal((await call('GET', `${base}/${id}/qr?format=json`)).statusCode, 200)
-  t.match((await call('GET', `${base}/${id}/qr?format=gif`)).json(), errorShape(400, 'VALIDATION_FAILED'))
-  t.notMatch((await call('GET', `${base}/${id}`)).body, '2@abc', 'the code stands nowhere else')
+    const json = await call('GET', `${base}/${id}/qr`)
+    t.match(json.json(), {
+      value: '2@abc,def==',
+      image: /^data:image\/png;base64,/,
+      expiresAt: '2030-01-01T00:00:00.000Z',
+      attempt: 2,
+    })
+    t.equal(json.headers['cache-control'], 'no-store')
+    const png = await call('GET', `${base}/${id}/qr?format=png`)
+    t.equal(png.headers['content-type'], 'image/png')
+    t.equal(png.rawPayload.subarray(1, 4).toString(), 'PNG')
+    t.equal(png.headers['cache-control'], 'no-store')
+    const raw = await call('GET', `${base}/${id}/qr?format=raw`)
+    t.equal(raw.body, '2@abc,def==')
+    t.match(raw.headers, { 'content-type': /^text\/plain/, 'cache-control': 'no-store' })
+    t.equal((await call('GET', `${base}/${id}/qr?format=json`)).statusCode, 200)
+    t.match(
+      (await call('GET', `${base}/${id}/qr?format=gif`)).json(),
+      errorShape(400, 'VALIDATION_FAILED'),
+    )
+    t.notMatch((await call('GET', `${base}/${id}`)).body, '2@abc', 'the code stands nowhere else')
 
-  await it.sql`update wa_sessions set status = 'WORKING' where id = ${id}`
-  t.match((await call('GET', `${base}/${id}/qr`)).json(), {
-    ...errorShape(409, 'SESSION_NOT_READY'),
-    message: /WORKING/,
-  })
-})
+    await it.sql`update wa_sessions set status = 'WORKING' where id = ${id}`
+    t.match((await call('GET', `${base}/${id}/qr`)).json(), {
+      ...errorShape(409, 'SESSION_NOT_READY'),
+      message: /WORKING/,
+    })
+  },
+)
 
-t.test('the history of a session is told newest first, in pages', async (t) => {
+void t.test('the history of a session is told newest first, in pages', async (t) => {
   const { call, workspaceId } = await signIn(it)
   const { id } = (await call('POST', base, { name: 'Sales' })).json<Session>()
   t.strictSame((await call('GET', `${base}/${id}/history`)).json(), { data: [], nextCursor: null })
@@ -211,7 +229,7 @@ t.test('the history of a session is told newest first, in pages', async (t) => {
   t.match((await call('GET', url)).json(), { data: [{ to: 'STARTING' }], nextCursor: null })
 })
 
-t.test('ids that are none are 400, ids of nobody are 404', async (t) => {
+void t.test('ids that are none are 400, ids of nobody are 404', async (t) => {
   const { call } = await signIn(it)
   const nobody = randomUUID()
   for (const [method, path] of [

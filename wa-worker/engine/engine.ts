@@ -37,6 +37,14 @@ export interface Receipt {
   ack: number
 }
 
+/** A sign of life. */
+export interface Pulse {
+  /** Connected to WhatsApp now. */
+  online: boolean
+  /** Messages WhatsApp has shown since the engine became ready, of which it has told nobody. */
+  unreported: number
+}
+
 export interface EngineEvents {
   /** A code waits to be scanned. `attempt` counts from 1. */
   qr: [{ value: string; attempt: number; expiresAt: Date }]
@@ -46,6 +54,8 @@ export interface EngineEvents {
   link: ['lost' | 'restored']
   /** The device was unlinked on the phone. The engine is of no more use: stop it. */
   loggedOut: []
+  /** Something is wrong that a reload may cure. */
+  trouble: [{ reason: string; detail?: string }]
   /** The engine broke down. It is of no more use: stop it, and start a new one. */
   closed: [{ reason: string; detail?: string }]
   /** A message came in, or one of ours was sent, here or on the phone. Repeats are possible. */
@@ -62,6 +72,12 @@ export interface Engine extends EventEmitter<EngineEvents> {
   start(): Promise<void>
   /** Closes and keeps the login. Never rejects, may be called at any time and more than once; nothing is left running. */
   stop(): Promise<void>
+  /**
+   * First aid: loads WhatsApp anew in the same engine. `link` tells the rest. Rejects with an EngineError when not even that works.
+   */
+  reload(): Promise<void>
+  /** Asks the engine for a sign of life. Rejects with an EngineError when none comes. */
+  probe(): Promise<Pulse>
   /** Unlinks the device from the account, then stops. Rejects with an EngineError when WhatsApp did not confirm; stopped all the same. */
   logout(): Promise<void>
   /** Sends, unless a message of that id exists already. Rejects with an EngineError. */

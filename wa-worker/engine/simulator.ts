@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { isGroup, serializeKey } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
-import type { Engine, EngineEvents, OutgoingText, Receipt } from './engine.ts'
+import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
 import { contactFor, seededRandom } from './simulator-contacts.ts'
 import type { SimulatedContact } from './simulator-contacts.ts'
 
@@ -67,6 +67,17 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     for (const timer of this.#timers) clearTimeout(timer)
     this.#timers.clear()
     await this.#saving
+  }
+
+  async reload(): Promise<void> {
+    this.#mustRun()
+    this.emit('link', 'lost')
+    this.#after(200, () => this.#linkUp && this.emit('link', 'restored'))
+  }
+
+  async probe(): Promise<Pulse> {
+    this.#mustRun()
+    return { online: this.#linkUp, unreported: 0 }
   }
 
   async logout(): Promise<void> {

@@ -19,6 +19,7 @@ interface PageChat {
 }
 interface MsgCollection {
   get(id: string): PageMessage | undefined
+  on(event: 'add', listener: (message: { isNewMsg?: boolean; type?: string }) => void): void
   getMessagesById?(ids: string[]): Promise<{ messages?: PageMessage[] } | undefined>
 }
 type MsgKeyClass = new (parts: object) => { _serialized: string }
@@ -53,6 +54,8 @@ export type SendOutcome =
   | { outcome: 'refused' | 'failed' | 'vanished'; error: string }
 
 export interface PageApi {
+  /** New messages the page has shown since this was installed, of the kinds the library reports at once. */
+  shown: number
   find(chatId: string, keyId: string): Promise<{ waMessageId: string; ack: number } | null>
   send(chatId: string, body: string, keyId: string): Promise<SendOutcome>
 }
@@ -129,6 +132,8 @@ export function installPageApi(): void {
   }
 
   window.awfar = {
+    shown: 0,
+
     async find(chatId, keyId) {
       const message = await lookUp(chatId, keyId, true)
       return message ? receipt(message) : null
@@ -164,4 +169,49 @@ export function installPageApi(): void {
       return { outcome: 'vanished', error: 'WhatsApp Web took the message and does not list it' }
     },
   }
+
+  window.require('WAWebCollections').Msg.on('add', ({ isNewMsg, type }) => {
+    if (isNewMsg && type !== 'ciphertext' && type !== 'gp2') window.awfar!.shown += 1
+  })
+}
+
+/** The modules of the page without which the library cannot start, send or receive text. */
+export const neededModules = [
+  'WAWebSocketModel',
+  'WAWebCmd',
+  'WAWebConnModel',
+  'WAWebCollections',
+  'WAWebMsgKey',
+  'WAWebWidFactory',
+  'WAWebUserPrefsMeUser',
+  'WAWebChatGetters',
+  'WALinkify',
+  'WAWebFindChatAction',
+  'WAWebGetEphemeralFieldsMsgActionsUtils',
+  'WAWebSendMsgChatAction',
+  'WAWebOfflineHandler',
+  'WAWebAltDeviceLinkingApi',
+  'WABase64',
+  'WAWebCompanionRegClientUtils',
+  'WAWebAdvSignatureApi',
+  'WAWebUserPrefsInfoStore',
+  'WAWebSignalStoreApi',
+  'WAWebUserPrefsMultiDevice',
+  'WAWebBackendJobsCommon',
+  'WAWebE2EProtoUtils',
+  'WAWebSyncGatingUtils',
+  'WAWebCallCollection',
+  'WAWebAddonReactionTableMode',
+  'WAWebAddonPollVoteTableMode',
+]
+
+/** Those of these modules the page does not have (any more). */
+export function missingModules(names: string[]): string[] {
+  return names.filter((name) => {
+    try {
+      return !(window.require as (name: string) => unknown)(name)
+    } catch {
+      return true
+    }
+  })
 }

@@ -7,10 +7,10 @@ import type { Logger } from '../../shared/logger.ts'
 import { clearProfile, findBrowser, killGroup } from '../browser.ts'
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
-import type { Engine, EngineEvents, OutgoingText, Receipt } from './engine.ts'
+import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
 import { incomingMessage, keyOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
-import { installPageApi } from './webjs-page.ts'
+import { installPageApi, missingModules, neededModules } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
 
 export interface WebjsOptions {
@@ -27,6 +27,7 @@ export interface WebjsOptions {
 /** Milliseconds each call to the browser may take before it counts as hung. */
 const deadlines = {
   call: 10_000,
+  probe: 4_000,
   send: 30_000,
   find: 30_000,
   launch: 40_000,
@@ -73,6 +74,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   #ready = false
   #linkUp = true
   #qrAttempt = 0
+  /** Messages the library told of since the page API was installed. */
+  #reported = 0
 
   constructor(options: WebjsOptions) {
     super()
@@ -103,6 +106,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       await initialized
     } catch (error) {
       if (this.#stopping) return
+      const missing = await this.#missingModules()
+      if (missing) throw new EngineError('transient', 'MODULE_MISSING', missing, { cause: error })
       throw new EngineError('transient', 'START_FAILED', errorText(error), { cause: error })
     }
     this.#replaceNavigationHandler()
@@ -159,6 +164,33 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     )
   }
 
+  async reload(): Promise<void> {
+    const { page } = this.#mustBeReady()
+    this.#setLink(false)
+    // Not evaluated in the page: that page may be the one that hangs.
+    await this.#within(
+      deadlines.call,
+      'PAGE_UNRESPONSIVE',
+      page.reload({ timeout: deadlines.call }),
+    )
+  }
+
+  async probe(): Promise<Pulse> {
+    const { page } = this.#mustBeReady()
+    const reported = this.#reported
+    const pulse = await this.#within(
+      deadlines.probe,
+      'PAGE_UNRESPONSIVE',
+      page.evaluate(() => ({
+        state: window.require('WAWebSocketModel').Socket.state,
+        shown: window.awfar?.shown,
+      })),
+    )
+    // The page was replaced and nobody has injected anything into the new one yet.
+    if (pulse.shown === undefined) return { online: false, unreported: 0 }
+    return { online: pulse.state === 'CONNECTED', unreported: pulse.shown - reported }
+  }
+
   #createClient(executablePath: string, profileDir: string, onBrowser: () => void) {
     const { browserArgs, webVersion } = this.#options
     return new whatsapp.Client({
@@ -201,6 +233,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       this.#closed(state === 'CONFLICT' ? state : `STATE_${state}`),
     )
     on('message_create', (message: LibraryMessage) => {
+      this.#reported += 1
       const incoming = incomingMessage(message)
       if (incoming) this.emit('message', incoming)
     })
@@ -217,7 +250,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   #watchBrowser(): void {
     const { pupBrowser, pupPage } = this.#client!
     pupBrowser?.once('disconnected', () => this.#closed('BROWSER_CRASHED'))
-    pupPage?.once('error', (error) => this.#closed('PAGE_CRASHED', errorText(error)))
+    pupPage?.on('error', (error) => this.#trouble('PAGE_CRASHED', errorText(error)))
     pupPage?.once('close', () => this.#closed('PAGE_CLOSED'))
     pupPage?.on('pageerror', (error) =>
       this.#log.warn('error in the page', { error: errorText(error) }),
@@ -270,6 +303,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     try {
       const { page } = this.#running()
       await this.#within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(installPageApi))
+      this.#reported = 0
+      const missing = await this.#missingModules()
+      if (missing) return this.#closed('MODULE_MISSING', missing)
       if (this.#ready) return this.#setLink(true)
       const { wid, pushname } = this.#client!.info
       const lid = await this.#within(
@@ -304,31 +340,58 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   }
 
   /**
-   * Until the session is ready, looks after two things the library gets wrong: it never asks for new codes once the page stopped making
-   * them, and it misses a sync that ended before it listened.
+   * Until the session is ready, looks after what the library gets wrong: it never asks for new codes once the page stopped making
+   * them, it misses a sync that ended before it listened, and it swallows what went wrong while it attached itself to the page.
    */
   async #seeToReady(): Promise<void> {
     let synced = 0
     while (!this.#dead && (!this.#ready || !this.#linkUp)) {
       try {
         const { page } = this.#running()
-        const socket = await this.#within(
+        const { hasSynced, begun } = await this.#within(
           deadlines.call,
           'PAGE_UNRESPONSIVE',
           page.evaluate(() => {
             const { state, hasSynced } = window.require('WAWebSocketModel').Socket
             if (state === 'UNPAIRED_IDLE') window.require('WAWebCmd').Cmd.refreshQR()
-            return { hasSynced }
+            return { hasSynced, begun: window.WWebJS !== undefined }
           }),
         )
-        synced = socket.hasSynced ? synced + 1 : 0
-        // Twice in a row: the library has had its chance.
-        if (synced === 2) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
+        synced = hasSynced ? synced + 1 : 0
+        // Twice in a row: the library has had its chance. Once it has begun, asking again would only make it say "ready" without listening.
+        if (synced === 2 && !begun) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
+        if (synced === 10 && !this.#ready) {
+          const missing = await this.#missingModules()
+          if (missing) this.#closed('MODULE_MISSING', missing)
+          else this.#closed('READY_LOST', 'WhatsApp Web is synced and the library is not.')
+        }
       } catch (error) {
         this.#log.debug('page not ready to be asked', { error: errorText(error) })
       }
       await new Promise((resolve) => setTimeout(resolve, 1_000).unref())
     }
+  }
+
+  /** What WhatsApp has renamed or removed, as a sentence; undefined when all is there, or the page cannot be asked. */
+  async #missingModules(): Promise<string | undefined> {
+    try {
+      const { page } = this.#running()
+      const missing = await this.#within(
+        deadlines.call,
+        'PAGE_UNRESPONSIVE',
+        page.evaluate(missingModules, neededModules),
+      )
+      return missing.length === 0 ? undefined : `WhatsApp Web no longer has ${missing.join(', ')}.`
+    } catch (error) {
+      this.#log.debug('page could not be tested', { error: errorText(error) })
+      return undefined
+    }
+  }
+
+  #trouble(reason: string, detail: string): void {
+    if (this.#dead || this.#stopping) return
+    if (this.#ready) this.emit('trouble', { reason, detail })
+    else this.#closed(reason, detail)
   }
 
   #closed(reason: string, detail?: string): void {

@@ -126,6 +126,60 @@ void t.test('a link that stays lost is started afresh', async (t) => {
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
 })
 
+void t.test(
+  'an engine that hangs is reloaded first, and replaced if that does not help',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { workspaceId, sessionId } = await givenSession(sql)
+    let reloads = 0
+    const worker = startWorker(t, sql, {
+      dataDir: t.testdir(),
+      changeEngine: (engine) => {
+        const [probe, reload] = [engine.probe.bind(engine), engine.reload.bind(engine)]
+        let hung = worker.engines.length === 1
+        engine.probe = async () => {
+          if (hung) throw new EngineError('unknown', 'PAGE_UNRESPONSIVE', 'No answer.')
+          return probe()
+        }
+        engine.reload = async () => {
+          reloads += 1
+          hung = false
+          if (reloads > 1) throw new EngineError('unknown', 'PAGE_UNRESPONSIVE', 'No answer.')
+          return reload()
+        }
+        return engine
+      },
+    })
+    const reasons = async () => {
+      const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+      return data.filter(({ to }) => to === 'RECONNECTING').map(({ reason }) => reason)
+    }
+    await until('the first aid', async () => (await reasons()).length === 1)
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    t.same([reloads, worker.engines.length], [1, 1])
+
+    worker.engine().emit('trouble', { reason: 'PAGE_CRASHED' })
+    await until('a second engine', () => worker.engines.length === 2)
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    t.same(await reasons(), ['PAGE_CRASHED', 'PAGE_UNRESPONSIVE'])
+    t.equal(reloads, 1, 'no first aid twice in a short time')
+  },
+)
+
+void t.test('messages nobody confirms make the session suspect, once', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await accept(sql, workspaceId, sessionId, 'into the void', '12025550003@c.us')
+  const { data } = await until('the suspicion', async () => {
+    const page = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+    return page.data.some(({ reason }) => reason === 'ACKS_STALLED') && page
+  })
+  t.match(data[0]?.detail ?? data[1]?.detail, /No server confirms/)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+})
+
 void t.test('a start that goes nowhere ends as FAILED with its reason', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)

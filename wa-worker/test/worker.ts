@@ -35,7 +35,7 @@ export function startWorker(
     leaseTtlMs = 2_000,
     scanMs = 20,
     ...deps
-  }: Partial<Omit<SessionDeps, 'createEngine'>> & {
+  }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
     changeEngine?: (engine: SimulatorEngine) => Engine
     leaseTtlMs?: number
@@ -52,6 +52,7 @@ export function startWorker(
     pollMs: 50,
     ackWaitMs: 200,
     unconfirmedMs: 400,
+    stalledMs: 600,
   })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const engines: SimulatorEngine[] = []
@@ -81,6 +82,7 @@ export function startWorker(
         },
         backoff: reconnectBackoff({ quickMs: 20, maxMs: 100 }),
         startTimeoutMs: 5_000,
+        probeMs: 50,
         stableMs: 60_000,
         maxQrCodes: 5,
         maxStarts: 3,

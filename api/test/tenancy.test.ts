@@ -1,0 +1,154 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { errorShape, signIn, testApp } from './app.ts'
+import type { Person } from './app.ts'
+
+const it = await testApp(t)
+
+/** A workspace with one of everything. */
+async function furnished() {
+  const person = await signIn(it)
+  const session = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
+  const sessionId = session.json<{ id: string }>().id
+  await it.sql`
+    update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@code', qr_attempt = 1 where id = ${sessionId}`
+  const body = { to: '1234567890', message: 'a secret' }
+  const sent = await person.call('POST', '/api/whatsapp/send', body)
+  const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()
+  await it.sql`
+    insert into wa_session_history (workspace_id, session_id, from_status, to_status)
+    values (${person.workspaceId}, ${sessionId}, 'STOPPED', 'STARTING')`
+  return { ...person, sessionId, messageId, chatId }
+}
+
+const mine = await furnished()
+const theirs = await furnished()
+
+/** Every call that names a resource of a workspace, as a stranger would make it. */
+const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
+  ['session', ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}`)],
+  ...['start', 'stop', 'restart', 'logout'].map((command): (typeof calls)[number] => [
+    command,
+    ({ call }) => call('POST', `/api/whatsapp/sessions/${theirs.sessionId}/${command}`),
+  ]),
+  ['delete', ({ call }) => call('DELETE', `/api/whatsapp/sessions/${theirs.sessionId}`)],
+  ['qr', ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}/qr`)],
+  ['history', ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}/history`)],
+  [
+    'send',
+    ({ call }) =>
+      call('POST', '/api/whatsapp/send', {
+        sessionId: theirs.sessionId,
+        to: '1234567890',
+        message: 'x',
+      }),
+  ],
+  ['message', ({ call }) => call('GET', `/api/messages/${theirs.messageId}`)],
+  ['chat', ({ call }) => call('GET', `/api/chats/${theirs.chatId}`)],
+  ['messages', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/messages`)],
+]
+
+void t.test('what belongs to others is not found, and stays as it is', async (t) => {
+  const state = async () => {
+    const [row] = await it.sql<{ text: string }>`
+      select coalesce(string_agg(line, ' ' order by line), '') as text from (
+        select s::text as line from wa_sessions s where workspace_id = ${theirs.workspaceId}
+        union all select r::text from wa_session_requests r where workspace_id = ${theirs.workspaceId}
+        union all select m::text from messages m where workspace_id = ${theirs.workspaceId}
+        union all select o::text from outbox o where workspace_id = ${theirs.workspaceId}
+        union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
+    return row!.text
+  }
+  const before = await state()
+  it.nudges.length = 0
+  for (const [what, call] of calls) {
+    const answer = await call(mine)
+    t.match(answer.json(), errorShape(404, 'NOT_FOUND'), what)
+    t.notMatch(answer.body, 'secret')
+  }
+  t.equal(await state(), before)
+  t.strictSame(it.nudges, [], 'and no worker is woken')
+  for (const [what, call] of calls) {
+    if (what !== 'delete')
+      t.ok((await call(theirs)).statusCode < 300, `${what} works for its owner`)
+  }
+})
+
+void t.test('lists hold nothing of others, not even with their ids and cursors', async (t) => {
+  const theirLists = [
+    await theirs.call('GET', '/api/whatsapp/sessions'),
+    await theirs.call('GET', '/api/chats'),
+  ]
+  t.ok(theirLists.every((list) => list.json<{ data: object[] }>().data.length === 1))
+  const lists = [
+    '/api/whatsapp/sessions',
+    '/api/chats',
+    '/api/chats?unread=false&archived=false',
+    `/api/chats?sessionId=${theirs.sessionId}`,
+  ]
+  for (const url of lists) {
+    const { body } = await mine.call('GET', url)
+    for (const id of [theirs.sessionId, theirs.chatId, theirs.messageId]) t.notMatch(body, id, url)
+  }
+  const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)
+  t.strictSame(filtered.json(), { data: [], nextCursor: null })
+
+  const position = JSON.stringify(['2999-01-01 00:00:00+00', theirs.chatId])
+  const cursor = Buffer.from(position).toString('base64url')
+  const page = await mine.call('GET', `/api/chats?cursor=${cursor}`)
+  t.match(page.json(), { data: [{ id: mine.chatId }] })
+  t.notMatch(page.body, theirs.chatId)
+})
+
+void t.test('a token of somebody who moved workspace shows the new one', async (t) => {
+  const person = await signIn(it)
+  await it.sql`
+    update profiles set workspace_id = ${mine.workspaceId} where id = ${person.profile.id}`
+  t.equal((await person.call('GET', `/api/chats/${mine.chatId}`)).statusCode, 200)
+  t.equal((await person.call('GET', `/api/chats/${theirs.chatId}`)).statusCode, 404)
+  await it.sql`update profiles set workspace_id = ${person.workspaceId} where id = ${person.profile.id}`
+  t.equal((await person.call('GET', `/api/chats/${mine.chatId}`)).statusCode, 404)
+})
+
+void t.test('every table keeps Supabase’s public roles out', async (t) => {
+  await it.sql`
+    insert into events (workspace_id, session_id, type, payload)
+    values (${mine.workspaceId}, ${mine.sessionId}, 'message', '{}')`
+  await it.sql`insert into rate_limits (key, hits, resets_at) values ('k', 1, now())`
+  await it.sql`insert into workers (id, host, pid, capacity) values ('w', 'h', 1, 1)`
+  await it.sql`
+    insert into refresh_tokens (family, profile_id, token_hash, expires_at)
+    values (${randomUUID()}, ${mine.profile.id}, '\\x00', now())`
+  const tables = await it.sql<{ name: string; secured: boolean }>`
+    select quote_ident(relname) as name, relrowsecurity as secured
+    from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') order by 1`
+  t.ok(tables.length >= 14)
+  // With the right to select, it is row level security alone that stands in the way.
+  await it.sql`grant usage on schema public to anon, authenticated`
+  await it.sql`grant all on all tables in schema public to anon, authenticated`
+
+  let filled = 0
+  for (const { name, secured } of tables) {
+    t.ok(secured, `${name} has row level security`)
+    const visible = async (role?: string) =>
+      it.sql.begin(async (tx) => {
+        if (role === 'anon') await tx`set local role anon`
+        if (role === 'authenticated') await tx`set local role authenticated`
+        const [row] = await tx<{ count: number }>([
+          `select count(*) from public.${name}`,
+        ] as unknown as TemplateStringsArray)
+        return row!.count
+      })
+    if ((await visible()) > 0) filled += 1
+    for (const role of ['anon', 'authenticated']) {
+      t.equal(await visible(role), 0, `${role} reads nothing of ${name}`)
+    }
+  }
+  t.ok(filled >= 13, `${filled} tables had something to hide`)
+  for (const view of await it.sql<{ name: string }>`
+    select quote_ident(relname) as name from pg_class
+    where relnamespace = 'public'::regnamespace and relkind in ('v', 'm')
+      and not coalesce('security_invoker=true' = any(reloptions), false)`) {
+    t.fail(`the view ${view.name} would pass row level security by`)
+  }
+})

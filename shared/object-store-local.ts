@@ -1,0 +1,99 @@
+import { randomUUID } from 'node:crypto'
+import { constants } from 'node:fs'
+import { link, mkdir, open, readdir, rm, stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import type { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { checkKey, ObjectExists, ObjectNotFound, StoreRefused } from './object-store.ts'
+import type { ObjectStore, PutOptions } from './object-store.ts'
+
+/** What nobody can still be writing. */
+const abandonedMs = 3_600_000
+
+/** Objects as files of a folder on this machine: for development, and for one machine whose disk is backed up. */
+export class LocalObjectStore implements ObjectStore {
+  readonly #folder: string
+
+  constructor(folder: string) {
+    this.#folder = folder
+  }
+
+  async ensureBucket(bucket: string): Promise<void> {
+    checkKey(bucket, 'any')
+    const drafts = this.#drafts(bucket)
+    await mkdir(drafts, { recursive: true, mode: 0o700 })
+    for (const name of await readdir(drafts)) {
+      const draft = join(drafts, name)
+      const { mtimeMs } = await stat(draft).catch(() => ({ mtimeMs: Infinity })) // finished meanwhile
+      if (Date.now() - mtimeMs > abandonedMs) await rm(draft, { force: true })
+    }
+  }
+
+  async put(
+    bucket: string,
+    key: string,
+    source: Readable,
+    { size, signal }: PutOptions = {},
+  ): Promise<void> {
+    const path = this.#path(bucket, key)
+    const draft = join(this.#drafts(bucket), randomUUID())
+    try {
+      const file = await open(draft, 'wx', 0o600).catch((error: NodeJS.ErrnoException) => {
+        throw error.code === 'ENOENT' ? new StoreRefused(404, 'Bucket not found') : error
+      })
+      try {
+        await pipeline(source, file.createWriteStream({ autoClose: false }), { signal: signal! })
+        const written = (await file.stat()).size
+        if (size !== undefined && written !== size) {
+          throw new Error(`The object has ${written} bytes, not ${size}.`)
+        }
+        await file.sync()
+      } finally {
+        await file.close()
+      }
+      await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+      // A link, unlike a rename, never replaces what is there.
+      await link(draft, path).catch((error: NodeJS.ErrnoException) => {
+        throw error.code === 'EEXIST' ? new ObjectExists(bucket, key) : error
+      })
+      await this.#syncFolders(bucket, path)
+    } catch (error) {
+      source.destroy()
+      throw error
+    } finally {
+      await rm(draft, { force: true })
+    }
+  }
+
+  async get(bucket: string, key: string): Promise<Readable> {
+    const file = await open(this.#path(bucket, key), constants.O_RDONLY).catch(
+      (error: NodeJS.ErrnoException) => {
+        throw error.code === 'ENOENT' ? new ObjectNotFound(bucket, key) : error
+      },
+    )
+    return file.createReadStream()
+  }
+
+  async remove(bucket: string, keys: string[]): Promise<void> {
+    for (const key of keys) await rm(this.#path(bucket, key), { force: true })
+  }
+
+  /** Without this a power cut could take away a file that was written. */
+  async #syncFolders(bucket: string, path: string): Promise<void> {
+    for (let folder = dirname(path); folder.length >= join(this.#folder, bucket).length; ) {
+      const handle = await open(folder, 'r')
+      await handle.sync().finally(() => handle.close())
+      folder = dirname(folder)
+    }
+  }
+
+  /** No key begins with a dot: drafts and objects never meet. */
+  #drafts(bucket: string): string {
+    return join(this.#folder, bucket, '.drafts')
+  }
+
+  #path(bucket: string, key: string): string {
+    checkKey(bucket, key)
+    return join(this.#folder, bucket, key)
+  }
+}
