@@ -138,10 +138,9 @@ async function install() {
 /** npm keeps its cache below HOME; where that cannot be written, as for service accounts, any other place will do. */
 function npmCache() {
   const cache = process.env.npm_config_cache ?? join(homedir(), '.npm')
-  const nearest = nearestExisting(cache)
-  if (isWritable(nearest)) return {}
+  if (isWritable(nearestExisting(cache))) return {}
   const other = join(tmpdir(), `npm-cache-${process.getuid?.() ?? 'user'}`)
-  console.log(`setup: ${nearest} is not writable, npm keeps its cache in ${other}`)
+  console.log(`setup: ${cache} is not writable, npm keeps its cache in ${other}`)
   return { npm_config_cache: other }
 }
 
