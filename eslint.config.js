@@ -6,10 +6,7 @@ import tseslint from 'typescript-eslint'
 const oneWay = (files, forbidden, message) => ({
   files,
   rules: {
-    'no-restricted-imports': [
-      'error',
-      { patterns: [{ regex: forbidden, message }], paths: [] },
-    ],
+    'no-restricted-imports': ['error', { patterns: [{ regex: forbidden, message }], paths: [] }],
   },
 })
 

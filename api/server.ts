@@ -35,18 +35,22 @@ function readConfig(): ApiConfig {
 }
 
 async function start(config: ApiConfig, log: Logger): Promise<void> {
-  const database = await openDatabase(
-    { databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR },
-    log,
-  )
-  const stops = [() => database.release()]
-  // Also when the start fails half-way: nothing may be left running.
+  const opening = openDatabase({ databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR }, log)
+  const stops: (() => Promise<void>)[] = [
+    () =>
+      opening.then(
+        (database) => database.release(),
+        () => {}, // never opened: the start says why
+      ),
+  ]
+  // Also when the start fails half-way, or a signal comes in the middle of it: nothing may be left running.
   const stop = async () => {
     for (const close of stops.splice(0).reverse()) await close()
   }
   onShutdown(log, stop, { timeoutMs: 25_000 })
 
   try {
+    const database = await opening
     await migrate(config.DATABASE_URL_DIRECT ?? database.url)
     const sql = connect(database.url, {
       applicationName: 'awfar-api',

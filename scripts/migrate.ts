@@ -53,4 +53,6 @@ async function run(url: string, dryRun: boolean): Promise<void> {
   if (done.length === 0) console.log('up to date')
 }
 
-const title = (version: number, name: string) => `${String(version).padStart(4, '0')}_${name}`
+function title(version: number, name: string): string {
+  return `${String(version).padStart(4, '0')}_${name}`
+}

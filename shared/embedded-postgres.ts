@@ -147,22 +147,31 @@ function keep(cluster: Cluster, first: Hold, log: Log) {
 async function isLastUser({ client }: Hold, patienceMs: number): Promise<boolean> {
   try {
     await client.query('select pg_advisory_unlock_shared($1)', [usersLock])
-    const { rows } = await client.query<{ alone: boolean }>(
-      'select pg_try_advisory_lock($1) as alone',
-      [usersLock],
-    )
-    if (!rows[0]?.alone) return false
-    // Connections closed a moment ago, by the caller or by a process just killed, take a moment to vanish.
-    const deadline = performance.now() + patienceMs
-    while ((await countOthers(client)) > 0) {
-      if (performance.now() > deadline) return false
-      await sleep(20)
-    }
-    return true
+    // A process killed a moment ago, and connections just closed, take a moment to vanish.
+    if (!(await holdsWithin(patienceMs / 3, () => takeUsersLock(client)))) return false
+    return await holdsWithin(patienceMs, async () => (await countOthers(client)) === 0)
   } catch (error) {
     if (isDatabaseAway(error)) return false // stopped under our hands: nothing left to do
     throw error
   }
+}
+
+async function takeUsersLock(client: pg.Client): Promise<boolean> {
+  const { rows } = await client.query<{ alone: boolean }>(
+    'select pg_try_advisory_lock($1) as alone',
+    [usersLock],
+  )
+  return rows[0]?.alone ?? false
+}
+
+/** Whether `ask` comes to answer true before the time is over. */
+async function holdsWithin(ms: number, ask: () => Promise<boolean>): Promise<boolean> {
+  const deadline = performance.now() + ms
+  while (!(await ask())) {
+    if (performance.now() > deadline) return false
+    await sleep(20)
+  }
+  return true
 }
 
 async function countOthers(client: pg.Client): Promise<number> {

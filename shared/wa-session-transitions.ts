@@ -29,6 +29,14 @@ export interface Transition {
   /** The session shall not run until somebody starts it again. */
   stops?: boolean
   account?: Account | undefined
+  /** The code that waits to be scanned in the new state. */
+  qr?: QrCode | undefined
+}
+
+export interface QrCode {
+  value: string
+  attempt: number
+  expiresAt: Date
 }
 
 /**
@@ -38,14 +46,14 @@ export interface Transition {
 export async function writeTransition(
   sql: Sql,
   session: OwnedSession,
-  { from, to, reason, detail, stops = false, account }: Transition,
+  { from, to, reason, detail, stops = false, account, qr }: Transition,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     const [row] = await tx<SessionRow>`
       update wa_sessions
       set status = ${to}, reason = ${reason}, since = now(),
           desired_state = case when ${stops} then 'stopped' else desired_state end,
-          qr = null, qr_attempt = null, qr_expires_at = null
+          qr = ${qr?.value}, qr_attempt = ${qr?.attempt}, qr_expires_at = ${qr?.expiresAt}
           ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now()` : fragment``}
           ${account ? accountColumns(account) : fragment``}
       where id = ${session.id} and fence = ${session.fence}
@@ -54,23 +62,19 @@ export async function writeTransition(
     await tx`
       insert into wa_session_history (workspace_id, session_id, from_status, to_status, reason, detail, worker)
       values (${session.workspaceId}, ${session.id}, ${from}, ${to}, ${reason}, ${detail}, ${session.worker})`
-    await appendEvents(tx, [statusEvent(row)])
+    await appendEvents(tx, qr ? [statusEvent(row), qrEvent(row)] : [statusEvent(row)])
   })
 }
 
-/** Writes the code to scan and moves the session to SCAN_QR_CODE if it is not there. Throws LeaseLost. */
-export async function writeQr(
-  sql: Sql,
-  session: OwnedSession,
-  qr: { value: string; attempt: number; expiresAt: Date },
-): Promise<void> {
+/** Writes a further code for a session that waits for a scan. Throws LeaseLost. */
+export async function writeQr(sql: Sql, session: OwnedSession, qr: QrCode): Promise<void> {
   await sql.begin(async (tx) => {
     const [row] = await tx<SessionRow>`
       update wa_sessions set qr = ${qr.value}, qr_attempt = ${qr.attempt}, qr_expires_at = ${qr.expiresAt}
       where id = ${session.id} and fence = ${session.fence}
       returning *`
     if (!row) throw new LeaseLost(session.id)
-    await appendEvents(tx, [{ ...statusEvent(row), type: 'session.qr' }])
+    await appendEvents(tx, [qrEvent(row)])
   })
 }
 
@@ -97,3 +101,5 @@ const statusEvent = (row: SessionRow) => ({
   type: 'session.status' as const,
   payload: sessionResource(row),
 })
+
+const qrEvent = (row: SessionRow) => ({ ...statusEvent(row), type: 'session.qr' as const })

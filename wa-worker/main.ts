@@ -4,6 +4,8 @@ import { join } from 'node:path'
 import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
 import { connect } from '../shared/db.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
+import type { Database } from '../shared/embedded-postgres.ts'
+import { errorText } from '../shared/errors.ts'
 import { listen } from '../shared/listener.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -30,17 +32,45 @@ async function main(): Promise<void> {
   loadEnv()
   const config = readEnv<WorkerConfig>(workerSchema)
   const log = createLogger('wa-worker', { level: config.LOG_LEVEL, dir: config.LOG_DIR })
+  const opening = openDatabase({ databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR }, log)
+  const stops: (() => Promise<void>)[] = [
+    () =>
+      opening.then(
+        (database) => database.release(),
+        () => {}, // never opened: the start says why
+      ),
+  ]
+  // From here on: a signal may come in the middle of the start, and nothing may be left running.
+  const stop = async () => {
+    for (const close of stops.splice(0).reverse()) await close()
+  }
+  onShutdown(log, stop, { timeoutMs: 25_000 })
+  // The library rejects promises nobody can await (a page that navigates away, a takeover that fails): a session may suffer, which its own
+  // watching finds out, but not this process and with it all other sessions.
+  process.on('unhandledRejection', (error) => log.error('rejection nobody handled', { error }))
+
+  try {
+    await start(await opening, config, log, stops)
+  } catch (error) {
+    log.error('worker not started', { error })
+    process.stderr.write(`The worker did not start: ${errorText(error)}\n`)
+    await stop()
+    process.exit(1)
+  }
+}
+
+async function start(
+  database: Database,
+  config: WorkerConfig,
+  log: Logger,
+  stops: (() => Promise<void>)[],
+): Promise<void> {
   const worker = {
     id: `${hostname()}:${process.pid}:${randomBytes(4).toString('hex')}`,
     host: hostname(),
     pid: process.pid,
     capacity: config.WA_MAX_SESSIONS,
   }
-
-  const database = await openDatabase(
-    { databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR },
-    log,
-  )
   const directUrl = config.DATABASE_URL_DIRECT ?? database.url
   for (const { version, name } of await migrate(directUrl)) {
     log.info('migration applied', { version, name })
@@ -50,6 +80,7 @@ async function main(): Promise<void> {
     prepare: config.PG_PREPARE,
     onError: (error) => log.warn('database connection lost', { error }),
   })
+  stops.push(() => sql.close())
 
   const profiles = new Profiles(config.DATA_DIR)
   const sender = new Sender({ sql, worker: worker.id, log })
@@ -85,24 +116,15 @@ async function main(): Promise<void> {
   )
   const jobs = startJobs(sql, worker.id, log)
 
-  onShutdown(
-    log,
-    async () => {
-      await jobs.stop()
-      await supervisor.stop()
-      sender.stop()
-      await running
-      await listener.close()
-      await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))
-      await sql.close()
-      await database.release()
-    },
-    { timeoutMs: 25_000 },
-  )
-  // The library rejects promises nobody can await (a page that navigates away, a takeover that fails): a session may suffer, which its own
-  // watching finds out, but not this process and with it all other sessions.
-  process.on('unhandledRejection', (error) => log.error('rejection nobody handled', { error }))
   const running = Promise.all([supervisor.run(), sender.run()])
+  stops.push(async () => {
+    await jobs.stop()
+    await supervisor.stop()
+    sender.stop()
+    await running
+    await listener.close()
+    await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))
+  })
   log.info('worker started', { worker: worker.id, capacity: worker.capacity })
   process.send?.('ready')
 }

@@ -5,7 +5,7 @@ import { cancelQueued } from '../shared/outbox.ts'
 import { LeaseLost, releaseLease } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { closeRequest, writeQr, writeTransition } from '../shared/wa-session-transitions.ts'
-import type { Account, OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { Account, OwnedSession, QrCode, Transition } from '../shared/wa-session-transitions.ts'
 import type { SessionStatus } from '../shared/wa-sessions.ts'
 import type { Backoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
@@ -162,17 +162,15 @@ export class Session {
     on('closed', ({ reason, detail }) => this.#broke(reason, detail))
   }
 
-  async #showQr(
-    engine: Engine,
-    qr: { value: string; attempt: number; expiresAt: Date },
-  ): Promise<void> {
+  async #showQr(engine: Engine, qr: QrCode): Promise<void> {
     if (qr.attempt > this.#deps.maxQrCodes) {
       await this.#stopEngine()
       await this.#transition({ type: 'qrTimeout' })
       return this.#leave()
     }
-    if (this.#status !== 'SCAN_QR_CODE') await this.#transition({ type: 'qr' })
-    await this.#write(() => writeQr(this.#deps.sql, this.owned, qr))
+    // With the change of state, so that whoever sees SCAN_QR_CODE finds a code.
+    if (this.#status !== 'SCAN_QR_CODE') await this.#transition({ type: 'qr' }, { qr })
+    else await this.#write(() => writeQr(this.#deps.sql, this.owned, qr))
     this.#arm(engine, qr.expiresAt.getTime() - Date.now())
   }
 
@@ -182,7 +180,7 @@ export class Session {
       this.#failures = 0
       this.#reloaded = false
     }, this.#deps.stableMs)
-    await this.#transition({ type: 'ready' }, undefined, account)
+    await this.#transition({ type: 'ready' }, { account })
     this.#work(engine)
   }
 
@@ -208,7 +206,10 @@ export class Session {
     if (this.#status !== 'WORKING' || this.#reloaded) return this.#broke(reason, detail)
     this.#reloaded = true
     this.#watchdog?.stop()
-    await this.#transition({ type: 'broke', reason }, `${detail ?? ''} Reloading the page.`.trim())
+    await this.#transition(
+      { type: 'broke', reason },
+      { detail: `${detail ?? ''} Reloading the page.`.trim() },
+    )
     await this.#deps.sender.close(this.id)
     this.#arm(engine)
     try {
@@ -244,12 +245,12 @@ export class Session {
     this.#failures += 1
     const linked = this.#status === 'WORKING' || this.#status === 'RECONNECTING'
     if (reason === 'BROWSER_MISSING' || (!linked && this.#failures >= this.#deps.maxStarts)) {
-      await this.#transition({ type: 'gaveUp', reason }, detail)
+      await this.#transition({ type: 'gaveUp', reason }, { detail })
       // A wish to restart must not bring it back at once.
       await this.#close('restart')
       return this.#leave()
     }
-    await this.#transition({ type: 'broke', reason }, detail)
+    await this.#transition({ type: 'broke', reason }, { detail })
     this.#retry = setTimeout(() => {
       this.#post(async () => {
         this.#retry = undefined
@@ -268,7 +269,7 @@ export class Session {
       await this.#write(() => cancelQueued(this.#deps.sql, this.id))
     } else await this.#deps.profiles.archive(this.id)
     const detail = failure && `WhatsApp did not confirm: ${failure}`
-    await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, detail)
+    await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
     await this.#close(kind, failure ?? null)
     await this.#leave()
   }
@@ -326,19 +327,15 @@ export class Session {
     this.#watchdog?.stop()
   }
 
-  async #transition(event: LifecycleEvent, detail?: string, account?: Account): Promise<void> {
+  async #transition(
+    event: LifecycleEvent,
+    more: Pick<Transition, 'detail' | 'account' | 'qr'> = {},
+  ): Promise<void> {
     const from = this.#status
     const change = next(from, event)
     // The same state for the same reason is no news.
     if (!change || (change.to === from && change.reason === this.#reason)) return
-    const transition = {
-      from,
-      to: change.to,
-      reason: change.reason,
-      stops: change.stops,
-      detail,
-      account,
-    }
+    const transition = { from, ...change, ...more }
     await this.#write(() => writeTransition(this.#deps.sql, this.owned, transition))
     this.#status = change.to
     this.#reason = change.reason
@@ -347,7 +344,7 @@ export class Session {
       from,
       to: change.to,
       reason: change.reason,
-      ...(detail !== undefined && { detail }),
+      ...(more.detail !== undefined && { detail: more.detail }),
     })
   }
 

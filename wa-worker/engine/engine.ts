@@ -1,6 +1,6 @@
 import type { EventEmitter } from 'node:events'
 import type { MessageType } from '../../shared/messages.ts'
-import type { Account } from '../../shared/wa-session-transitions.ts'
+import type { Account, QrCode } from '../../shared/wa-session-transitions.ts'
 
 /** A WhatsApp message's id in parts; the serialized form flips between addresses, the parts do not. */
 export interface MessageKey {
@@ -47,7 +47,7 @@ export interface Pulse {
 
 export interface EngineEvents {
   /** A code waits to be scanned. `attempt` counts from 1. */
-  qr: [{ value: string; attempt: number; expiresAt: Date }]
+  qr: [QrCode]
   /** Linked and synced. At most once for each start. */
   ready: [Account]
   /** The connection to WhatsApp dropped, or is back; the engine sees to it by itself. */
