@@ -17,8 +17,10 @@ import limits from './plugins/rate-limit.ts'
 import { auth as authRoutes, user } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { healthRoutes } from './routes/health.ts'
+import { linking } from './routes/linking.ts'
 import { message, messages } from './routes/messages.ts'
 import { session, sessions } from './routes/sessions.ts'
+import { workers } from './routes/workers.ts'
 
 export interface Parts {
   config: ApiConfig
@@ -117,6 +119,8 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   await app.register(healthRoutes)
   await app.register(authRoutes)
   await app.register(sessions)
+  await app.register(linking)
+  await app.register(workers)
   await app.register(messages)
   await app.register(chats)
   return app

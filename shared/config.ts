@@ -18,6 +18,7 @@ export interface BaseConfig {
   DATABASE_URL?: string
   DATABASE_URL_DIRECT?: string
   PG_PREPARE: boolean
+  SESSION_EXPIRY_DAYS: number
 }
 
 /** A folder: relative ones are taken from the project's root, so that the working directory never matters. */
@@ -36,6 +37,7 @@ export const baseSchema: Joi.PartialSchemaMap<BaseConfig> = {
   DATABASE_URL: postgresUrl,
   DATABASE_URL_DIRECT: postgresUrl,
   PG_PREPARE: Joi.boolean().truthy('on').falsy('off').default(true),
+  SESSION_EXPIRY_DAYS: Joi.number().positive().max(36_500).default(30),
 }
 
 /** Reads `.env` in the project's root, if there is one. Variables that are already set win. */

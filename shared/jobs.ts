@@ -40,3 +40,14 @@ export async function removeExpired(sql: Sql): Promise<Removed> {
       (select count(*)::int from old_events) as events, (select count(*)::int from wishes) as session_requests`
   return removed!
 }
+
+/** Asks the workers to end the sessions whose time has run out. Answers how many. */
+export async function askToExpire(sql: Sql): Promise<number> {
+  const asked = await sql`
+    insert into wa_session_requests (workspace_id, session_id, kind)
+    select workspace_id, id, 'expire' from wa_sessions
+    where expires_at < now() and status not in ('EXPIRED', 'WORKING') and deleted_at is null
+    on conflict do nothing
+    returning id`
+  return asked.length
+}

@@ -46,13 +46,7 @@ export async function takeLeases(
     update wa_sessions s
     set owner = ${worker}, fence = s.fence + 1, lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms'
     where s.id in (
-      select c.id from wa_sessions c
-      where (c.lease_until is null or c.lease_until < clock_timestamp())
-        and ((c.desired_state = 'running' and c.deleted_at is null
-              and (c.status <> 'FAILED' or c.since < ${startedAt}))
-          or exists (select from wa_session_requests r where r.session_id = c.id and r.done_at is null)
-          -- Wanted stopped while its owner died: somebody must say that it is.
-          or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING')))
+      select c.id from wa_sessions c where ${takeable(startedAt)}
       order by c.lease_until nulls first, c.created_at
       limit ${limit}
       for update skip locked
@@ -60,15 +54,38 @@ export async function takeLeases(
     returning ${leased}`
 }
 
+/** `c`: nobody owns it, and there is something to do for it. */
+const takeable = (startedAt: Date) => fragment`
+  (c.lease_until is null or c.lease_until < clock_timestamp())
+  and ((c.desired_state = 'running' and c.deleted_at is null
+        and (c.status <> 'FAILED' or c.since < ${startedAt}))
+    or exists (select from wa_session_requests r where r.session_id = c.id and r.done_at is null)
+    -- Wanted stopped while its owner died: somebody must say that it is.
+    or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING')))`
+
+/** How the sessions are spread: how many nobody owns, how many there are to run in all, and how many workers are alive to do it. */
+export async function census(
+  sql: Sql,
+  { startedAt, ttlMs }: { startedAt: Date; ttlMs: number },
+): Promise<{ waiting: number; total: number; workers: number }> {
+  const [row] = await sql<{ waiting: number; total: number; workers: number }>`
+    select count(*) filter (where ${takeable(startedAt)})::int as waiting,
+      count(*) filter (where c.lease_until >= clock_timestamp() or ${takeable(startedAt)})::int as total,
+      (select count(*)::int from workers where heartbeat_at > now() - ${ttlMs} * interval '1 ms') as workers
+    from wa_sessions c`
+  return row!
+}
+
 /** Renews every lease of the worker that has not run out, and answers those sessions. What is missing is lost. */
 export async function renewLeases(
   sql: Sql,
-  { worker, ttlMs }: { worker: string; ttlMs: number },
+  { worker, ttlMs, expiryDays }: { worker: string; ttlMs: number; expiryDays: number },
 ): Promise<LeasedSession[]> {
   return sql<LeasedSession>`
     update wa_sessions s
     set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
-        last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end
+        last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end,
+        expires_at = case when s.status = 'WORKING' then now() + ${expiryDays} * interval '1 day' else s.expires_at end
     where s.owner = ${worker} and s.lease_until > clock_timestamp()
     returning ${leased}`
 }

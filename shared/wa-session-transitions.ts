@@ -78,15 +78,28 @@ export async function writeQr(sql: Sql, session: OwnedSession, qr: QrCode): Prom
   })
 }
 
+/** The number a pairing code is wished for, if one is. */
+export async function pairingPhone(sql: Sql, session: OwnedSession): Promise<string | undefined> {
+  const [row] = await sql<{ payload: { phone: string } }>`
+    select payload from wa_session_requests
+    where session_id = ${session.id} and kind = 'pairing_code' and done_at is null`
+  return row?.payload.phone
+}
+
+/** Writes what the session's engine uses of the memory. */
+export async function writeMemory(sql: Sql, session: OwnedSession, bytes: number): Promise<void> {
+  await sql`update wa_sessions set memory_bytes = ${bytes} where id = ${session.id} and fence = ${session.fence}`
+}
+
 /** Marks a wish as fulfilled, or as tried and failed with the reason. */
 export async function closeRequest(
   sql: Sql,
   session: OwnedSession,
   kind: SessionRequest,
-  error: string | null = null,
+  { error, result }: { error?: string | undefined; result?: object | undefined } = {},
 ): Promise<void> {
   await sql`
-    update wa_session_requests r set done_at = now(), error = ${error}
+    update wa_session_requests r set done_at = now(), error = ${error}, result = ${result}
     from wa_sessions s
     where s.id = ${session.id} and s.fence = ${session.fence}
       and r.session_id = s.id and r.kind = ${kind} and r.done_at is null`

@@ -1,6 +1,6 @@
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
-import { AppError } from './errors.ts'
+import { AppError, notFound } from './errors.ts'
 import { cancelQueued } from './outbox.ts'
 import { decodeCursor, toPage, uuidKey } from './pagination.ts'
 import type { Page } from './pagination.ts'
@@ -18,7 +18,7 @@ export type SessionStatus =
 
 export type EngineKind = 'webjs' | 'simulator'
 export type DesiredState = 'running' | 'stopped'
-export type SessionRequest = 'restart' | 'logout' | 'delete'
+export type SessionRequest = 'restart' | 'logout' | 'delete' | 'expire' | 'pairing_code'
 
 export interface SessionRow {
   id: string
@@ -96,12 +96,19 @@ const columns = fragment`
 /** Creates a session. Throws 409 NAME_TAKEN when the workspace has one of that name. */
 export async function createSession(
   sql: Sql,
-  session: { workspaceId: string; name: string; engine: EngineKind; start: boolean },
+  session: {
+    workspaceId: string
+    name: string
+    engine: EngineKind
+    start: boolean
+    expiryDays: number
+  },
 ): Promise<SessionRow> {
   try {
     const [row] = await sql<SessionRow>`
-      insert into wa_sessions (workspace_id, name, engine, desired_state)
-      values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'})
+      insert into wa_sessions (workspace_id, name, engine, desired_state, expires_at)
+      values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'},
+        now() + ${session.expiryDays} * interval '1 day')
       returning ${columns}`
     return row!
   } catch (error) {
@@ -118,6 +125,17 @@ export async function findSession(
   const [row] = await sql<SessionRow>`
     select ${columns} from wa_sessions
     where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null`
+  return row
+}
+
+/** As findSession, but throws 404 when there is none. */
+export async function existingSession(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<SessionRow> {
+  const row = await findSession(sql, workspaceId, id)
+  if (!row) throw notFound('Session')
   return row
 }
 
@@ -149,10 +167,12 @@ export async function wantRunning(
   sql: Sql,
   workspaceId: string,
   id: string,
+  expiryDays: number,
 ): Promise<SessionRow | undefined> {
   const [row] = await sql<SessionRow>`
     with wanted as (
-      update wa_sessions set desired_state = 'running'
+      update wa_sessions set desired_state = 'running',
+        expires_at = greatest(expires_at, now() + ${expiryDays} * interval '1 day')
       where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
       returning *
     ), asked as (
@@ -243,6 +263,41 @@ export async function sessionHistory(
       at: row.at,
     }),
   )
+}
+
+/** Asks the worker for a pairing code; a newer wish takes the place of one that is still open. Answers the wish's id. */
+export async function askPairingCode(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  phone: string,
+): Promise<number> {
+  const [row] = await sql<{ id: number }>`
+    insert into wa_session_requests as r (workspace_id, session_id, kind, payload)
+    values (${workspaceId}, ${id}, 'pairing_code', ${{ phone }})
+    on conflict (session_id, kind) where done_at is null do update set payload = excluded.payload
+    returning r.id`
+  return row!.id
+}
+
+/** The answer to a wish for a pairing code, once: it is taken out. Undefined while there is none. */
+export async function takePairingCode(
+  sql: Sql,
+  requestId: number,
+): Promise<
+  { result: { code: string; expiresAt: string } | null; error: string | null } | undefined
+> {
+  const [row] = await sql<{
+    result: { code: string; expiresAt: string } | null
+    error: string | null
+  }>`
+    with answered as (
+      select id, result, error from wa_session_requests where id = ${requestId} and done_at is not null
+    ), taken as (
+      update wa_session_requests r set result = null from answered where r.id = answered.id
+    )
+    select result, error from answered`
+  return row
 }
 
 interface HistoryRow {

@@ -1,4 +1,5 @@
 import type { Sql } from './db.ts'
+import type { SessionStatus } from './wa-sessions.ts'
 
 export interface Worker {
   id: string
@@ -28,4 +29,31 @@ export async function countAlive(sql: Sql): Promise<number> {
     select count(*)::int as alive from workers
     where heartbeat_at > now() - ${deadAfterSeconds} * interval '1 second'`
   return row?.alive ?? 0
+}
+
+/** A worker as the API answers it: what it owns of the asker's workspace by name, the rest as a number. */
+export interface WorkerReport {
+  id: string
+  host: string
+  pid: number
+  alive: boolean
+  capacity: number
+  owned: number
+  sessions: { id: string; name: string; status: SessionStatus; memoryBytes: number | null }[]
+  startedAt: Date
+  heartbeatAt: Date
+}
+
+/** Every worker that is known, the longest-running first. */
+export async function listWorkers(sql: Sql, workspaceId: string): Promise<WorkerReport[]> {
+  return sql<WorkerReport>`
+    select w.id, w.host, w.pid, w.capacity, w.started_at, w.heartbeat_at,
+      w.heartbeat_at > now() - ${deadAfterSeconds} * interval '1 second' as alive,
+      (select count(*)::int from wa_sessions s where s.owner = w.id and s.lease_until > now()) as owned,
+      coalesce((
+        select json_agg(json_build_object('id', s.id, 'name', s.name, 'status', s.status, 'memoryBytes', s.memory_bytes) order by s.name)
+        from wa_sessions s
+        where s.owner = w.id and s.lease_until > now() and s.workspace_id = ${workspaceId} and s.deleted_at is null
+      ), '[]') as sessions
+    from workers w order by w.started_at, w.id`
 }

@@ -1,4 +1,5 @@
 import { accessSync, constants, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import { readdir, readFile } from 'node:fs/promises'
 import { homedir, hostname } from 'node:os'
 import { join } from 'node:path'
 import puppeteer from 'puppeteer'
@@ -84,5 +85,31 @@ export function killGroup(pid: number): void {
     } catch {
       // gone already
     }
+  }
+}
+
+/**
+ * Bytes a browser and what it started use, shared pages divided among those that share them (PSS): the processes of the group it
+ * leads. Null where the system does not tell (only Linux does).
+ */
+export async function groupMemory(leader: number): Promise<number | null> {
+  const names = await readdir('/proc').catch(() => [])
+  const sizes = await Promise.all(
+    names.filter((name) => /^\d+$/.test(name)).map((pid) => memoryIn(pid, leader)),
+  )
+  const total = sizes.reduce((sum, size) => sum + size, 0)
+  return total === 0 ? null : total
+}
+
+async function memoryIn(pid: string, leader: number): Promise<number> {
+  try {
+    const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
+    // The name in parentheses may hold anything; the fields behind it are state, parent, group.
+    const group = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[2])
+    if (group !== leader) return 0
+    const rollup = await readFile(`/proc/${pid}/smaps_rollup`, 'utf8')
+    return Number(/^Pss:\s+(\d+) kB/m.exec(rollup)?.[1] ?? 0) * 1_024
+  } catch {
+    return 0 // ended meanwhile
   }
 }

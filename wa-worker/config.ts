@@ -13,6 +13,7 @@ export interface WorkerConfig extends BaseConfig {
   WA_START_TIMEOUT_MS: number
   WA_RECONNECT_DELAY_MS: number
   WA_QR_MAX_CODES: number
+  WA_MEMORY_SOFT_LIMIT_MB: number
   WA_SIMULATOR_SCAN_MS: number
 }
 
@@ -30,6 +31,7 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   WA_START_TIMEOUT_MS: integer(180_000, 1_000, 3_600_000),
   WA_RECONNECT_DELAY_MS: integer(5_000, 10, 600_000),
   WA_QR_MAX_CODES: integer(12, 1, 1_000),
+  WA_MEMORY_SOFT_LIMIT_MB: integer(1_500, 0, 1_000_000),
   WA_SIMULATOR_SCAN_MS: integer(3_000, 0, 3_600_000),
 }
 

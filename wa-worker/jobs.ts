@@ -1,6 +1,6 @@
 import cron from 'node-cron'
 import type { Sql } from '../shared/db.ts'
-import { removeExpired, runOnce } from '../shared/jobs.ts'
+import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
 
 export interface Jobs {
@@ -15,6 +15,8 @@ export function startJobs(sql: Sql, worker: string, log: Logger): Jobs {
       const job = { name: 'housekeeping', owner: worker, everyMs: 50 * 60_000 }
       await runOnce(sql, job, async () => {
         log.info('expired rows removed', { ...(await removeExpired(sql)) })
+        const sessions = await askToExpire(sql)
+        if (sessions > 0) log.info('sessions are to expire', { sessions })
       })
     } catch (error) {
       log.error('housekeeping failed', { error })

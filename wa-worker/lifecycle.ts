@@ -13,6 +13,10 @@ export type LifecycleEvent =
   /** No further attempt helps: a person must look. */
   | { type: 'gaveUp'; reason: string }
   | { type: 'qrTimeout' }
+  /** WhatsApp asks for a passkey: a person must answer on the phone. */
+  | { type: 'passkeyAsked' }
+  /** Nobody used it for long. */
+  | { type: 'expired' }
   | { type: 'loggedOut'; reason: 'LOGGED_OUT_ON_PHONE' | 'LOGGED_OUT_BY_REQUEST' }
   | { type: 'stopped' }
   /** The worker goes away and leaves the session to another one. */
@@ -56,7 +60,12 @@ const table: Table = {
     EXPIRED: 'STARTING',
     FAILED: 'STARTING',
   },
-  qr: { STARTING: 'SCAN_QR_CODE', RECONNECTING: 'SCAN_QR_CODE', SCAN_QR_CODE: 'SCAN_QR_CODE' },
+  qr: {
+    STARTING: 'SCAN_QR_CODE',
+    RECONNECTING: 'SCAN_QR_CODE',
+    SCAN_QR_CODE: 'SCAN_QR_CODE',
+    PASSKEY_REQUIRED: 'SCAN_QR_CODE',
+  },
   ready: {
     STARTING: 'WORKING',
     SCAN_QR_CODE: 'WORKING',
@@ -68,6 +77,8 @@ const table: Table = {
   broke: again,
   gaveUp: everywhere('FAILED'),
   qrTimeout: { SCAN_QR_CODE: 'STOPPED' },
+  passkeyAsked: { STARTING: 'PASSKEY_REQUIRED', SCAN_QR_CODE: 'PASSKEY_REQUIRED' },
+  expired: everywhere('EXPIRED'),
   loggedOut: everywhere('LOGGED_OUT'),
   stopped: everywhere('STOPPED'),
   handedOver: again,
@@ -96,6 +107,10 @@ function reasonOf(event: LifecycleEvent, from: SessionStatus): string | null {
       return 'LINK_LOST'
     case 'qrTimeout':
       return 'QR_TIMEOUT'
+    case 'passkeyAsked':
+      return 'PASSKEY_ASKED'
+    case 'expired':
+      return 'UNUSED'
     case 'handedOver':
       return 'WORKER_STOPPED'
     case 'qr':
@@ -106,4 +121,5 @@ function reasonOf(event: LifecycleEvent, from: SessionStatus): string | null {
   }
 }
 
-const stops = ({ type }: LifecycleEvent) => type === 'qrTimeout' || type === 'loggedOut'
+const stops = ({ type }: LifecycleEvent) =>
+  type === 'qrTimeout' || type === 'loggedOut' || type === 'expired'

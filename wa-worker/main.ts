@@ -98,6 +98,8 @@ async function start(
       startTimeoutMs: config.WA_START_TIMEOUT_MS,
       probeMs: 5_000,
       stableMs: 5 * 60_000,
+      memoryMs: 30_000,
+      memoryLimit: config.WA_MEMORY_SOFT_LIMIT_MB * 1_048_576,
       maxQrCodes: config.WA_QR_MAX_CODES,
       maxStarts: 3,
     })
@@ -106,6 +108,7 @@ async function start(
     log,
     worker,
     leaseTtlMs: config.WA_LEASE_TTL_MS,
+    expiryDays: config.SESSION_EXPIRY_DAYS,
     createSession,
   })
   const listener = listen(

@@ -85,6 +85,12 @@ export class Sender {
     await lane.work
   }
 
+  /** Whether the session is open and has nothing in flight. */
+  isIdle(sessionId: string): boolean {
+    const lane = this.#lanes.get(sessionId)
+    return lane !== undefined && lane.work === undefined
+  }
+
   /** There may be something to send. */
   nudge(): void {
     this.#wake.ring()

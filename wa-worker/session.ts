@@ -4,9 +4,15 @@ import type { Logger } from '../shared/logger.ts'
 import { cancelQueued } from '../shared/outbox.ts'
 import { LeaseLost, releaseLease } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
-import { closeRequest, writeQr, writeTransition } from '../shared/wa-session-transitions.ts'
+import {
+  closeRequest,
+  pairingPhone,
+  writeMemory,
+  writeQr,
+  writeTransition,
+} from '../shared/wa-session-transitions.ts'
 import type { Account, OwnedSession, QrCode, Transition } from '../shared/wa-session-transitions.ts'
-import type { SessionStatus } from '../shared/wa-sessions.ts'
+import type { SessionRequest, SessionStatus } from '../shared/wa-sessions.ts'
 import type { Backoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
@@ -33,6 +39,10 @@ export interface SessionDeps {
   probeMs: number
   /** After this long without a failure the quick attempts are back. */
   stableMs: number
+  /** How often the engine's memory is measured. */
+  memoryMs: number
+  /** Bytes above which an idle session's engine is replaced; 0 for never. */
+  memoryLimit: number
   /** Codes shown to nobody before the session stops asking. */
   maxQrCodes: number
   /** Failed starts in a row before a session that was never linked gives up. */
@@ -64,6 +74,7 @@ export class Session {
   #retry: NodeJS.Timeout | undefined
   #stable: NodeJS.Timeout | undefined
   #watchdog: Watchdog | undefined
+  #scales: NodeJS.Timeout | undefined
   /** First aid was tried since the session was last stable: the next trouble needs a new browser. */
   #reloaded = false
 
@@ -114,6 +125,8 @@ export class Session {
     if (this.#leaving) return
     if (requests.includes('delete')) return this.#unlink('delete')
     if (requests.includes('logout')) return this.#unlink('logout')
+    if (requests.includes('expire')) return this.#expire()
+    if (requests.includes('pairing_code')) await this.#pair()
     if (desiredState === 'stopped') return this.#stop()
     if (requests.includes('restart')) {
       await this.#stopEngine()
@@ -122,6 +135,29 @@ export class Session {
       return this.#close('restart')
     }
     if (!this.#engine && !this.#retry) await this.#start()
+  }
+
+  /** Answers a wish for a pairing code; whoever asked is waiting for it, or for the reason there is none. */
+  async #pair(): Promise<void> {
+    const phone = await pairingPhone(this.#deps.sql, this.owned)
+    if (phone === undefined) return
+    try {
+      if (this.#status !== 'SCAN_QR_CODE' || !this.#engine)
+        throw new Error('No scan is waited for.')
+      await this.#close('pairing_code', { result: await this.#engine.pairingCode(phone) })
+    } catch (error) {
+      if (error instanceof LeaseLost) throw error
+      await this.#close('pairing_code', { error: errorText(error) })
+    }
+  }
+
+  /** Nobody used it for long: the engine ends, the login is put away, and a person can start it again. */
+  async #expire(): Promise<void> {
+    await this.#stopEngine()
+    await this.#deps.profiles.archive(this.id)
+    await this.#transition({ type: 'expired' })
+    await this.#close('expire')
+    await this.#leave()
   }
 
   async #stop(): Promise<void> {
@@ -155,6 +191,10 @@ export class Session {
       engine.on(event, listener as never)
     }
     on('qr', (qr) => this.#showQr(engine, qr))
+    on('passkey', async () => {
+      await this.#transition({ type: 'passkeyAsked' })
+      this.#arm(engine)
+    })
     on('ready', (account) => this.#ready(engine, account))
     on('link', (state) => this.#link(engine, state))
     on('loggedOut', () => this.#loggedOut())
@@ -191,11 +231,30 @@ export class Session {
       everyMs: this.#deps.probeMs,
       onTrouble: (reason, detail) => this.#about(engine, () => this.#heal(engine, reason, detail)),
     })
+    clearInterval(this.#scales)
+    this.#scales = setInterval(
+      () => this.#about(engine, () => this.#weigh(engine)),
+      this.#deps.memoryMs,
+    )
     this.#deps.sender.open(this.owned, engine, () => {
       this.#about(engine, () =>
         this.#heal(engine, 'ACKS_STALLED', 'No server confirms what is sent.'),
       )
     })
+  }
+
+  /** A browser grows over days. Above the limit it is replaced, but not while it is sending. */
+  async #weigh(engine: Engine): Promise<void> {
+    const bytes = await engine.memory()
+    if (bytes === null) return
+    await writeMemory(this.#deps.sql, this.owned, bytes)
+    const { memoryLimit, sender } = this.#deps
+    if (memoryLimit === 0 || bytes < memoryLimit) return
+    if (this.#status !== 'WORKING' || !sender.isIdle(this.id)) return
+    const detail = `The browser uses ${Math.round(bytes / 1_048_576)} MB.`
+    await this.#transition({ type: 'broke', reason: 'MEMORY_LIMIT' }, { detail })
+    await this.#stopEngine()
+    await this.#start('MEMORY_LIMIT')
   }
 
   /**
@@ -270,7 +329,7 @@ export class Session {
     } else await this.#deps.profiles.archive(this.id)
     const detail = failure && `WhatsApp did not confirm: ${failure}`
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
-    await this.#close(kind, failure ?? null)
+    await this.#close(kind, { error: failure })
     await this.#leave()
   }
 
@@ -324,6 +383,7 @@ export class Session {
     clearTimeout(this.#retry)
     clearTimeout(this.#stable)
     this.#retry = undefined
+    clearInterval(this.#scales)
     this.#watchdog?.stop()
   }
 
@@ -348,8 +408,11 @@ export class Session {
     })
   }
 
-  #close(kind: 'restart' | 'logout' | 'delete', error: string | null = null): Promise<void> {
-    return this.#write(() => closeRequest(this.#deps.sql, this.owned, kind, error))
+  #close(
+    kind: SessionRequest,
+    answer: { error?: string | undefined; result?: object | undefined } = {},
+  ): Promise<void> {
+    return this.#write(() => closeRequest(this.#deps.sql, this.owned, kind, answer))
   }
 
   #write<T>(work: () => Promise<T>): Promise<T> {

@@ -1,6 +1,6 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { ownedSessions, renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
+import { census, ownedSessions, renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { heartbeat } from '../shared/workers.ts'
 import type { Worker } from '../shared/workers.ts'
@@ -12,10 +12,17 @@ export interface SupervisorOptions {
   log: Logger
   worker: Worker
   leaseTtlMs: number
+  /** How long a session may go without being connected before it expires. */
+  expiryDays: number
   /** How often to look for sessions nobody nudged about. */
   pollMs?: number
   createSession(leased: LeasedSession): Session
 }
+
+/** Sessions taken in one step. */
+const atOnce = 2
+/** Steps for which a worker that has its share leaves waiting sessions to the others. */
+const patientSteps = 3
 
 /**
  * Makes reality match the sessions' rows: takes leases on sessions that should run, renews them, passes on what is wished, and lets go
@@ -29,6 +36,8 @@ export class Supervisor {
   readonly #startedAt = new Date()
   /** When the last successful renewal was asked for; nothing is owned before the first. */
   #renewedAt = -Infinity
+  /** Steps in a row in which somebody's session lay waiting. */
+  #patience = 0
   #stopping = false
   #watchdog: NodeJS.Timeout | undefined
 
@@ -80,14 +89,35 @@ export class Supervisor {
       if (session?.owned.fence === leased.fence) session.wish(leased)
     }
     const room = worker.capacity - this.#sessions.size
-    if (room > 0 && !this.#stopping) await this.#take(room)
+    if (room > 0 && !this.#stopping) await this.#takeShare(room)
+  }
+
+  /**
+   * Takes a few of the sessions nobody owns: a few, since each starts a browser and many at once starve one another; and no more than this
+   * worker's share of all, unless the others leave them lying.
+   */
+  async #takeShare(room: number): Promise<void> {
+    const { sql, leaseTtlMs } = this.#options
+    const { waiting, total, workers } = await census(sql, {
+      startedAt: this.#startedAt,
+      ttlMs: leaseTtlMs,
+    })
+    if (waiting === 0) {
+      this.#patience = 0
+      return
+    }
+    const share = Math.ceil(total / Math.max(1, workers)) - this.#sessions.size
+    this.#patience += 1
+    const wanted = share > 0 || this.#patience > patientSteps ? Math.max(1, share) : 0
+    const limit = Math.min(room, wanted, atOnce)
+    if (limit > 0) await this.#take(limit)
   }
 
   async #renew(): Promise<LeasedSession[]> {
-    const { sql, worker, leaseTtlMs } = this.#options
+    const { sql, worker, leaseTtlMs, expiryDays } = this.#options
     // Taken before the statement: the lease cannot end earlier than this plus its length.
     const asked = performance.now()
-    const owned = await renewLeases(sql, { worker: worker.id, ttlMs: leaseTtlMs })
+    const owned = await renewLeases(sql, { worker: worker.id, ttlMs: leaseTtlMs, expiryDays })
     this.#renewedAt = asked
     const fences = new Map(owned.map((leased) => [leased.id, leased.fence]))
     for (const session of this.#sessions.values()) {

@@ -1,10 +1,9 @@
 import Joi from 'joi'
-import QRCode from 'qrcode'
-import { AppError, notFound } from '../../shared/errors.ts'
+import { notFound } from '../../shared/errors.ts'
 import {
   createSession,
   deleteSession,
-  findSession,
+  existingSession,
   listSessions,
   request as ask,
   sessionHistory,
@@ -60,13 +59,6 @@ const newSession = Joi.object<{ name: string; start: boolean }, true>({
   start: Joi.boolean().default(true),
 })
 
-const qrCode = Joi.object({
-  value: Joi.string().required().description('What the code says'),
-  image: Joi.string().required().description('A PNG as data URL'),
-  expiresAt: Joi.date().allow(null).required(),
-  attempt: Joi.number().integer().required().description('Counts the codes shown, from 1'),
-})
-
 const tags = ['sessions']
 const list = Joi.object<Paging, true>(paging)
 
@@ -81,12 +73,6 @@ export const sessions: Routes = async (app) => {
     return sessionResource(row)
   }
 
-  const existing = async (workspaceId: string, id: string): Promise<SessionRow> => {
-    const row = await findSession(sql, workspaceId, id)
-    if (!row) throw notFound('Session')
-    return row
-  }
-
   app.post(
     '/api/whatsapp/sessions',
     {
@@ -99,7 +85,12 @@ export const sessions: Routes = async (app) => {
     },
     async ({ user, body }, reply) => {
       const { workspaceId } = user
-      const row = await createSession(sql, { workspaceId, engine: config.WA_ENGINE, ...body })
+      const row = await createSession(sql, {
+        workspaceId,
+        engine: config.WA_ENGINE,
+        expiryDays: config.SESSION_EXPIRY_DAYS,
+        ...body,
+      })
       return reply.code(201).send(accepted(row))
     },
   )
@@ -120,7 +111,8 @@ export const sessions: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions/:id',
     { schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } } },
-    async ({ user, params }) => sessionResource(await existing(user.workspaceId, params.id)),
+    async ({ user, params }) =>
+      sessionResource(await existingSession(sql, user.workspaceId, params.id)),
   )
 
   const commands = [
@@ -142,7 +134,11 @@ export const sessions: Routes = async (app) => {
         },
       },
       async ({ user, params }, reply) =>
-        reply.code(202).send(accepted(await write(sql, user.workspaceId, params.id))),
+        reply
+          .code(202)
+          .send(
+            accepted(await write(sql, user.workspaceId, params.id, config.SESSION_EXPIRY_DAYS)),
+          ),
     )
   }
 
@@ -165,48 +161,6 @@ export const sessions: Routes = async (app) => {
   )
 
   app.get(
-    '/api/whatsapp/sessions/:id/qr',
-    {
-      schema: {
-        summary: 'Read the QR code to scan',
-        tags,
-        params: byId,
-        querystring: Joi.object<{ format: 'json' | 'png' | 'raw' }, true>({
-          format: Joi.string().valid('json', 'png', 'raw').default('json'),
-        }),
-        response: {
-          200: {
-            content: {
-              'application/json': { schema: qrCode },
-              'image/png': { schema: Joi.binary() },
-              'text/plain': { schema: Joi.string() },
-            },
-          },
-          409: errorBody,
-        },
-      },
-    },
-    async ({ user, params, query }, reply) => {
-      const { name, status, qr, qrAttempt, qrExpiresAt } = await existing(
-        user.workspaceId,
-        params.id,
-      )
-      if (status !== 'SCAN_QR_CODE' || qr === null) {
-        throw new AppError(
-          409,
-          'SESSION_NOT_READY',
-          `Session "${name}" is ${status}: no code to scan.`,
-        )
-      }
-      reply.header('cache-control', 'no-store') // whoever scans it owns the session
-      if (query.format === 'raw') return reply.type('text/plain; charset=utf-8').send(qr)
-      if (query.format === 'png') return reply.type('image/png').send(await QRCode.toBuffer(qr))
-      const image = await QRCode.toDataURL(qr)
-      return reply.send({ value: qr, image, expiresAt: qrExpiresAt, attempt: qrAttempt ?? 1 })
-    },
-  )
-
-  app.get(
     '/api/whatsapp/sessions/:id/history',
     {
       schema: {
@@ -218,7 +172,7 @@ export const sessions: Routes = async (app) => {
       },
     },
     async ({ user, params, query }) => {
-      const { id } = await existing(user.workspaceId, params.id)
+      const { id } = await existingSession(sql, user.workspaceId, params.id)
       return sessionHistory(sql, user.workspaceId, id, query)
     },
   )

@@ -32,7 +32,7 @@ void t.test(
       pushName: null,
       engine: 'webjs',
       connectedAt: null,
-      expiresAt: null,
+      expiresAt: String,
       lastSeenAt: null,
       createdAt: String,
     })
@@ -248,4 +248,74 @@ void t.test('ids that are none are 400, ids of nobody are 404', async (t) => {
       t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), `${method} ${id}${path}`)
     }
   }
+})
+
+void t.test('a pairing code is asked of the worker, and handed on once', async (t) => {
+  const { call, workspaceId } = await signIn(it)
+  const { id } = (await call('POST', base, { name: 'Pairing' })).json<Session>()
+  const path = `${base}/${id}/pairing-code`
+  t.match(
+    (await call('POST', path, { phone: '+1 202 555-0100' })).json(),
+    errorShape(409, 'SESSION_NOT_READY'),
+  )
+  await it.sql`update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@x' where id = ${id}`
+  for (const phone of ['', 'ann', '123', '1@g.us', 12025550100]) {
+    t.match((await call('POST', path, { phone })).json(), errorShape(400, 'VALIDATION_FAILED'))
+  }
+
+  /** What a worker does. */
+  const answerNext = async (result: object | null, error: string | null) => {
+    for (;;) {
+      const [row] = await it.sql<{ payload: object }>`
+        update wa_session_requests set done_at = now(), result = ${result}, error = ${error}
+        where session_id = ${id} and kind = 'pairing_code' and done_at is null returning payload`
+      if (row) return row.payload
+    }
+  }
+  const expiresAt = new Date(Date.now() + 180_000).toISOString()
+  const [answered, asked] = await Promise.all([
+    call('POST', path, { phone: '+1 202 555-0100' }),
+    answerNext({ code: 'ABCD1234', expiresAt }, null),
+  ])
+  t.same(asked, { phone: '12025550100' })
+  t.equal(answered.statusCode, 200)
+  t.same(answered.json(), { code: 'ABCD1234', expiresAt })
+  t.equal(answered.headers['cache-control'], 'no-store')
+  t.same(
+    await it.sql`select result from wa_session_requests where workspace_id = ${workspaceId}`,
+    [{ result: null }],
+    'the code is not kept',
+  )
+
+  const [refused] = await Promise.all([
+    call('POST', path, { phone: '12025550100' }),
+    answerNext(null, 'No scan is waited for.'),
+  ])
+  t.match(refused.json(), errorShape(409, 'PAIRING_FAILED'))
+})
+
+void t.test('admins see the workers, and of other workspaces only numbers', async (t) => {
+  const owner = await signIn(it)
+  const stranger = await signIn(it)
+  const { id } = (await owner.call('POST', base, { name: 'Watched' })).json<Session>()
+  await it.sql`insert into workers (id, host, pid, capacity) values ('w1', 'host', 7, 10)`
+  await it.sql`
+    update wa_sessions set owner = 'w1', lease_until = now() + interval '1 minute', memory_bytes = 300000000 where id = ${id}`
+  const seen = await owner.call('GET', '/api/workers')
+  t.match(seen.json(), {
+    data: [
+      {
+        id: 'w1',
+        alive: true,
+        owned: 1,
+        sessions: [{ id, name: 'Watched', status: 'STOPPED', memoryBytes: 300_000_000 }],
+      },
+    ],
+    nextCursor: null,
+  })
+  t.match((await stranger.call('GET', '/api/workers')).json(), {
+    data: [{ owned: 1, sessions: [] }],
+  })
+  const agent = await signIn(it, { workspaceId: owner.workspaceId, role: 'agent' })
+  t.match((await agent.call('GET', '/api/workers')).json(), errorShape(403, 'FORBIDDEN'))
 })

@@ -48,6 +48,8 @@ export interface Pulse {
 export interface EngineEvents {
   /** A code waits to be scanned. `attempt` counts from 1. */
   qr: [QrCode]
+  /** WhatsApp asks for a passkey before it links. */
+  passkey: []
   /** Linked and synced. At most once for each start. */
   ready: [Account]
   /** The connection to WhatsApp dropped, or is back; the engine sees to it by itself. */
@@ -76,6 +78,10 @@ export interface Engine extends EventEmitter<EngineEvents> {
    * First aid: loads WhatsApp anew in the same engine. `link` tells the rest. Rejects with an EngineError when not even that works.
    */
   reload(): Promise<void>
+  /** A code to type on the phone instead of scanning; only while a scan is waited for. Rejects with an EngineError. */
+  pairingCode(phone: string): Promise<{ code: string; expiresAt: Date }>
+  /** Bytes of memory its processes use, or null where that cannot be told. */
+  memory(): Promise<number | null>
   /** Asks the engine for a sign of life. Rejects with an EngineError when none comes. */
   probe(): Promise<Pulse>
   /** Unlinks the device from the account, then stops. Rejects with an EngineError when WhatsApp did not confirm; stopped all the same. */

@@ -75,6 +75,17 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     this.#after(200, () => this.#linkUp && this.emit('link', 'restored'))
   }
 
+  async pairingCode(): Promise<{ code: string; expiresAt: Date }> {
+    if (!this.#running || this.#login) {
+      throw new EngineError('permanent', 'SESSION_NOT_READY', 'No device is being linked.')
+    }
+    return { code: 'SIMU1234', expiresAt: new Date(Date.now() + 180_000) }
+  }
+
+  async memory(): Promise<number | null> {
+    return null
+  }
+
   async probe(): Promise<Pulse> {
     this.#mustRun()
     return { online: this.#linkUp, unreported: 0 }

@@ -175,6 +175,23 @@ export function installPageApi(): void {
   })
 }
 
+/** Tells of a page that asks the browser for a passkey. Runs before the page's own scripts. */
+export function reportPasskeys(): void {
+  const page = globalThis as unknown as {
+    awfarPasskeyAsked?(): void
+    navigator?: { credentials?: Record<'get' | 'create', (options?: object) => Promise<unknown>> }
+  }
+  const credentials = page.navigator?.credentials
+  if (!credentials) return
+  for (const name of ['get', 'create'] as const) {
+    const ask = credentials[name].bind(credentials)
+    credentials[name] = (options) => {
+      if (options && 'publicKey' in options) page.awfarPasskeyAsked?.()
+      return ask(options)
+    }
+  }
+}
+
 /** The modules of the page without which the library cannot start, send or receive text. */
 export const neededModules = [
   'WAWebSocketModel',

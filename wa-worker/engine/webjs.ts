@@ -4,13 +4,13 @@ import whatsapp from 'whatsapp-web.js'
 import type { Client } from 'whatsapp-web.js'
 import { errorText } from '../../shared/errors.ts'
 import type { Logger } from '../../shared/logger.ts'
-import { clearProfile, findBrowser, killGroup } from '../browser.ts'
+import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts'
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
 import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
 import { incomingMessage, keyOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
-import { installPageApi, missingModules, neededModules } from './webjs-page.ts'
+import { installPageApi, missingModules, neededModules, reportPasskeys } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
 
 export interface WebjsOptions {
@@ -37,6 +37,8 @@ const deadlines = {
 /** WhatsApp shows its first code for a minute, each later one for 20 seconds. */
 const qrLifeMs = (attempt: number) => (attempt === 1 ? 60_000 : 20_000)
 
+const pairingCodeLifeMs = 180_000
+
 /** What the library has and its type declarations leave out. */
 interface Internals {
   inject(): Promise<void>
@@ -52,13 +54,13 @@ declare const window: PageWindow
  * strange state deletes or moves it.
  */
 class OwnProfile extends whatsapp.NoAuth {
-  constructor(profileDir: string, onBrowser: () => void) {
+  constructor(profileDir: string, onBrowser: () => Promise<void>) {
     super()
     this.beforeBrowserInitialized = async () => {
       const { options } = (this as unknown as { client: { options: { puppeteer: object } } }).client
       options.puppeteer = { ...options.puppeteer, userDataDir: profileDir }
     }
-    this.afterBrowserInitialized = async () => onBrowser()
+    this.afterBrowserInitialized = onBrowser
   }
 }
 
@@ -94,9 +96,10 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
 
     let onBrowser!: () => void
     const running = new Promise<void>((resolve) => (onBrowser = resolve))
-    const client = this.#createClient(browser.path, profileDir, () => {
+    const client = this.#createClient(browser.path, profileDir, async () => {
       this.#watchBrowser()
       onBrowser()
+      await this.#watchForPasskey()
     })
     this.#client = client
     this.#listen(client)
@@ -175,6 +178,23 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     )
   }
 
+  async pairingCode(phone: string): Promise<{ code: string; expiresAt: Date }> {
+    this.#running()
+    if (this.#ready)
+      throw new EngineError('permanent', 'SESSION_NOT_READY', 'It is linked already.')
+    const code = await this.#within(
+      deadlines.send,
+      'PAIRING_TIMEOUT',
+      this.#client!.requestPairingCode(phone, true, pairingCodeLifeMs),
+    )
+    return { code, expiresAt: new Date(Date.now() + pairingCodeLifeMs) }
+  }
+
+  async memory(): Promise<number | null> {
+    const pid = this.#client?.pupBrowser?.process()?.pid
+    return pid === undefined ? null : groupMemory(pid)
+  }
+
   async probe(): Promise<Pulse> {
     const { page } = this.#mustBeReady()
     const reported = this.#reported
@@ -191,7 +211,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     return { online: pulse.state === 'CONNECTED', unreported: pulse.shown - reported }
   }
 
-  #createClient(executablePath: string, profileDir: string, onBrowser: () => void) {
+  #createClient(executablePath: string, profileDir: string, onBrowser: () => Promise<void>) {
     const { browserArgs, webVersion } = this.#options
     return new whatsapp.Client({
       authStrategy: new OwnProfile(profileDir, onBrowser),
@@ -255,6 +275,16 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     pupPage?.on('pageerror', (error) =>
       this.#log.warn('error in the page', { error: errorText(error) }),
     )
+  }
+
+  /** The library knows nothing of passkeys; a page that wants one asks the browser for it, and nobody could answer. */
+  async #watchForPasskey(): Promise<void> {
+    const page = this.#client?.pupPage
+    if (!page) return
+    await page.exposeFunction('awfarPasskeyAsked', () => {
+      if (!this.#ready && !this.#dead) this.emit('passkey')
+    })
+    await page.evaluateOnNewDocument(reportPasskeys)
   }
 
   /**

@@ -157,13 +157,20 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     },
   )
 
-  await t.test('unlinks the device by itself', async () => {
-    await engine.logout()
-    engine = rig.createEngine()
-    const qr = nextEvent(engine, 'qr')
-    await engine.start()
-    await qr
-  })
+  await t.test(
+    'unlinks the device by itself; a code can be typed instead of scanned',
+    async (t) => {
+      await t.rejects(engine.pairingCode('12025550199'), { code: 'SESSION_NOT_READY' })
+      await engine.logout()
+      engine = rig.createEngine()
+      const qr = nextEvent(engine, 'qr')
+      await engine.start()
+      await qr
+      const { code, expiresAt } = await engine.pairingCode('12025550199')
+      t.match(code, /^[A-Z0-9]{8}$/)
+      t.ok(expiresAt.getTime() > Date.now())
+    },
+  )
 
   await t.test('stops at any moment of its start', async (t) => {
     await engine.stop()

@@ -5,11 +5,16 @@ import { acceptText, findMessage, listMessages, messageResource } from '../../sh
 import type { Message } from '../../shared/messages.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
+import { askToExpire } from '../../shared/jobs.ts'
+import { listWorkers } from '../../shared/workers.ts'
 import {
+  askPairingCode,
+  createSession,
   deleteSession,
   findSession,
   request,
   sessionHistory,
+  takePairingCode,
   wantRunning,
   wantStopped,
 } from '../../shared/wa-sessions.ts'
@@ -81,7 +86,7 @@ void t.test('a stopped session keeps its login and what waits to be sent', async
   const waiting = await accept(sql, workspaceId, sessionId, 'later')
   t.match(waiting, { status: 'queued', heldBy: 'SESSION_STOPPED' })
 
-  await wantRunning(sql, workspaceId, sessionId)
+  await wantRunning(sql, workspaceId, sessionId, 30)
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
   await untilMessage(sql, workspaceId, waiting.id, ({ status }) => status === 'read')
   t.equal(worker.engines.length, 2)
@@ -214,7 +219,7 @@ void t.test('without a browser the session says so, until somebody starts it aga
   t.equal(history.data[0]?.detail, 'No Chromium found.')
 
   missing = false
-  await wantRunning(sql, workspaceId, sessionId)
+  await wantRunning(sql, workspaceId, sessionId, 30)
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
 })
 
@@ -250,7 +255,7 @@ void t.test('a device unlinked on the phone waits for a person', async (t) => {
   worker.engine().logoutFromPhone()
   const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
   t.match(out, { reason: 'LOGGED_OUT_ON_PHONE', desiredState: 'stopped' })
-  await wantRunning(sql, workspaceId, sessionId)
+  await wantRunning(sql, workspaceId, sessionId, 30)
   await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
 })
 
@@ -270,7 +275,7 @@ void t.test(
       { kind: 'logout', error: null },
     ])
 
-    await wantRunning(sql, workspaceId, sessionId)
+    await wantRunning(sql, workspaceId, sessionId, 30)
     await untilStatus(sql, workspaceId, sessionId, 'WORKING')
     const waiting = await accept(sql, workspaceId, sessionId, 'too late')
     t.equal(await deleteSession(sql, workspaceId, sessionId), true)
@@ -289,6 +294,107 @@ void t.test(
     t.ok(worker.engines.length >= 3)
   },
 )
+
+void t.test('a pairing code is answered, or the reason there is none', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  startWorker(t, sql, { dataDir: t.testdir(), scanMs: 1_000 })
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  const asked = await askPairingCode(sql, workspaceId, sessionId, '12025550100')
+  const answer = await until('the code', () => takePairingCode(sql, asked))
+  t.match(answer, { result: { code: 'SIMU1234' }, error: null })
+  t.match(await takePairingCode(sql, asked), { result: null }, 'it is given once')
+
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const late = await askPairingCode(sql, workspaceId, sessionId, '12025550100')
+  t.match(await until('the refusal', () => takePairingCode(sql, late)), {
+    result: null,
+    error: 'No scan is waited for.',
+  })
+})
+
+void t.test('a session nobody used for long expires, and can be started again', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  const working = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.ok(working.expiresAt!.getTime() > Date.now() + 29 * 86_400_000)
+  await sql`update wa_sessions set expires_at = now() - interval '1 day'`
+  t.equal(await askToExpire(sql), 0, 'a connected one does not expire')
+  await wantStopped(sql, workspaceId, sessionId)
+  await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
+  await sql`update wa_sessions set expires_at = now() - interval '1 day'`
+
+  t.equal(await askToExpire(sql), 1)
+  t.equal(await askToExpire(sql), 0, 'the same wish twice is one wish')
+  worker.supervisor.nudge()
+  const expired = await untilStatus(sql, workspaceId, sessionId, 'EXPIRED')
+  t.match(expired, { reason: 'UNUSED', desiredState: 'stopped' })
+  t.equal(await askToExpire(sql), 0)
+
+  await wantRunning(sql, workspaceId, sessionId, 30)
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  const again = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.ok(again.expiresAt!.getTime() > Date.now(), 'with its time before it')
+})
+
+void t.test('a passkey that is asked for is said', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), scanMs: 500 })
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  worker.engine().emit('passkey')
+  await untilStatus(sql, workspaceId, sessionId, 'PASSKEY_REQUIRED')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+})
+
+void t.test('an engine that grew too large is replaced', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) =>
+      Object.assign(engine, { memory: async () => (worker.engines.length === 1 ? 2_000 : 500) }),
+  })
+  await until('a second engine', () => worker.engines.length === 2)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const history = await sessionHistory(sql, workspaceId, sessionId, { limit: 10 })
+  t.ok(history.data.some(({ reason }) => reason === 'MEMORY_LIMIT'))
+  await until('its weight', async () => {
+    const [row] = await sql`select 1 from wa_sessions where memory_bytes = 500`
+    return row
+  })
+})
+
+void t.test('sessions are spread over the workers', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId } = await givenSession(sql)
+  for (const name of ['b', 'c', 'd', 'e', 'f']) {
+    await createSession(sql, {
+      workspaceId,
+      name,
+      engine: 'simulator',
+      start: true,
+      expiryDays: 30,
+    })
+  }
+  const dataDir = t.testdir()
+  const workers = [1, 2, 3].map(() => startWorker(t, sql, { dataDir }))
+  await until('all are taken', async () => {
+    const rows = await sql`select 1 from wa_sessions where status = 'WORKING'`
+    return rows.length === 6
+  })
+  const report = await listWorkers(sql, workspaceId)
+  t.same(
+    report.map(({ owned, alive }) => ({ owned, alive })),
+    workers.map(() => ({ owned: 2, alive: true })),
+  )
+  t.equal(report.flatMap(({ sessions }) => sessions).length, 6)
+  t.same(
+    (await listWorkers(sql, randomUUID())).flatMap(({ sessions }) => sessions),
+    [],
+  )
+})
 
 void t.test('what a dead worker left claimed is looked up before it is sent again', async (t) => {
   const { sql } = await testDb(t)

@@ -61,6 +61,7 @@ export function startWorker(
     log,
     worker: { id, host: 'test', pid: process.pid, capacity: 10 },
     leaseTtlMs,
+    expiryDays: 30,
     pollMs: 50,
     createSession: (leased) =>
       new Session(leased, {
@@ -84,6 +85,8 @@ export function startWorker(
         startTimeoutMs: 5_000,
         probeMs: 50,
         stableMs: 60_000,
+        memoryMs: 50,
+        memoryLimit: 1_000,
         maxQrCodes: 5,
         maxStarts: 3,
         ...deps,
@@ -121,6 +124,7 @@ export async function givenSession(
     name: 'sales',
     engine: 'simulator',
     start,
+    expiryDays: 30,
   })
   return { workspaceId, sessionId: session.id }
 }

@@ -1,0 +1,47 @@
+import Joi from 'joi'
+import { listWorkers } from '../../shared/workers.ts'
+import type { WorkerReport } from '../../shared/workers.ts'
+import type { Routes } from '../plugins/joi.ts'
+
+const worker = Joi.object<WorkerReport, true>({
+  id: Joi.string().required(),
+  host: Joi.string().required(),
+  pid: Joi.number().integer().required(),
+  alive: Joi.boolean().required().description('Heard of within the last minute'),
+  capacity: Joi.number().integer().required().description('Sessions it takes at the most'),
+  owned: Joi.number().integer().required().description('Sessions it owns, of all workspaces'),
+  sessions: Joi.array()
+    .items(
+      Joi.object({
+        id: Joi.string().guid().required(),
+        name: Joi.string().required(),
+        status: Joi.string().required(),
+        memoryBytes: Joi.number().integer().allow(null).required(),
+      }),
+    )
+    .required()
+    .description('Those of your workspace'),
+  startedAt: Joi.date().required(),
+  heartbeatAt: Joi.date().required(),
+})
+
+/** Who runs the sessions. */
+export const workers: Routes = async (app) => {
+  app.get(
+    '/api/workers',
+    {
+      config: { roles: ['owner', 'admin'] },
+      schema: {
+        summary: 'List the worker processes, what they own and what it costs',
+        tags: ['service'],
+        response: {
+          200: Joi.object({
+            data: Joi.array().items(worker).required(),
+            nextCursor: Joi.valid(null).required(),
+          }),
+        },
+      },
+    },
+    async ({ user }) => ({ data: await listWorkers(app.sql, user.workspaceId), nextCursor: null }),
+  )
+}
