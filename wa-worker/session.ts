@@ -303,7 +303,10 @@ export class Session {
     await this.#stopEngine()
     this.#failures += 1
     const linked = this.#status === 'WORKING' || this.#status === 'RECONNECTING'
-    if (reason === 'BROWSER_MISSING' || (!linked && this.#failures >= this.#deps.maxStarts)) {
+    const exhausted = this.#failures >= this.#deps.maxStarts
+    const hopeless =
+      reason === 'BROWSER_MISSING' || (exhausted && (!linked || reason === 'MODULE_MISSING'))
+    if (hopeless) {
       await this.#transition({ type: 'gaveUp', reason }, { detail })
       // A wish to restart must not bring it back at once.
       await this.#close('restart')

@@ -192,20 +192,11 @@ export function reportPasskeys(): void {
   }
 }
 
-/** The modules of the page without which the library cannot start, send or receive text. */
-export const neededModules = [
+/** Modules of the page the library needs to start: one that is gone explains a start that fails. */
+export const startModules = [
   'WAWebSocketModel',
   'WAWebCmd',
   'WAWebConnModel',
-  'WAWebCollections',
-  'WAWebMsgKey',
-  'WAWebWidFactory',
-  'WAWebUserPrefsMeUser',
-  'WAWebChatGetters',
-  'WALinkify',
-  'WAWebFindChatAction',
-  'WAWebGetEphemeralFieldsMsgActionsUtils',
-  'WAWebSendMsgChatAction',
   'WAWebOfflineHandler',
   'WAWebAltDeviceLinkingApi',
   'WABase64',
@@ -214,12 +205,22 @@ export const neededModules = [
   'WAWebUserPrefsInfoStore',
   'WAWebSignalStoreApi',
   'WAWebUserPrefsMultiDevice',
-  'WAWebBackendJobsCommon',
-  'WAWebE2EProtoUtils',
+  'WAWebUserPrefsMeUser',
+  'WAWebCollections',
   'WAWebSyncGatingUtils',
   'WAWebCallCollection',
-  'WAWebAddonReactionTableMode',
-  'WAWebAddonPollVoteTableMode',
+]
+
+/** Modules it needs only when a text is sent: one that is gone would let the session look well until then. */
+export const sendModules = [
+  'WAWebMsgKey',
+  'WAWebWidFactory',
+  'WAWebUserPrefsMeUser',
+  'WAWebChatGetters',
+  'WALinkify',
+  'WAWebFindChatAction',
+  'WAWebGetEphemeralFieldsMsgActionsUtils',
+  'WAWebSendMsgChatAction',
 ]
 
 /** Those of these modules the page does not have (any more). */

@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Browser, Page } from 'puppeteer'
 import whatsapp from 'whatsapp-web.js'
 import type { Client } from 'whatsapp-web.js'
@@ -10,7 +11,13 @@ import { EngineError } from './engine.ts'
 import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
 import { incomingMessage, keyOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
-import { installPageApi, missingModules, neededModules, reportPasskeys } from './webjs-page.ts'
+import {
+  installPageApi,
+  missingModules,
+  reportPasskeys,
+  sendModules,
+  startModules,
+} from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
 
 export interface WebjsOptions {
@@ -109,7 +116,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       await initialized
     } catch (error) {
       if (this.#stopping) return
-      const missing = await this.#missingModules()
+      const missing = await this.#missingModules(startModules)
       if (missing) throw new EngineError('transient', 'MODULE_MISSING', missing, { cause: error })
       throw new EngineError('transient', 'START_FAILED', errorText(error), { cause: error })
     }
@@ -334,7 +341,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       const { page } = this.#running()
       await this.#within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(installPageApi))
       this.#reported = 0
-      const missing = await this.#missingModules()
+      // Some modules may load a moment later than others.
+      const missing = await this.#missingModules(sendModules, 5)
       if (missing) return this.#closed('MODULE_MISSING', missing)
       if (this.#ready) return this.#setLink(true)
       const { wid, pushname } = this.#client!.info
@@ -391,31 +399,34 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
         // Twice in a row: the library has had its chance. Once it has begun, asking again would only make it say "ready" without listening.
         if (synced === 2 && !begun) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
         if (synced === 10 && !this.#ready) {
-          const missing = await this.#missingModules()
+          const missing = await this.#missingModules(startModules)
           if (missing) this.#closed('MODULE_MISSING', missing)
           else this.#closed('READY_LOST', 'WhatsApp Web is synced and the library is not.')
         }
       } catch (error) {
         this.#log.debug('page not ready to be asked', { error: errorText(error) })
       }
-      await new Promise((resolve) => setTimeout(resolve, 1_000).unref())
+      await sleep(1_000)
     }
   }
 
   /** What WhatsApp has renamed or removed, as a sentence; undefined when all is there, or the page cannot be asked. */
-  async #missingModules(): Promise<string | undefined> {
+  async #missingModules(names: string[], tries = 1): Promise<string | undefined> {
     try {
       const { page } = this.#running()
       const missing = await this.#within(
         deadlines.call,
         'PAGE_UNRESPONSIVE',
-        page.evaluate(missingModules, neededModules),
+        page.evaluate(missingModules, names),
       )
-      return missing.length === 0 ? undefined : `WhatsApp Web no longer has ${missing.join(', ')}.`
+      if (missing.length === 0) return undefined
+      if (tries === 1) return `WhatsApp Web no longer has ${missing.join(', ')}.`
     } catch (error) {
       this.#log.debug('page could not be tested', { error: errorText(error) })
       return undefined
     }
+    await sleep(1_000)
+    return this.#missingModules(names, tries - 1)
   }
 
   #trouble(reason: string, detail: string): void {
