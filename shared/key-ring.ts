@@ -84,7 +84,9 @@ export class KeyRing {
 
   /** These keys, and behind them those of `other` whose names are free. */
   with(other: KeyRing): KeyRing {
-    return new KeyRing(new Map([...this.#keys, ...[...other.#keys].filter(([id]) => !this.#keys.has(id))]))
+    return new KeyRing(
+      new Map([...this.#keys, ...[...other.#keys].filter(([id]) => !this.#keys.has(id))]),
+    )
   }
 
   /** Encrypts with the first key. `context` says what it belongs to: it opens in the same context only. */

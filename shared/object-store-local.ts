@@ -1,9 +1,7 @@
 import { randomUUID } from 'node:crypto'
-import { constants } from 'node:fs'
 import { link, mkdir, open, readdir, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import type { Readable } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
 import { checkKey, ObjectExists, ObjectNotFound, StoreRefused } from './object-store.ts'
 import type { ObjectStore, PutOptions } from './object-store.ts'
 
@@ -37,13 +35,18 @@ export class LocalObjectStore implements ObjectStore {
   ): Promise<void> {
     const path = this.#path(bucket, key)
     const draft = join(this.#drafts(bucket), randomUUID())
+    const onAbort = () => source.destroy(signal?.reason as Error)
+    signal?.addEventListener('abort', onAbort, { once: true })
     try {
-      const file = await open(draft, 'wx', 0o600).catch((error: NodeJS.ErrnoException) => {
-        throw error.code === 'ENOENT' ? new StoreRefused(404, 'Bucket not found') : error
-      })
+      signal?.throwIfAborted()
+      const file = await open(draft, 'wx', 0o600).catch(refuseBucket)
       try {
-        await pipeline(source, file.createWriteStream({ autoClose: false }), { signal: signal! })
-        const written = (await file.stat()).size
+        let written = 0
+        for await (const chunk of source as AsyncIterable<Buffer | string>) {
+          const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+          await file.writeFile(bytes)
+          written += bytes.length
+        }
         if (size !== undefined && written !== size) {
           throw new Error(`The object has ${written} bytes, not ${size}.`)
         }
@@ -61,16 +64,19 @@ export class LocalObjectStore implements ObjectStore {
       source.destroy()
       throw error
     } finally {
+      signal?.removeEventListener('abort', onAbort)
       await rm(draft, { force: true })
     }
   }
 
   async get(bucket: string, key: string): Promise<Readable> {
-    const file = await open(this.#path(bucket, key), constants.O_RDONLY).catch(
-      (error: NodeJS.ErrnoException) => {
-        throw error.code === 'ENOENT' ? new ObjectNotFound(bucket, key) : error
-      },
-    )
+    const path = this.#path(bucket, key)
+    const file = await open(path, 'r').catch(async (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ENOENT') throw error
+      // A disk that is not mounted must not look like a store that lost the object.
+      await stat(this.#drafts(bucket)).catch(refuseBucket)
+      throw new ObjectNotFound(bucket, key)
+    })
     return file.createReadStream()
   }
 
@@ -80,7 +86,7 @@ export class LocalObjectStore implements ObjectStore {
 
   /** Without this a power cut could take away a file that was written. */
   async #syncFolders(bucket: string, path: string): Promise<void> {
-    for (let folder = dirname(path); folder.length >= join(this.#folder, bucket).length; ) {
+    for (let folder = dirname(path); folder.length >= join(this.#folder, bucket).length;) {
       const handle = await open(folder, 'r')
       await handle.sync().finally(() => handle.close())
       folder = dirname(folder)
@@ -96,4 +102,8 @@ export class LocalObjectStore implements ObjectStore {
     checkKey(bucket, key)
     return join(this.#folder, bucket, key)
   }
+}
+
+function refuseBucket(error: NodeJS.ErrnoException): never {
+  throw error.code === 'ENOENT' ? new StoreRefused(404, 'Bucket not found') : error
 }

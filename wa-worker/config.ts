@@ -1,9 +1,11 @@
 import Joi from 'joi'
 import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
+import { sessionKeySchema, storageSchema } from '../shared/storage.ts'
+import type { SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
 
 /** The variables the worker reads. */
-export interface WorkerConfig extends BaseConfig {
+export interface WorkerConfig extends BaseConfig, StorageConfig, SessionKeyConfig {
   PUPPETEER_EXECUTABLE_PATH?: string
   WA_BROWSER_ARGS: string[]
   WA_WEB_VERSION?: string
@@ -14,6 +16,7 @@ export interface WorkerConfig extends BaseConfig {
   WA_RECONNECT_DELAY_MS: number
   WA_QR_MAX_CODES: number
   WA_MEMORY_SOFT_LIMIT_MB: number
+  WA_SNAPSHOT_INTERVAL_MS: number
   WA_SIMULATOR_SCAN_MS: number
 }
 
@@ -22,6 +25,8 @@ const integer = (fallback: number, min: number, max: number) =>
 
 export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   ...baseSchema,
+  ...storageSchema,
+  ...sessionKeySchema,
   PUPPETEER_EXECUTABLE_PATH: Joi.string(),
   WA_BROWSER_ARGS: Joi.string().custom(browserArgs).default([]),
   WA_WEB_VERSION: Joi.string().pattern(/^[\w.-]+$/),
@@ -32,6 +37,7 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   WA_RECONNECT_DELAY_MS: integer(5_000, 10, 600_000),
   WA_QR_MAX_CODES: integer(12, 1, 1_000),
   WA_MEMORY_SOFT_LIMIT_MB: integer(1_500, 0, 1_000_000),
+  WA_SNAPSHOT_INTERVAL_MS: integer(900_000, 1_000, 86_400_000),
   WA_SIMULATOR_SCAN_MS: integer(3_000, 0, 3_600_000),
 }
 

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
-import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
+import { ConfigError, exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
 import { connect } from '../shared/db.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
 import type { Database } from '../shared/embedded-postgres.ts'
@@ -10,6 +10,8 @@ import { listen } from '../shared/listener.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
 import { migrate } from '../shared/migrations.ts'
+import { openKeyRing } from '../shared/key-ring.ts'
+import { openObjectStore } from '../shared/storage.ts'
 import { onShutdown } from '../shared/shutdown.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { signOff } from '../shared/workers.ts'
@@ -20,11 +22,13 @@ import type { Engine } from './engine/engine.ts'
 import { SimulatorEngine } from './engine/simulator.ts'
 import { WebjsEngine } from './engine/webjs.ts'
 import { startJobs } from './jobs.ts'
+import { Logins } from './logins.ts'
 import { Profiles } from './profiles.ts'
 import { Receiver } from './receiver.ts'
 import { Sender } from './sender.ts'
 import { Session } from './session.ts'
 import { Supervisor } from './supervisor.ts'
+import { Vault } from './vault.ts'
 
 await main().catch(exitOnConfigError)
 
@@ -52,6 +56,10 @@ async function main(): Promise<void> {
   try {
     await start(await opening, config, log, stops)
   } catch (error) {
+    if (error instanceof ConfigError) {
+      await stop()
+      exitOnConfigError(error)
+    }
     log.error('worker not started', { error })
     process.stderr.write(`The worker did not start: ${errorText(error)}\n`)
     await stop()
@@ -82,7 +90,14 @@ async function start(
   })
   stops.push(() => sql.close())
 
+  const keys = await openKeyRing({
+    value: config.SESSION_ENCRYPTION_KEY,
+    dataDir: config.DATA_DIR,
+    production: config.NODE_ENV === 'production',
+  })
+  const vault = new Vault({ sql, store: openObjectStore(config), keys, log })
   const profiles = new Profiles(config.DATA_DIR)
+  const logins = new Logins({ sql, profiles, vault, log })
   const sender = new Sender({ sql, worker: worker.id, log })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const createSession = (leased: LeasedSession) =>
@@ -92,10 +107,12 @@ async function start(
       worker: worker.id,
       sender,
       receiver,
-      profiles,
+      logins,
       createEngine: (session) => createEngine(session, config, profiles, log),
       backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),
       startTimeoutMs: config.WA_START_TIMEOUT_MS,
+      settleMs: 10_000,
+      snapshotMs: config.WA_SNAPSHOT_INTERVAL_MS,
       probeMs: 5_000,
       stableMs: 5 * 60_000,
       memoryMs: 30_000,
@@ -117,7 +134,7 @@ async function start(
     (channel) => (channel === 'awfar_outbox' ? sender.nudge() : supervisor.nudge()),
     log,
   )
-  const jobs = startJobs(sql, worker.id, log)
+  const jobs = startJobs({ sql, vault, worker: worker.id, log })
 
   const running = Promise.all([supervisor.run(), sender.run()])
   stops.push(async () => {

@@ -38,14 +38,14 @@ interface Found {
 /**
  * Copies the parts of a profile that a browser may be writing to, as they were at one moment. LevelDB replaces its tables and its list of
  * tables, and only appends to its journal: when nothing but journals has grown while the copy was made, the copy is a state the
- * database was in. Otherwise everything is copied again.
+ * database was in. Otherwise what has changed is copied again.
  */
 export async function copyProfile(
   profile: string,
   target: string,
   {
     parts,
-    attempts = 20,
+    attempts = 40,
     pauseMs = 50,
     signal,
   }: {
@@ -56,26 +56,39 @@ export async function copyProfile(
   } = {},
 ): Promise<void> {
   const chosen = parts ?? ((await isFolder(join(profile, 'Default'))) ? chromiumParts : ['.'])
+  const copied = new Map<string, Found | undefined>()
+  await mkdir(target, { recursive: true, mode: 0o700 })
   for (let attempt = 1; attempt <= attempts; attempt++) {
     signal?.throwIfAborted()
-    await mkdir(target, { recursive: true, mode: 0o700 })
-    if (await copyOnce(profile, target, chosen)) return
-    await rm(target, { recursive: true, force: true })
+    if (await copyOnce(profile, target, chosen, copied)) return
     await sleep(pauseMs, null, { signal })
   }
+  await rm(target, { recursive: true, force: true })
   throw new ProfileRestless(attempts)
 }
 
-async function copyOnce(profile: string, target: string, parts: string[]): Promise<boolean> {
+async function copyOnce(
+  profile: string,
+  target: string,
+  parts: string[],
+  copied: Map<string, Found | undefined>,
+): Promise<boolean> {
   try {
     const before = await survey(profile, parts)
-    for (const [path, { folder, size }] of before) {
+    for (const path of copied.keys()) {
+      if (before.has(path)) continue
+      await rm(join(target, path), { force: true })
+      copied.delete(path)
+    }
+    for (const [path, found] of before) {
       const to = join(target, path)
-      await mkdir(folder ? to : dirname(to), { recursive: true, mode: 0o700 })
-      if (folder) continue
+      await mkdir(found.folder ? to : dirname(to), { recursive: true, mode: 0o700 })
+      if (found.folder || isEqual(copied.get(path), found)) continue
+      copied.set(path, undefined) // begun: if it vanishes now, what there is of it must go as well
       // A copy that shares its blocks with the original, where the file system can do that.
       await copyFile(join(profile, path), to, constants.COPYFILE_FICLONE)
-      if (BigInt((await stat(to)).size) < size) return false
+      if (BigInt((await stat(to)).size) < found.size) return false
+      copied.set(path, found)
     }
     return isSame(before, await survey(profile, parts))
   } catch (error) {
@@ -114,12 +127,15 @@ function isSame(before: Map<string, Found>, after: Map<string, Found>): boolean 
   if (before.size !== after.size) return false
   for (const [path, was] of before) {
     const is = after.get(path)
-    if (is?.ino !== was.ino || is.size < was.size) return false
+    if (is === undefined) return false
     const journal = path.endsWith('.log') && before.has(join(dirname(path), 'CURRENT'))
-    if (!journal && (is.size !== was.size || is.mtime !== was.mtime)) return false
+    if (journal ? is.ino !== was.ino || is.size < was.size : !isEqual(is, was)) return false
   }
   return true
 }
+
+const isEqual = (a: Found | undefined, b: Found) =>
+  a !== undefined && a.ino === b.ino && a.size === b.size && a.mtime === b.mtime
 
 async function isFolder(path: string): Promise<boolean> {
   return stat(path).then(

@@ -1,5 +1,8 @@
-import { access, mkdir, readdir, rename, rm } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+
+/** A file in the profile that tells under which fence it was last used. */
+const marker = 'awfar-fence'
 
 /** Where the logins of sessions live on this machine: one folder a session, whose contents are a full account credential. */
 export class Profiles {
@@ -18,18 +21,30 @@ export class Profiles {
     return folder
   }
 
-  async exists(sessionId: string): Promise<boolean> {
-    return access(this.#path(sessionId)).then(
-      () => true,
-      () => false,
-    )
+  /** Writes down the fence under which the profile is used from now on. */
+  async markUsed(sessionId: string, fence: number): Promise<void> {
+    await writeFile(join(await this.open(sessionId), marker), String(fence), { mode: 0o600 })
+  }
+
+  /** The fence under which the profile was last used here; undefined when there is none on this machine. */
+  async usedUnder(sessionId: string): Promise<number | undefined> {
+    try {
+      return Number(await readFile(join(this.#path(sessionId), marker), 'utf8'))
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw error
+    }
   }
 
   /** Puts a login away: the next start pairs anew, and a person can still bring the old one back. */
   async archive(sessionId: string): Promise<void> {
-    if (!(await this.exists(sessionId))) return
     const stamp = new Date().toISOString().replaceAll(/[:.]/g, '-')
-    await rename(this.#path(sessionId), `${this.#path(sessionId)}.archived-${stamp}`)
+    try {
+      await rename(this.#path(sessionId), `${this.#path(sessionId)}.archived-${stamp}`)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return // never started here
+      throw error
+    }
     const archived = await this.#archived(sessionId)
     for (const name of archived.slice(0, -this.#keep)) {
       await rm(join(this.#folder, name), { recursive: true, force: true })

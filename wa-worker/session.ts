@@ -19,7 +19,7 @@ import type { Engine, EngineEvents } from './engine/engine.ts'
 import { next } from './lifecycle.ts'
 import type { LifecycleEvent } from './lifecycle.ts'
 import { waitOutOutage } from './patience.ts'
-import type { Profiles } from './profiles.ts'
+import type { Logins } from './logins.ts'
 import type { Receiver } from './receiver.ts'
 import type { Sender } from './sender.ts'
 import { Watchdog } from './watchdog.ts'
@@ -30,11 +30,15 @@ export interface SessionDeps {
   worker: string
   sender: Sender
   receiver: Receiver
-  profiles: Profiles
+  logins: Logins
   createEngine(session: LeasedSession): Engine
   backoff: Backoff
   /** How long a start, or a lost link, may take before the engine is started afresh. */
   startTimeoutMs: number
+  /** How long after it became ready a login has settled on the disk. */
+  settleMs: number
+  /** How often a snapshot of the login is taken. */
+  snapshotMs: number
   /** How often a working engine is asked for a sign of life. */
   probeMs: number
   /** After this long without a failure the quick attempts are back. */
@@ -75,6 +79,11 @@ export class Session {
   #stable: NodeJS.Timeout | undefined
   #watchdog: Watchdog | undefined
   #scales: NodeJS.Timeout | undefined
+  #snapshots: NodeJS.Timeout | undefined
+  /** The engine is linked: its profile is a login. */
+  #linked = false
+  /** An older snapshot was tried, since the session was last ready. */
+  #rolledBack = false
   /** First aid was tried since the session was last stable: the next trouble needs a new browser. */
   #reloaded = false
 
@@ -101,7 +110,7 @@ export class Session {
   async handOver(): Promise<void> {
     this.#post(async () => {
       if (this.#leaving) return
-      await this.#stopEngine()
+      await this.#stopAndKeep()
       await this.#transition({ type: 'handedOver' })
       await this.#leave()
     })
@@ -153,15 +162,15 @@ export class Session {
 
   /** Nobody used it for long: the engine ends, the login is put away, and a person can start it again. */
   async #expire(): Promise<void> {
-    await this.#stopEngine()
-    await this.#deps.profiles.archive(this.id)
+    await this.#stopAndKeep()
+    await this.#deps.logins.archive(this.owned, 'EXPIRED')
     await this.#transition({ type: 'expired' })
     await this.#close('expire')
     await this.#leave()
   }
 
   async #stop(): Promise<void> {
-    await this.#stopEngine()
+    await this.#stopAndKeep()
     if (this.#status !== 'STOPPED') await this.#transition({ type: 'stopped' })
     await this.#leave()
   }
@@ -169,7 +178,15 @@ export class Session {
   async #start(reason?: string): Promise<void> {
     clearTimeout(this.#retry)
     this.#retry = undefined
+    this.#linked = false
     await this.#transition(reason === undefined ? { type: 'start' } : { type: 'start', reason })
+    try {
+      const done = await this.#deps.logins.prepare(this.owned)
+      if (done) this.#deps.log.warn('login taken from the vault', { sessionId: this.id, done })
+    } catch (error) {
+      if (error instanceof LeaseLost) throw error
+      return this.#broke('VAULT_UNAVAILABLE', errorText(error))
+    }
     const engine = this.#deps.createEngine(this.#leased)
     this.#engine = engine
     this.#listen(engine)
@@ -208,20 +225,62 @@ export class Session {
       await this.#transition({ type: 'qrTimeout' })
       return this.#leave()
     }
+    if (await this.#tryOlderLogin()) return
     // With the change of state, so that whoever sees SCAN_QR_CODE finds a code.
     if (this.#status !== 'SCAN_QR_CODE') await this.#transition({ type: 'qr' }, { qr })
     else await this.#write(() => writeQr(this.#deps.sql, this.owned, qr))
     this.#arm(engine, qr.expiresAt.getTime() - Date.now())
   }
 
+  /**
+   * A session that has a login and is asked for a scan all the same: the login on this disk may be torn. Before a person is bothered, the newest
+   * snapshot gets one try.
+   */
+  async #tryOlderLogin(): Promise<boolean> {
+    if (this.#rolledBack || this.#status === 'SCAN_QR_CODE') return false
+    this.#rolledBack = true
+    try {
+      if (!(await this.#deps.logins.hasSnapshot(this.owned))) return false
+      await this.#stopEngine()
+      await this.#deps.logins.rollBack(this.owned)
+    } catch (error) {
+      if (error instanceof LeaseLost) throw error
+      await this.#broke('VAULT_UNAVAILABLE', errorText(error))
+      return true
+    }
+    const detail = 'WhatsApp asks for a scan. Trying the newest snapshot of the login.'
+    await this.#transition({ type: 'broke', reason: 'LOGIN_LOST' }, { detail })
+    await this.#start('LOGIN_LOST')
+    return true
+  }
+
   async #ready(engine: Engine, account: Account): Promise<void> {
     this.#clearTimers()
+    this.#linked = true
+    this.#rolledBack = false
+    this.#keepSnapshots(engine)
     this.#stable = setTimeout(() => {
       this.#failures = 0
       this.#reloaded = false
     }, this.#deps.stableMs)
     await this.#transition({ type: 'ready' }, { account })
     this.#work(engine)
+  }
+
+  /** A first snapshot as soon as the login has settled, then one after the other, never two at once. */
+  #keepSnapshots(engine: Engine): void {
+    const { settleMs, snapshotMs, logins } = this.#deps
+    const next = (reason: 'SETTLED' | 'PERIODIC', ms: number) => {
+      this.#snapshots = setTimeout(() => {
+        // Beside the queue: it may take long, and whatever else happens must not wait for it.
+        logins.keep(this.owned, reason).then(
+          () => engine === this.#engine && this.#linked && next('PERIODIC', snapshotMs),
+          () => void this.abandon(),
+        )
+      }, ms)
+    }
+    clearTimeout(this.#snapshots)
+    next('SETTLED', settleMs)
   }
 
   /** Sends, and watches over, an engine that is WORKING. */
@@ -293,7 +352,7 @@ export class Session {
 
   async #loggedOut(): Promise<void> {
     await this.#stopEngine()
-    await this.#deps.profiles.archive(this.id)
+    await this.#deps.logins.archive(this.owned, 'LOGGED_OUT_ON_PHONE')
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_ON_PHONE' })
     await this.#leave()
   }
@@ -326,10 +385,10 @@ export class Session {
     const failure = await this.#tryUnlink()
     await this.#stopEngine()
     if (kind === 'delete') {
-      await this.#deps.profiles.remove(this.id)
+      await this.#deps.logins.destroy(this.owned)
       // Accepted in the very moment of the deletion.
       await this.#write(() => cancelQueued(this.#deps.sql, this.id))
-    } else await this.#deps.profiles.archive(this.id)
+    } else await this.#deps.logins.archive(this.owned, 'LOGGED_OUT_BY_REQUEST')
     const detail = failure && `WhatsApp did not confirm: ${failure}`
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
     await this.#close(kind, { error: failure })
@@ -340,8 +399,9 @@ export class Session {
   async #tryUnlink(): Promise<string | undefined> {
     let engine = this.#engine
     if (this.#status !== 'WORKING' || !engine) {
-      if (!(await this.#deps.profiles.exists(this.id))) return undefined
+      if (!(await this.#deps.logins.exists(this.owned))) return undefined
       await this.#stopEngine()
+      await this.#deps.logins.prepare(this.owned)
       engine = this.#deps.createEngine(this.#leased)
       this.#engine = engine
       const state = await untilKnown(engine, this.#deps.startTimeoutMs)
@@ -353,6 +413,13 @@ export class Session {
       () => undefined,
       (error: unknown) => errorText(error),
     )
+  }
+
+  /** An orderly stop of a linked engine leaves the login complete on the disk: the best moment for a snapshot. */
+  async #stopAndKeep(): Promise<void> {
+    const linked = this.#linked && this.#engine !== undefined
+    await this.#stopEngine()
+    if (linked) await this.#deps.logins.keep(this.owned, 'STOPPED')
   }
 
   async #stopEngine(): Promise<void> {
@@ -387,6 +454,7 @@ export class Session {
     clearTimeout(this.#stable)
     this.#retry = undefined
     clearInterval(this.#scales)
+    clearTimeout(this.#snapshots)
     this.#watchdog?.stop()
   }
 

@@ -186,9 +186,13 @@ export class Vault {
 
   /** Takes in what open() gave, of this or of another session, as the new current generation. Throws as take() does. */
   async add(session: OwnedSession, contents: Readable, reason: string): Promise<Taken> {
-    return this.#inTurn(session.id, () =>
-      this.#add(session, () => ({ stream: contents }), reason, this.#limit()),
-    )
+    try {
+      return await this.#inTurn(session.id, () =>
+        this.#add(session, () => ({ stream: contents }), reason, this.#limit()),
+      )
+    } finally {
+      contents.destroy()
+    }
   }
 
   /**
@@ -287,6 +291,8 @@ export class Vault {
     const meter = new Meter()
     const flow = pipeline(stream, encrypt, meter, { signal })
     const put = store.put(bucket, objectKey, meter, { signal })
+    // A store that refused before it read anything would leave the flow waiting.
+    put.catch(() => meter.destroy())
     await all(signal, flow, put)
     return { size: meter.size, sha256: meter.sha256 }
   }

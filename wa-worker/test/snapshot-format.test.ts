@@ -5,13 +5,16 @@ import { buffer } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
 import t from 'tap'
 import tar from 'tar-stream'
+import type { Pack } from 'tar-stream'
 import { Decrypt, Encrypt, packFolder, SnapshotBroken, unpack } from '../snapshot-format.ts'
 import { filesOf } from './vault-rig.ts'
+
+type Entry = Parameters<Pack['entry']>[0]
 
 const dataKey = Buffer.alloc(32, 7)
 
 /** A compressed tar with one entry, as somebody with bad intentions would make it. */
-async function archiveOf(header: tar.Headers, text = 'x'): Promise<Readable> {
+async function archiveOf(header: Entry, text = 'x'): Promise<Readable> {
   const archive = tar.pack()
   if (header.type === undefined || header.type === 'file') archive.entry(header, text)
   else archive.entry(header)
@@ -22,7 +25,7 @@ async function archiveOf(header: tar.Headers, text = 'x'): Promise<Readable> {
 await t.test('what an archive must not hold is refused before it is written', async (t) => {
   const folder = join(t.testdir(), 'in', 'here')
   mkdirSync(folder, { recursive: true })
-  const bad: tar.Headers[] = [
+  const bad: Entry[] = [
     { name: '../outside' },
     { name: 'a/../../outside' },
     { name: '/tmp/awfar-outside' },

@@ -1,18 +1,26 @@
-import { randomUUID } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
+import { join } from 'node:path'
 import type { Test } from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
 import type { Logger } from '../../shared/logger.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
+import { LocalObjectStore } from '../../shared/object-store-local.ts'
 import { createSession } from '../../shared/wa-sessions.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
+import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
 import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
 import type { SessionDeps } from '../session.ts'
 import { Supervisor } from '../supervisor.ts'
+import { Vault } from '../vault.ts'
+
+/** The same for all workers of a test process: they share logins. */
+const testKeys = KeyRing.parse(randomBytes(32).toString('base64'))
 
 export interface TestWorker {
   id: string
@@ -32,11 +40,14 @@ export function startWorker(
   {
     dataDir,
     changeEngine,
+    objectsDir = join(dataDir, 'objects'),
     leaseTtlMs = 2_000,
     scanMs = 20,
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
+    /** Where snapshots lie; in dataDir unless workers of several machines are to share them. */
+    objectsDir?: string
     changeEngine?: (engine: SimulatorEngine) => Engine
     leaseTtlMs?: number
     scanMs?: number
@@ -45,6 +56,13 @@ export function startWorker(
   const id = `test-${randomUUID()}`
   const log: Logger = createLogger('test', { level: 'error', stdout: false })
   const profiles = new Profiles(dataDir)
+  const vault = new Vault({
+    sql,
+    store: new LocalObjectStore(objectsDir),
+    keys: testKeys,
+    log,
+  })
+  const logins = new Logins({ sql, profiles, vault, log })
   const sender = new Sender({
     sql,
     worker: id,
@@ -70,7 +88,7 @@ export function startWorker(
         worker: id,
         sender,
         receiver,
-        profiles,
+        logins,
         createEngine: (session) => {
           const engine = new SimulatorEngine({
             sessionId: session.id,
@@ -83,6 +101,8 @@ export function startWorker(
         },
         backoff: reconnectBackoff({ quickMs: 20, maxMs: 100 }),
         startTimeoutMs: 5_000,
+        settleMs: 50,
+        snapshotMs: 60_000,
         probeMs: 50,
         stableMs: 60_000,
         memoryMs: 50,

@@ -1,0 +1,94 @@
+import { randomBytes, scrypt } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { link, open, rm } from 'node:fs/promises'
+import type { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { Decrypt, Encrypt, SnapshotBroken, unpack } from '../wa-worker/snapshot-format.ts'
+
+/** What an exported login says of itself, in the clear. It is proven by the decryption. */
+export interface LoginHead {
+  engine: string
+  name: string
+  takenAt: Date
+}
+
+/** A file is a line of JSON with the head and a salt, then an encrypted snapshot whose context is that very line. */
+const format = 'awfar-login-1'
+const headLimit = 4_096
+
+/** Makes each guess at a passphrase cost some tenths of a second and 128 MB. */
+const cost = { N: 2 ** 17, r: 8, p: 1, maxmem: 256 * 2 ** 20 }
+
+/** Writes a login to a new file, encrypted. The file is there as a whole or not at all, and never replaces one. */
+export async function writeLogin(
+  file: string,
+  passphrase: string,
+  head: LoginHead,
+  contents: Readable,
+): Promise<void> {
+  const draft = `${file}.${randomBytes(4).toString('hex')}`
+  const salt = randomBytes(16).toString('base64')
+  const line = JSON.stringify({ format, ...head, salt })
+  const handle = await open(draft, 'wx', 0o600)
+  try {
+    await handle.writeFile(`${line}\n`)
+    const encrypt = new Encrypt(await derive(passphrase, salt), line)
+    await pipeline(contents, encrypt, async (encrypted: AsyncIterable<Buffer>) => {
+      for await (const chunk of encrypted) await handle.writeFile(chunk)
+    })
+    await handle.sync()
+    await link(draft, file)
+  } finally {
+    contents.destroy()
+    await handle.close()
+    await rm(draft, { force: true })
+  }
+}
+
+/** The contents of a file that writeLogin made, read to the end and proven before they are given. */
+export async function readLogin(file: string, passphrase: string): Promise<Readable> {
+  const line = await readLine(file)
+  const { salt } = JSON.parse(line) as { salt: string }
+  const key = await derive(passphrase, salt)
+  const decrypted = () => {
+    const source = createReadStream(file, { start: Buffer.byteLength(line) + 1 })
+    const decrypt = new Decrypt(key, line)
+    pipeline(source, decrypt).catch(() => {}) // reaches the reader of decrypt
+    return decrypt
+  }
+  try {
+    await unpack(decrypted(), {})
+  } catch (error) {
+    if (!(error instanceof SnapshotBroken)) throw error
+    throw new Error(`${file} does not open: the passphrase is wrong, or the file was altered.`, {
+      cause: error,
+    })
+  }
+  return decrypted()
+}
+
+export async function readHead(file: string): Promise<LoginHead> {
+  const { engine, name, takenAt } = JSON.parse(await readLine(file)) as LoginHead
+  return { engine, name, takenAt: new Date(takenAt) }
+}
+
+async function readLine(file: string): Promise<string> {
+  const handle = await open(file, 'r')
+  try {
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(headLimit), 0, headLimit, 0)
+    const end = buffer.subarray(0, bytesRead).indexOf('\n')
+    const line = buffer.subarray(0, Math.max(0, end)).toString('utf8')
+    if (!line.startsWith(`{"format":"${format}",`)) throw new Error(`${file} is no exported login.`)
+    return line
+  } finally {
+    await handle.close()
+  }
+}
+
+function derive(passphrase: string, salt: string): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    scrypt(passphrase.normalize('NFKC'), Buffer.from(salt, 'base64'), 32, cost, (error, key) =>
+      error ? reject(error) : resolve(key),
+    )
+  })
+}

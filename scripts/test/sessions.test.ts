@@ -1,0 +1,141 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import t from 'tap'
+import type { Test } from 'tap'
+import { root } from '../../shared/root.ts'
+import { filesOf, flipBit, givenProfile, key, vaultRig } from '../../wa-worker/test/vault-rig.ts'
+
+/** Runs `npm run sessions -- …` over the rig's database and folder. */
+async function given(t: Test) {
+  const rig = await vaultRig(t)
+  const run = async (args: string[], env: Record<string, string> = {}) => {
+    const child = spawn(process.execPath, ['--import', 'tsx', 'scripts/sessions.ts', ...args], {
+      cwd: root,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: {
+        PATH: process.env['PATH'],
+        DATABASE_URL: rig.url,
+        DATA_DIR: rig.folder,
+        SESSION_ENCRYPTION_KEY: key('k1'),
+        SUPABASE_URL: '',
+        SUPABASE_SERVICE_ROLE_KEY: '',
+        NODE_ENV: '',
+        SESSIONS_PASSPHRASE: 'a long enough passphrase',
+        ...env,
+      },
+    })
+    const [out, err, [code]] = await Promise.all([
+      text(child.stdout),
+      text(child.stderr),
+      once(child, 'exit') as Promise<[number]>,
+    ])
+    // supabase-js remarks on the version of Node.
+    return { code, out, err: err.replace(/^⚠️.*\n/gm, '') }
+  }
+  const stop = () => rig.sql`update wa_sessions set lease_until = null, owner = null`
+  const files = givenProfile(rig.profile, 'monday')
+  await rig.vault.take(rig.session, rig.profile, { reason: 'LOGIN_SETTLED' })
+  givenProfile(rig.profile, 'tuesday')
+  await rig.vault.take(rig.session, rig.profile, { reason: 'PERIODIC' })
+  return { ...rig, run, stop, files }
+}
+
+await t.test('says how it is used', async (t) => {
+  const { run } = await given(t)
+  const wrong = [[], ['restore'], ['restore', 'a', '--generation', 'x'], ['list', '--what']]
+  for (const { code, err } of await Promise.all(wrong.map((args) => run(args)))) {
+    t.equal(code, 2)
+    t.match(err, /npm run sessions -- <command>/)
+  }
+  t.match(await run(['snapshots', 'nobody']), { code: 1, err: 'There is no session nobody.\n' })
+  t.match(await run(['list'], { SESSION_ENCRYPTION_KEY: 'x' }), {
+    code: 78,
+    err: /^Wrong settings/,
+  })
+  t.match(await run(['list'], { SUPABASE_URL: 'http://x' }), { code: 78, err: /go together/ })
+})
+
+await t.test('shows sessions and snapshots', async (t) => {
+  const { run, session } = await given(t)
+  const list = await run(['list'])
+  t.match(list, { code: 0, err: '' })
+  for (const part of [session.id, 'this-worker', 'STOPPED']) t.match(list.out, part)
+  const snapshots = await run(['snapshots', 'a'])
+  t.equal(snapshots.code, 0)
+  for (const part of ['LOGIN_SETTLED', 'PERIODIC', 'verified', 'k1']) t.match(snapshots.out, part)
+})
+
+await t.test(
+  'restores a snapshot for the next start, unless a worker owns the session',
+  async (t) => {
+    const rig = await given(t)
+    const restore = ['restore', rig.session.id, '--generation', '1']
+    t.match(await rig.run(restore), {
+      code: 3,
+      err: 'Worker this-worker owns a: stop the session first.\n',
+    })
+    await rig.stop()
+    t.match(await rig.run(['restore', 'a', '--generation', '9']), {
+      code: 1,
+      err: /no generation 9/,
+    })
+    t.match(await rig.run(restore), {
+      code: 0,
+      err: '',
+      out: /Generation 1 of a is current again, as generation 3/,
+    })
+    t.notOk(existsSync(rig.profile), 'the login on the disk is put aside')
+    t.match(readdirSync(join(rig.profile, '..')), [/\.archived-/])
+
+    const owner = await rig.takeOver()
+    t.match(await rig.vault.restore(owner, rig.profile), { generation: 3, refused: [] })
+    t.same(filesOf(rig.profile), rig.files)
+  },
+)
+
+await t.test('a login goes out encrypted, and comes back elsewhere', async (t) => {
+  const rig = await given(t)
+  await rig.stop()
+  const file = join(rig.folder, 'login.awfar')
+  t.match(await rig.run(['export', 'a', file, '--generation', '1']), { code: 0, err: '' })
+  t.equal(statSync(file).mode & 0o777, 0o600)
+  t.notMatch(readFileSync(file, 'latin1'), /monday/)
+  t.match(await rig.run(['export', 'a', file]), { code: 1, err: /EEXIST/ }, 'nothing is replaced')
+  t.match(await rig.run(['export', 'a', `${file}2`], { SESSIONS_PASSPHRASE: 'short' }), { code: 1 })
+  t.match(await rig.run(['export', 'a', `${file}2`], { SESSIONS_PASSPHRASE: '' }), { code: 1 })
+  t.same(
+    readdirSync(rig.folder).filter((name) => name.includes('login')),
+    ['login.awfar'],
+  )
+
+  const wrong = await rig.run(['import', 'a', file], { SESSIONS_PASSPHRASE: 'another passphrase' })
+  t.match(wrong, { code: 1, err: /passphrase is wrong, or the file was altered/ })
+  const flipBack = flipBit(file, 20)
+  t.match(await rig.run(['import', 'a', file]), { code: 1 }, 'its head was altered')
+  flipBack()
+  writeFileSync(`${file}-not`, 'hello')
+  t.match(await rig.run(['import', 'a', `${file}-not`]), { code: 1, err: /is no exported login/ })
+
+  // Another installation: other keys, another session.
+  const other = await given(t)
+  await other.stop()
+  t.match(await other.run(['import', 'a', file], { SESSION_ENCRYPTION_KEY: key('k9') }), {
+    code: 0,
+    out: /generation 3 of a/,
+  })
+  await other.sql`update wa_sessions set engine = 'simulator'`
+  t.match(await other.run(['import', 'a', file]), { code: 1, err: /holds a login for webjs/ })
+  rmSync(other.profile, { recursive: true, force: true })
+  t.equal(other.objects().length, 3)
+})
+
+await t.test('keys are sealed anew', async (t) => {
+  const rig = await given(t)
+  const keys = { SESSION_ENCRYPTION_KEY: `${key('k2')},${key('k1')}` }
+  t.match(await rig.run(['rotate'], keys), { code: 0, out: '2 snapshots sealed anew.\n' })
+  const lost = await rig.run(['rotate'], { SESSION_ENCRYPTION_KEY: key('k3') })
+  t.match(lost, { code: 1, err: /Key "k2" is needed/ })
+})

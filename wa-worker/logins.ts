@@ -1,0 +1,120 @@
+import type { Logger } from '../shared/logger.ts'
+import { LeaseLost } from '../shared/wa-session-leases.ts'
+import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { currentSnapshot } from '../shared/wa-snapshots.ts'
+import type { Sql } from '../shared/db.ts'
+import type { Profiles } from './profiles.ts'
+import type { Vault } from './vault.ts'
+
+/** Why a snapshot is taken. */
+export type SnapshotReason = 'SETTLED' | 'PERIODIC' | 'STOPPED'
+
+/**
+ * The logins of sessions: a profile on this machine's disk while the session runs here, and snapshots of it in the vault for when that disk, or
+ * this machine, is gone.
+ */
+export class Logins {
+  readonly #sql: Sql
+  readonly #profiles: Profiles
+  readonly #vault: Vault
+  readonly #log: Logger
+
+  constructor({
+    sql,
+    profiles,
+    vault,
+    log,
+  }: {
+    sql: Sql
+    profiles: Profiles
+    vault: Vault
+    log: Logger
+  }) {
+    this.#sql = sql
+    this.#profiles = profiles
+    this.#vault = vault
+    this.#log = log
+  }
+
+  /**
+   * Makes the profile of this machine the newest there is, before an engine opens it: if the session ran elsewhere since it ran here, or the disk
+   * was lost, the profile comes out of the vault. Answers what was done, for a person; undefined when the profile was good as it is.
+   * Throws what Vault.restore() throws.
+   */
+  async prepare(session: OwnedSession): Promise<string | undefined> {
+    const usedUnder = await this.#profiles.usedUnder(session.id)
+    const snapshot = await currentSnapshot(this.#sql, session)
+    let done: string | undefined
+    if (snapshot && (usedUnder === undefined || snapshot.fence > usedUnder)) {
+      done = await this.#restore(session)
+    }
+    await this.#profiles.markUsed(session.id, session.fence)
+    return done
+  }
+
+  /** Whether the vault has anything to go back to. */
+  async hasSnapshot(session: OwnedSession): Promise<boolean> {
+    return (await currentSnapshot(this.#sql, session)) !== undefined
+  }
+
+  /** Goes back to the newest snapshot, when the profile of this machine turned out to be worth nothing. Throws what Vault.restore() throws. */
+  async rollBack(session: OwnedSession): Promise<void> {
+    await this.#restore(session)
+    await this.#profiles.markUsed(session.id, session.fence)
+  }
+
+  /** Whether there is a login at all, here or in the vault. */
+  async exists(session: OwnedSession): Promise<boolean> {
+    return (
+      (await this.#profiles.usedUnder(session.id)) !== undefined ||
+      (await this.hasSnapshot(session))
+    )
+  }
+
+  /** Takes a snapshot. What goes wrong is logged: the older snapshots still stand, and the next one will be taken. Throws LeaseLost only. */
+  async keep(session: OwnedSession, reason: SnapshotReason): Promise<void> {
+    try {
+      const began = performance.now()
+      const { generation, size } = await this.#vault.take(
+        session,
+        await this.#profiles.open(session.id),
+        { reason },
+      )
+      const ms = Math.round(performance.now() - began)
+      this.#log.info('login snapshot taken', {
+        sessionId: session.id,
+        generation,
+        size,
+        reason,
+        ms,
+      })
+    } catch (error) {
+      if (error instanceof LeaseLost) throw error
+      this.#log.error('login snapshot not taken', { sessionId: session.id, reason, error })
+    }
+  }
+
+  /** Puts a login away: nothing brings it back by itself, but a person still can. */
+  async archive(session: OwnedSession, reason: string): Promise<void> {
+    await this.#vault.archive(session, reason)
+    await this.#profiles.archive(session.id)
+  }
+
+  /** Destroys a login and all that was kept of it, because a person deleted the session. */
+  async destroy(session: OwnedSession): Promise<void> {
+    await this.#vault.destroy(session)
+    await this.#profiles.remove(session.id)
+  }
+
+  async #restore(session: OwnedSession): Promise<string> {
+    const profile = await this.#profiles.open(session.id)
+    const { generation, refused } = await this.#vault.restore(session, profile)
+    for (const { generation: bad, why } of refused) {
+      this.#log.error('login snapshot unusable', { sessionId: session.id, generation: bad, why })
+    }
+    const passed = refused.map((snapshot) => snapshot.generation).join(', ')
+    const said =
+      generation === null ? 'No snapshot could be used' : `Restored snapshot ${generation}`
+    return passed ? `${said}; refused: ${passed}.` : `${said}.`
+  }
+}
