@@ -24,7 +24,12 @@ export function fastifyLogger(
     (level: Level) =>
     (first: unknown, message?: string, ...values: unknown[]) => {
       const fields = typeof first === 'string' ? {} : serialize(first, serializers)
-      const text = typeof first === 'string' ? format(first, message, ...values) : message
+      const text =
+        typeof first !== 'string'
+          ? message
+          : message === undefined
+            ? first
+            : format(first, message, ...values)
       log.log({ ...bindings, ...fields, level, message: text ?? textOf(first) })
     }
   return {

@@ -1,5 +1,5 @@
-import { connect } from '../shared/db.ts'
-import { exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
+import { connect, isDatabaseAway } from '../shared/db.ts'
+import { exitConfig, exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
 import { errorText } from '../shared/errors.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
 import { createLogger } from '../shared/logger.ts'
@@ -22,7 +22,8 @@ try {
   const sentence = explain(error, config)
   log.error(sentence, { error })
   process.stderr.write(sentence + '\n')
-  process.exit(1)
+  // Starting it again does not free the port: npm start gives up on this code.
+  process.exit(isPortTaken(error) ? exitConfig : 1)
 }
 
 function readConfig(): ApiConfig {
@@ -75,12 +76,21 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
   process.send?.('ready')
 }
 
+function isPortTaken(error: unknown): boolean {
+  return (causeOf(error) as { code?: string }).code === 'EADDRINUSE'
+}
+
+/** A host name with several addresses fails with one error each. */
+function causeOf(error: unknown): unknown {
+  return error instanceof AggregateError ? error.errors[0] : error
+}
+
 function explain(error: unknown, { PORT, HOST }: ApiConfig): string {
-  // A host name with several addresses fails with one error each.
-  const cause: unknown = error instanceof AggregateError ? error.errors[0] : error
-  const { code } = cause as { code?: string }
-  if (code === 'EADDRINUSE') {
+  if (isPortTaken(error)) {
     return `PORT ${PORT} on ${HOST} is in use by another program: stop it, or set PORT to a free port.`
   }
-  return `The API did not start: ${errorText(cause)}`
+  if (isDatabaseAway(error)) {
+    return `The database of DATABASE_URL does not answer: ${errorText(causeOf(error))}`
+  }
+  return `The API did not start: ${errorText(causeOf(error))}`
 }

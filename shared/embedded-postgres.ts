@@ -43,7 +43,7 @@ const host = '127.0.0.1'
 const user = 'awfar'
 const database = 'awfar'
 const major = '17'
-const holder = 'awfar-embedded'
+const holder = `awfar-embedded-${process.pid}`
 /** Users of the cluster hold this lock shared; whoever wants to stop it needs it alone. Any number will do. */
 const usersLock = 4_127_002
 
@@ -148,7 +148,8 @@ async function isLastUser({ client }: Hold, patienceMs: number): Promise<boolean
   try {
     await client.query('select pg_advisory_unlock_shared($1)', [usersLock])
     // A process killed a moment ago, and connections just closed, take a moment to vanish.
-    if (!(await holdsWithin(patienceMs / 3, () => takeUsersLock(client)))) return false
+    const free = async () => (await takeUsersLock(client)) || (await hasLivingUser(client))
+    if (!(await holdsWithin(patienceMs, free)) || (await hasLivingUser(client))) return false
     return await holdsWithin(patienceMs, async () => (await countOthers(client)) === 0)
   } catch (error) {
     if (isDatabaseAway(error)) return false // stopped under our hands: nothing left to do
@@ -164,6 +165,18 @@ async function takeUsersLock(client: pg.Client): Promise<boolean> {
   return rows[0]?.alone ?? false
 }
 
+/** Whether a process that holds the cluster still runs; one that was killed leaves its lock behind for a moment. */
+async function hasLivingUser(client: pg.Client): Promise<boolean> {
+  const { rows } = await client.query<{ pid: number }>(
+    `select substring(a.application_name from '\\d+$')::int as pid
+     from pg_locks l join pg_stat_activity a on a.pid = l.pid
+     where l.locktype = 'advisory' and l.objid = $1 and l.granted and a.pid <> pg_backend_pid()
+       and a.application_name like 'awfar-embedded-%'`,
+    [usersLock],
+  )
+  return rows.some(({ pid }) => isAlive(pid))
+}
+
 /** Whether `ask` comes to answer true before the time is over. */
 async function holdsWithin(ms: number, ask: () => Promise<boolean>): Promise<boolean> {
   const deadline = performance.now() + ms
@@ -177,8 +190,7 @@ async function holdsWithin(ms: number, ask: () => Promise<boolean>): Promise<boo
 async function countOthers(client: pg.Client): Promise<number> {
   const { rows } = await client.query<{ others: number }>(
     `select count(*)::int as others from pg_stat_activity
-     where backend_type = 'client backend' and application_name <> $1`,
-    [holder],
+     where backend_type = 'client backend' and application_name not like 'awfar-embedded-%'`,
   )
   return rows[0]?.others ?? 0
 }
@@ -390,6 +402,8 @@ async function stop(cluster: Cluster, withinMs: number): Promise<void> {
   if (readPostmaster(cluster)?.pid === pid) {
     throw new Error(`The embedded Postgres (pid ${pid}) does not stop:\n${logTail(cluster)}`)
   }
+  // Its pid file goes a moment before the process does.
+  await holdsWithin(withinMs, async () => !isAlive(pid))
 }
 
 /** The server of this cluster, if one runs. `ready`: it takes connections. */
@@ -505,13 +519,14 @@ async function freePort(port: number): Promise<number | undefined> {
   }
 }
 
+/** Whether a process runs. One that has ended and that nobody has waited for yet does not. */
 function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
-    return true
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
+    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false
   }
+  return !/\) Z /.test(readIfThere(`/proc/${pid}/stat`) ?? '')
 }
 
 function readIfThere(file: string): string | undefined {

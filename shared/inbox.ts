@@ -50,9 +50,8 @@ export async function storeReceived(
         ${message.fromMe ? statusOf(message.ack) : 'received'}, ${message.fromMe ? message.ack : null}::smallint,
         ${message.keyId}, ${message.participant}, ${message.waMessageId},
         ${group && !message.fromMe ? message.participant : null}, ${group && !message.fromMe ? message.senderName : null},
-        -- WhatsApp counts whole seconds; within that second the order of arrival decides.
-        case when clock_timestamp() < to_timestamp(${message.timestamp}) then to_timestamp(${message.timestamp})
-             else least(clock_timestamp(), to_timestamp(${message.timestamp}) + interval '999999 microseconds') end,
+        -- WhatsApp counts whole seconds; within that second the order of arrival decides. A sender's clock that is ahead counts for nothing.
+        least(clock_timestamp(), to_timestamp(${message.timestamp}) + interval '999999 microseconds'),
         to_timestamp(${message.timestamp}))
       on conflict do nothing
       returning id`

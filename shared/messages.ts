@@ -5,6 +5,7 @@ import { notFound } from './errors.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
+import { statusOf } from './wa-session-leases.ts'
 import type { SessionStatus } from './wa-sessions.ts'
 
 export type Direction = 'inbound' | 'outbound'
@@ -144,7 +145,7 @@ function heldBy({ status, sessionStatus, notBefore }: MessageRow): string | null
 const selected = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
   m.body, m.status, m.ack, m.error_code, m.error_message, m.attempts, m.author_wa_id, m.author_name,
-  m.quoted_message_id, m.sent_by, p.full_name as sent_by_name, s.status as session_status, o.retry_at as not_before,
+  m.quoted_message_id, m.sent_by, p.full_name as sent_by_name, ${statusOf} as session_status, o.retry_at as not_before,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 const joined = fragment`
   join chats c on c.id = m.chat_id

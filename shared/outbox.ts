@@ -114,6 +114,29 @@ export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
     update messages m set status = 'cancelled' from taken_back where m.id = taken_back.message_id`
 }
 
+/**
+ * Ends all sending from a number that is no longer this session's: what waits has failed, and of what was on its way nobody will ever know.
+ * Throws LeaseLost.
+ */
+export async function endOutbox(
+  sql: Sql,
+  session: Lane,
+  why: { code: string; message: string },
+): Promise<number> {
+  return sql.begin(async (tx) => {
+    await assertFence(tx, session)
+    const ended = await tx`
+      with taken as (delete from outbox where session_id = ${session.id} returning message_id, state)
+      update messages m
+      set status = case taken.state when 'q' then 'failed' else 'unknown' end,
+          error_code = case taken.state when 'q' then ${why.code} else 'OUTCOME_UNKNOWN' end,
+          error_message = ${why.message}
+      from taken where m.id = taken.message_id
+      returning m.id`
+    return ended.length
+  })
+}
+
 /** How many messages wait, at most `cap`, and for how long the oldest one has: for health checks, cheap whatever the backlog. */
 export async function backlog(
   sql: Sql,
@@ -121,6 +144,6 @@ export async function backlog(
 ): Promise<{ queued: number; oldestSeconds: number }> {
   const [row] = await sql<{ queued: number; oldestSeconds: number }>`
     select (select count(*)::int from (select from outbox where state = 'q' limit ${cap}) capped) as queued,
-      coalesce(extract(epoch from now() - (select created_at from outbox order by id limit 1))::int, 0) as oldest_seconds`
+      coalesce(extract(epoch from now() - (select created_at from outbox where state = 'q' order by id limit 1))::int, 0) as oldest_seconds`
   return row!
 }

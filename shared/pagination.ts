@@ -23,7 +23,7 @@ export function decodeCursor(cursor: string, key: RegExp): Position {
     const parts: unknown = JSON.parse(Buffer.from(cursor, 'base64url').toString('utf8'))
     if (Array.isArray(parts) && parts.length === 2) {
       const [at, id] = parts as unknown[]
-      if (typeof at === 'string' && timestamp.test(at) && typeof id === 'string' && key.test(id)) {
+      if (typeof at === 'string' && isTimestamp(at) && typeof id === 'string' && key.test(id)) {
         return { at, key: id }
       }
     }
@@ -52,3 +52,8 @@ export function toPage<Row, T>(
 export const uuidKey = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 export const numberKey = /^\d{1,18}$/
 const timestamp = /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d(:\d\d)?$/
+
+/** Postgres's own form, and a day and time that exist. */
+const isTimestamp = (text: string) =>
+  timestamp.test(text) &&
+  !Number.isNaN(Date.parse(text.replace(' ', 'T').replace(/([+-]\d\d)$/, '$1:00')))

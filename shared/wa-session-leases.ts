@@ -11,13 +11,23 @@ export interface LeasedSession {
   status: SessionStatus
   desiredState: DesiredState
   fence: number
+  /** The account it was linked to last. */
+  waId: string | null
   /** Open one-shot wishes. */
   requests: SessionRequest[]
 }
 
+/**
+ * What is true of session `s` while nobody owns it, whatever its last owner wrote: it does not work, and its code leads nowhere.
+ */
+export const orphaned = fragment`coalesce(s.lease_until < clock_timestamp(), true)`
+export const statusOf = fragment`
+  case when s.status = 'WORKING' and ${orphaned} then 'RECONNECTING'
+       when s.status = 'SCAN_QR_CODE' and ${orphaned} then 'STARTING' else s.status end`
+
 /** Everything a LeasedSession has; `s` is the wa_sessions row. */
 const leased = fragment`
-  s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence,
+  s.id, s.workspace_id, s.name, s.engine, s.status, s.desired_state, s.fence, s.wa_id,
   array(select r.kind from wa_session_requests r where r.session_id = s.id and r.done_at is null order by r.id) as requests`
 
 /** A write of a worker found that its session has another owner by now. Whoever catches it kills the engine and writes nothing. */
@@ -94,6 +104,16 @@ export async function renewLeases(
 export async function ownedSessions(sql: Sql, worker: string): Promise<LeasedSession[]> {
   return sql<LeasedSession>`
     select ${leased} from wa_sessions s where s.owner = ${worker} and s.lease_until > clock_timestamp()`
+}
+
+/** What is wished of one session now. Undefined when the caller does not own it any more. */
+export async function wishesOf(
+  sql: Sql,
+  { id, fence }: { id: string; fence: number },
+): Promise<LeasedSession | undefined> {
+  const [row] = await sql<LeasedSession>`
+    select ${leased} from wa_sessions s where s.id = ${id} and s.fence = ${fence}`
+  return row
 }
 
 /** Gives a session back, so that another worker may take it at once. Harmless when the lease is lost already. */

@@ -4,6 +4,7 @@ import { AppError, notFound } from './errors.ts'
 import { cancelQueued } from './outbox.ts'
 import { decodeCursor, toPage, uuidKey } from './pagination.ts'
 import type { Page } from './pagination.ts'
+import { orphaned, statusOf } from './wa-session-leases.ts'
 
 export type SessionStatus =
   | 'STOPPED'
@@ -89,9 +90,13 @@ export function sessionResource(row: SessionRow): Session {
   }
 }
 
+/** Everything a SessionRow has; `s` is the wa_sessions row. */
 const columns = fragment`
-  id, workspace_id, name, engine, desired_state, status, reason, since, wa_id, lid, phone, push_name,
-  qr, qr_attempt, qr_expires_at, fence, connected_at, last_seen_at, expires_at, created_at`
+  s.id, s.workspace_id, s.name, s.engine, s.desired_state, ${statusOf} as status,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE') and ${orphaned} then 'WORKER_LOST' else s.reason end as reason,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE') and ${orphaned} then coalesce(s.lease_until, s.since) else s.since end as since,
+  s.wa_id, s.lid, s.phone, s.push_name, s.qr, s.qr_attempt, s.qr_expires_at, s.fence, s.connected_at,
+  s.last_seen_at, s.expires_at, s.created_at`
 
 /** Creates a session. Throws 409 NAME_TAKEN when the workspace has one of that name. */
 export async function createSession(
@@ -106,7 +111,7 @@ export async function createSession(
 ): Promise<SessionRow> {
   try {
     const [row] = await sql<SessionRow>`
-      insert into wa_sessions (workspace_id, name, engine, desired_state, expires_at)
+      insert into wa_sessions as s (workspace_id, name, engine, desired_state, expires_at)
       values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'},
         now() + ${session.expiryDays} * interval '1 day')
       returning ${columns}`
@@ -123,8 +128,8 @@ export async function findSession(
   id: string,
 ): Promise<SessionRow | undefined> {
   const [row] = await sql<SessionRow>`
-    select ${columns} from wa_sessions
-    where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null`
+    select ${columns} from wa_sessions s
+    where s.workspace_id = ${workspaceId} and s.id = ${id} and s.deleted_at is null`
   return row
 }
 
@@ -146,7 +151,7 @@ export async function listSessions(
 ): Promise<Page<Session>> {
   const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<SessionRow & { position: string }>`
-    select ${columns}, created_at::text as position from wa_sessions
+    select ${columns}, s.created_at::text as position from wa_sessions s
     where workspace_id = ${workspaceId} and deleted_at is null
       ${after ? fragment`and (created_at, id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
     order by created_at desc, id desc limit ${limit + 1}`
@@ -180,7 +185,7 @@ export async function wantRunning(
       select workspace_id, id, 'restart' from wanted where status = 'FAILED'
       on conflict do nothing
     )
-    select ${columns} from wanted`
+    select ${columns} from wanted s`
   return row
 }
 
@@ -191,8 +196,8 @@ export async function wantStopped(
   id: string,
 ): Promise<SessionRow | undefined> {
   const [row] = await sql<SessionRow>`
-    update wa_sessions set desired_state = 'stopped'
-    where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
+    update wa_sessions s set desired_state = 'stopped'
+    where s.workspace_id = ${workspaceId} and s.id = ${id} and s.deleted_at is null
     returning ${columns}`
   return row
 }
@@ -214,7 +219,7 @@ export async function request(
       select workspace_id, id, ${kind} from session
       on conflict do nothing
     )
-    select ${columns} from session`
+    select ${columns} from session s`
   return row
 }
 

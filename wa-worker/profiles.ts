@@ -53,9 +53,11 @@ export class Profiles {
 
   /** Destroys a login and all that was put away of it; only when a person deletes the session. */
   async remove(sessionId: string): Promise<void> {
-    await rm(this.#path(sessionId), { recursive: true, force: true, maxRetries: 5 })
-    for (const name of await this.#archived(sessionId)) {
-      await rm(join(this.#folder, name), { recursive: true, force: true })
+    const names = await readdir(this.#folder).catch(() => [])
+    for (const name of names) {
+      // The profile, and beside it what was put away of it or is being copied.
+      if (name !== sessionId && !name.startsWith(`${sessionId}.`)) continue
+      await rm(join(this.#folder, name), { recursive: true, force: true, maxRetries: 5 })
     }
   }
 

@@ -43,6 +43,8 @@ interface OpenLane {
 export class Sender {
   readonly #options: Required<SenderOptions>
   readonly #lanes = new Map<string, OpenLane>()
+  /** What lanes that were closed are still doing. */
+  readonly #closing = new Map<string, Promise<void>>()
   /** Lanes that wait for an ack, by the message's id. */
   readonly #awaited = new Map<string, OpenLane>()
   /** Messages that have made their session suspect once. */
@@ -72,7 +74,12 @@ export class Sender {
       work: undefined,
     }
     this.#lanes.set(session.id, lane)
-    this.#occupy(lane, () => this.#settleAll(lane, 0))
+    const before = this.#closing.get(session.id)
+    this.#occupy(lane, async () => {
+      // The lane before it may still have a message in its hands.
+      await before
+      await this.#settleAll(lane, 0)
+    })
   }
 
   /** Takes a session out; resolves when the message in flight is through. */
@@ -82,7 +89,12 @@ export class Sender {
     this.#lanes.delete(sessionId)
     lane.closing = true
     lane.pause.ring()
-    await lane.work
+    if (!lane.work) return
+    const work = lane.work.finally(() => {
+      if (this.#closing.get(sessionId) === work) this.#closing.delete(sessionId)
+    })
+    this.#closing.set(sessionId, work)
+    await work
   }
 
   /** Whether the session is open and has nothing in flight. */

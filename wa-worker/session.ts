@@ -1,8 +1,8 @@
 import type { Sql } from '../shared/db.ts'
 import { errorText } from '../shared/errors.ts'
 import type { Logger } from '../shared/logger.ts'
-import { cancelQueued } from '../shared/outbox.ts'
-import { LeaseLost, releaseLease } from '../shared/wa-session-leases.ts'
+import { cancelQueued, endOutbox } from '../shared/outbox.ts'
+import { LeaseLost, releaseLease, wishesOf } from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import {
   closeRequest,
@@ -18,7 +18,7 @@ import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
 import { next } from './lifecycle.ts'
 import type { LifecycleEvent } from './lifecycle.ts'
-import { waitOutOutage } from './patience.ts'
+import { waitOutOutage, withDeadline } from './patience.ts'
 import type { Logins } from './logins.ts'
 import type { Receiver } from './receiver.ts'
 import type { Sender } from './sender.ts'
@@ -53,6 +53,10 @@ export interface SessionDeps {
   maxStarts: number
 }
 
+/** How long an orderly stop waits for the message in flight, and for its snapshot. */
+const graceMs = 6_000
+const snapshotAtStopMs = 6_000
+
 /**
  * One session this worker owns. Everything that happens to it, wishes, engine events and timers, goes through one queue and is dealt
  * with one at a time, so no two of them ever see the state half changed.
@@ -66,10 +70,12 @@ export class Session {
   readonly #leased: LeasedSession
   readonly #deps: SessionDeps
   #status: SessionStatus
+  #waId: string | null
   #reason: string | null = null
   #engine: Engine | undefined
   #queue: Promise<void> = Promise.resolve()
   #failures = 0
+  #wishing = false
   #lost = false
   #leaving = false
   #end!: () => void
@@ -98,12 +104,22 @@ export class Session {
     this.#leased = leased
     this.#deps = deps
     this.#status = leased.status
+    this.#waId = leased.waId
     this.ended = new Promise((resolve) => (this.#end = resolve))
   }
 
-  /** Tells the session what is wished of it. Wishes that are met already do nothing. */
-  wish(wishes: LeasedSession): void {
-    this.#post(() => this.#meet(wishes))
+  /** Tells the session that there may be something wished of it. What is met already does nothing. */
+  wish({ desiredState, requests }: LeasedSession): void {
+    const running = this.#engine !== undefined || this.#retry !== undefined
+    if (this.#wishing || (desiredState === 'running' && requests.length === 0 && running)) return
+    this.#wishing = true
+    this.#post(async () => {
+      this.#wishing = false
+      // Read when it is their turn: what was wished before may have been done meanwhile.
+      const wishes = await wishesOf(this.#deps.sql, this.owned)
+      if (!wishes) throw new LeaseLost(this.id)
+      await this.#meet(wishes)
+    })
   }
 
   /** Stops the engine, keeps the login and gives the session to whichever worker wants it. */
@@ -123,7 +139,7 @@ export class Session {
     this.#lost = true
     this.#clearTimers()
     const closed = this.#deps.sender.close(this.id)
-    await this.#engine?.stop()
+    await this.#engine?.stop('atOnce')
     await closed
     this.#engine = undefined
     this.#deps.log.warn('session abandoned', { sessionId: this.id, fence: this.owned.fence })
@@ -263,8 +279,23 @@ export class Session {
       this.#failures = 0
       this.#reloaded = false
     }, this.#deps.stableMs)
+    await this.#refuseOldAccount(account)
     await this.#transition({ type: 'ready' }, { account })
     this.#work(engine)
+  }
+
+  /** Another phone was linked: what was accepted for the number before must not leave from this one. */
+  async #refuseOldAccount({ waId }: Account): Promise<void> {
+    const before = this.#waId
+    this.#waId = waId
+    if (before === null || before === waId) return
+    const ended = await this.#write(() =>
+      endOutbox(this.#deps.sql, this.owned, {
+        code: 'ACCOUNT_CHANGED',
+        message: 'The session was linked to another number before this was sent.',
+      }),
+    )
+    this.#deps.log.warn('another account linked', { sessionId: this.id, messages: ended })
   }
 
   /** A first snapshot as soon as the login has settled, then one after the other, never two at once. */
@@ -328,9 +359,10 @@ export class Session {
       { type: 'broke', reason },
       { detail: `${detail ?? ''} Reloading the page.`.trim() },
     )
-    await this.#deps.sender.close(this.id)
     this.#arm(engine)
     try {
+      // The message in flight, if any, is cut off by the reload: it is not waited for.
+      void this.#deps.sender.close(this.id)
       await engine.reload()
     } catch (error) {
       await this.#broke(reason, errorText(error))
@@ -342,7 +374,7 @@ export class Session {
     await this.#transition({ type: state === 'lost' ? 'linkLost' : 'linkRestored' })
     if (this.#status === before) return
     if (state === 'lost') {
-      await this.#deps.sender.close(this.id)
+      void this.#deps.sender.close(this.id)
       this.#arm(engine)
     } else {
       clearTimeout(this.#deadline)
@@ -359,19 +391,20 @@ export class Session {
 
   /** The engine is dead or of no more use. Tries again after a while, or gives up where trying cannot help. */
   async #broke(reason: string, detail?: string): Promise<void> {
-    await this.#stopEngine()
+    this.#clearTimers()
     this.#failures += 1
     const linked = this.#status === 'WORKING' || this.#status === 'RECONNECTING'
     const exhausted = this.#failures >= this.#deps.maxStarts
     const hopeless =
       reason === 'BROWSER_MISSING' || (exhausted && (!linked || reason === 'MODULE_MISSING'))
+    // Said first: closing a browser that hangs takes its time.
+    await this.#transition({ type: hopeless ? 'gaveUp' : 'broke', reason }, { detail })
+    await this.#stopEngine()
     if (hopeless) {
-      await this.#transition({ type: 'gaveUp', reason }, { detail })
       // A wish to restart must not bring it back at once.
       await this.#close('restart')
       return this.#leave()
     }
-    await this.#transition({ type: 'broke', reason }, { detail })
     this.#retry = setTimeout(() => {
       this.#post(async () => {
         this.#retry = undefined
@@ -386,8 +419,14 @@ export class Session {
     await this.#stopEngine()
     if (kind === 'delete') {
       await this.#deps.logins.destroy(this.owned)
-      // Accepted in the very moment of the deletion.
+      // Accepted in the very moment of the deletion, or on its way when it came.
       await this.#write(() => cancelQueued(this.#deps.sql, this.id))
+      await this.#write(() =>
+        endOutbox(this.#deps.sql, this.owned, {
+          code: 'SESSION_DELETED',
+          message: 'The session was deleted while this was on its way.',
+        }),
+      )
     } else await this.#deps.logins.archive(this.owned, 'LOGGED_OUT_BY_REQUEST')
     const detail = failure && `WhatsApp did not confirm: ${failure}`
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
@@ -415,19 +454,30 @@ export class Session {
     )
   }
 
-  /** An orderly stop of a linked engine leaves the login complete on the disk: the best moment for a snapshot. */
+  /**
+   * An orderly stop: the message in flight may finish, for a while. It leaves the login of a linked engine complete on the disk, the best
+   * moment for a snapshot.
+   */
   async #stopAndKeep(): Promise<void> {
     const linked = this.#linked && this.#engine !== undefined
+    this.#clearTimers()
+    await withDeadline(
+      this.#deps.sender.close(this.id),
+      graceMs,
+      () => new Error('in flight'),
+    ).catch(() => this.#deps.log.warn('stopped with a message in flight', { sessionId: this.id }))
     await this.#stopEngine()
-    if (linked) await this.#deps.logins.keep(this.owned, 'STOPPED')
+    if (linked) await this.#deps.logins.keep(this.owned, 'STOPPED', snapshotAtStopMs)
   }
 
+  /** Stops the engine at once; what it was doing is cut off, and what it had reported is written. */
   async #stopEngine(): Promise<void> {
     this.#clearTimers()
-    await this.#deps.sender.close(this.id)
     const engine = this.#engine
+    const closed = this.#deps.sender.close(this.id)
+    await engine?.stop()
+    await closed
     if (!engine) return
-    await engine.stop()
     await this.#deps.receiver.settled(engine)
     this.#engine = undefined
   }

@@ -73,7 +73,7 @@ void t.test('a port in use is told in one sentence', async (t) => {
   t.teardown(() => server.close())
   const { port } = server.address() as AddressInfo
   const { child, output } = start(t, { PORT: String(port) })
-  t.equal(await exitCode(child), 1)
+  t.equal(await exitCode(child), 78)
   t.match(output.err, new RegExp(`^PORT ${port} .* is in use by another program: .*\n$`))
 })
 
@@ -89,6 +89,6 @@ void t.test(
 void t.test('a database that is away is told in one sentence', async (t) => {
   const { child, output } = start(t, { DATABASE_URL: 'postgres://nobody:canary@127.0.0.1:1/none' })
   t.equal(await exitCode(child), 1)
-  t.match(output.err, /^The API did not start: .*ECONNREFUSED.*\n$/)
+  t.match(output.err, /^The database of DATABASE_URL does not answer: .*ECONNREFUSED.*\n$/)
   t.notMatch(output.err + output.out, 'canary')
 })

@@ -178,7 +178,7 @@ void t.test(
     t.match(early.json(), { ...errorShape(409, 'SESSION_NOT_READY'), message: /STOPPED/ })
 
     await it.sql`
-    update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@abc,def==', qr_attempt = 2,
+    update wa_sessions set lease_until = now() + interval '1 minute', status = 'SCAN_QR_CODE', qr = '2@abc,def==', qr_attempt = 2,
       qr_expires_at = '2030-01-01T00:00:00Z' where id = ${id}`
     const json = await call('GET', `${base}/${id}/qr`)
     t.match(json.json(), {
@@ -202,7 +202,7 @@ void t.test(
     )
     t.notMatch((await call('GET', `${base}/${id}`)).body, '2@abc', 'the code stands nowhere else')
 
-    await it.sql`update wa_sessions set status = 'WORKING' where id = ${id}`
+    await it.sql`update wa_sessions set lease_until = now() + interval '1 minute', status = 'WORKING' where id = ${id}`
     t.match((await call('GET', `${base}/${id}/qr`)).json(), {
       ...errorShape(409, 'SESSION_NOT_READY'),
       message: /WORKING/,
@@ -258,7 +258,7 @@ void t.test('a pairing code is asked of the worker, and handed on once', async (
     (await call('POST', path, { phone: '+1 202 555-0100' })).json(),
     errorShape(409, 'SESSION_NOT_READY'),
   )
-  await it.sql`update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@x' where id = ${id}`
+  await it.sql`update wa_sessions set lease_until = now() + interval '1 minute', status = 'SCAN_QR_CODE', qr = '2@x' where id = ${id}`
   for (const phone of ['', 'ann', '123', '1@g.us', 12025550100]) {
     t.match((await call('POST', path, { phone })).json(), errorShape(400, 'VALIDATION_FAILED'))
   }

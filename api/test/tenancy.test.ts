@@ -11,7 +11,7 @@ async function furnished() {
   const session = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
   const sessionId = session.json<{ id: string }>().id
   await it.sql`
-    update wa_sessions set status = 'SCAN_QR_CODE', qr = '2@code', qr_attempt = 1 where id = ${sessionId}`
+    update wa_sessions set lease_until = now() + interval '1 minute', status = 'SCAN_QR_CODE', qr = '2@code', qr_attempt = 1 where id = ${sessionId}`
   const body = { to: '1234567890', message: 'a secret' }
   const sent = await person.call('POST', '/api/whatsapp/send', body)
   const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()

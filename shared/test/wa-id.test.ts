@@ -63,6 +63,8 @@ void t.test('a cursor that is not ours is a fault of the request', async (t) => 
     Buffer.from('["now()","1"]').toString('base64url'),
     encodeCursor({ at: '2026-11-21 08:00:00+00', key: "1'; drop table messages" }),
     encodeCursor({ at: '2026-11-21 08:00:00+00', key: '42' }),
+    encodeCursor({ at: '2026-99-99 00:00:00+00', key: '0b0f6a8e-6a2a-4c58-8f0e-4d8c6f6f8a11' }),
+    encodeCursor({ at: '2026-11-21 25:00:00+00', key: '0b0f6a8e-6a2a-4c58-8f0e-4d8c6f6f8a11' }),
   ]
   for (const cursor of forged) {
     t.throws(

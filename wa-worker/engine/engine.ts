@@ -72,8 +72,11 @@ export interface EngineEvents {
 export interface Engine extends EventEmitter<EngineEvents> {
   /** Starts and resolves when events will tell the rest; rejects with an EngineError. */
   start(): Promise<void>
-  /** Closes and keeps the login. Never rejects, may be called at any time and more than once; nothing is left running. */
-  stop(): Promise<void>
+  /**
+   * Closes and keeps the login. Never rejects, may be called at any time and more than once; nothing is left running, and calls under way
+   * reject. `atOnce` does not wait for a graceful end: the session is somebody else's.
+   */
+  stop(how?: 'atOnce'): Promise<void>
   /**
    * First aid: loads WhatsApp anew in the same engine. `link` tells the rest. Rejects with an EngineError when not even that works.
    */

@@ -60,10 +60,10 @@ export function incomingMessage(message: LibraryMessage): IncomingMessage | unde
     key,
     waMessageId: serializeKey(key.fromMe, key.chatId, key.id, key.participant),
     type: types[message.type ?? ''] ?? 'unknown',
-    body: message.body ?? null,
+    body: message.body === undefined ? null : storable(message.body),
     timestamp: message.timestamp ?? Math.floor(Date.now() / 1_000),
     ack: message.ack ?? 0,
-    senderName: message._data?.notifyName ?? null,
+    senderName: nameOf(message._data?.notifyName),
     chatName: null,
   }
 }
@@ -80,6 +80,14 @@ export function keyOf({ id, author }: LibraryMessage): MessageKey | undefined {
     id: id.id,
     participant: inGroup ? (addressOf(id.participant) ?? author ?? '') : '',
   }
+}
+
+/** Postgres keeps no NUL and no half of a surrogate pair in a text; people's messages may hold them. */
+const storable = (text: string) => text.replaceAll('\0', '').replaceAll(/\p{Surrogate}/gu, '\uFFFD')
+
+/** A name as it may be shown, or null when there is none. */
+export function nameOf(name: string | undefined): string | null {
+  return storable(name ?? '').trim() || null
 }
 
 /** An address as text, without the device (`123:4@c.us`) and in the form we use everywhere. */

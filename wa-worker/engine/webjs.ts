@@ -9,7 +9,7 @@ import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
 import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
-import { incomingMessage, keyOf } from './webjs-messages.ts'
+import { incomingMessage, keyOf, nameOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
 import {
   installPageApi,
@@ -38,7 +38,7 @@ const deadlines = {
   send: 30_000,
   find: 30_000,
   launch: 40_000,
-  close: 10_000,
+  close: 8_000,
   exit: 5_000,
 }
 /** WhatsApp shows its first code for a minute, each later one for 20 seconds. */
@@ -124,7 +124,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     void this.#seeToReady()
   }
 
-  stop(): Promise<void> {
+  stop(how?: 'atOnce'): Promise<void> {
+    const pid = this.#client?.pupBrowser?.process()?.pid
+    if (how === 'atOnce' && pid !== undefined) killGroup(pid)
     this.#stopping ??= this.#close()
     return this.#stopping
   }
@@ -359,7 +361,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
         waId: wid._serialized,
         lid,
         phone: wid.server === 'c.us' ? `+${wid.user}` : null,
-        pushName: pushname ?? null,
+        pushName: nameOf(pushname),
       })
     } catch (error) {
       this.#closed('START_FAILED', errorText(error))

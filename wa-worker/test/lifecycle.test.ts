@@ -115,6 +115,10 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
       body: null,
     },
   )
+  t.match(from('1@c.us', { body: 'a\0b\ud800', _data: { notifyName: ' \0' } }), {
+    body: 'ab\ufffd',
+    senderName: null,
+  })
   t.equal(from('status@broadcast'), undefined)
   t.equal(from('1@newsletter'), undefined)
   t.equal(from('1@c.us', { type: 'e2e_notification' }), undefined)

@@ -5,6 +5,8 @@ import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { acceptText, findMessage, listMessages, messageResource } from '../../shared/messages.ts'
 import type { Message } from '../../shared/messages.ts'
+import { storeReceived } from '../../shared/inbox.ts'
+import { claim } from '../../shared/outbox.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { askToExpire } from '../../shared/jobs.ts'
@@ -386,6 +388,161 @@ void t.test('a logout puts the login away, a deletion destroys it', async (t) =>
   await deleteSession(sql, workspaceId, sessionId)
   await until('nothing is left', async () => (await states()).length === 0)
   t.same(await readdir(join(dataDir, 'profiles')), [])
+})
+
+void t.test('what was accepted for one number never leaves from another', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const other = { waId: '9990000000001@c.us', lid: null, phone: '+9990000000001', pushName: null }
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const scan = engine.scan.bind(engine)
+      engine.scan = (account) => scan(worker.engines.length === 1 ? account : other)
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  worker.engine().logoutFromPhone()
+  await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
+  const doubtful = await accept(sql, workspaceId, sessionId, 'perhaps on its way')
+  const waiting = await accept(sql, workspaceId, sessionId, 'from the old number')
+  await sql`update outbox set state = 's', claimed_at = now() where message_id = ${doubtful.id}`
+  await sql`update messages set status = 'sending' where id = ${doubtful.id}`
+
+  await wantRunning(sql, workspaceId, sessionId, 30)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const refused = await untilMessage(
+    sql,
+    workspaceId,
+    waiting.id,
+    ({ status }) => status === 'failed',
+  )
+  t.equal(refused.error?.code, 'ACCOUNT_CHANGED')
+  t.match(await findMessage(sql, workspaceId, doubtful.id), {
+    status: 'unknown',
+    errorCode: 'OUTCOME_UNKNOWN',
+  })
+  const fresh = await accept(sql, workspaceId, sessionId, 'from the new number')
+  await untilMessage(sql, workspaceId, fresh.id, ({ status }) => status === 'read')
+})
+
+void t.test('a send that hangs holds up neither a stop nor a deletion', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let hung = 0
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const stop = engine.stop.bind(engine)
+      engine.send = () => {
+        hung += 1
+        return new Promise((_, reject) => {
+          engine.stop = async () => {
+            reject(new EngineError('unknown', 'BROWSER_GONE', 'Closed.'))
+            await stop()
+          }
+        })
+      }
+      engine.find = async () => null
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const { id } = await accept(sql, workspaceId, sessionId, 'hangs')
+  await until('the send hangs', () => hung === 1)
+  await deleteSession(sql, workspaceId, sessionId)
+  const ended = await untilMessage(sql, workspaceId, id, ({ status }) => status !== 'sending')
+  t.match(ended, { status: 'unknown', error: { code: 'OUTCOME_UNKNOWN' } })
+  t.same(await sql`select 1 from outbox`, [])
+})
+
+void t.test('without a worker nothing is said to work', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  await sql`
+    update wa_sessions set status = 'WORKING', owner = 'dead', lease_until = now() - interval '1 second'`
+  t.match(await findSession(sql, workspaceId, sessionId), {
+    status: 'RECONNECTING',
+    reason: 'WORKER_LOST',
+  })
+  const message = await accept(sql, workspaceId, sessionId, 'hello')
+  t.equal(message.heldBy, 'SESSION_RECONNECTING')
+  await sql`update wa_sessions set status = 'SCAN_QR_CODE', qr = 'x'`
+  t.match(await findSession(sql, workspaceId, sessionId), { status: 'STARTING' })
+})
+
+void t.test('one wish to restart is one restart, however slow', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const stop = engine.stop.bind(engine)
+      engine.stop = async () => {
+        await new Promise((resolve) => setTimeout(resolve, 300))
+        await stop()
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await request(sql, workspaceId, sessionId, 'restart')
+  await until('the wish is done', async () => {
+    const [row] = await sql`select 1 from wa_session_requests where done_at is not null`
+    return row
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.equal(worker.engines.length, 2)
+})
+
+void t.test('a fence that moved on stops every claim', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  await sql`update wa_sessions set status = 'WORKING', owner = 'w', fence = 7, lease_until = now() + interval '1 minute'`
+  await accept(sql, workspaceId, sessionId, 'hello')
+  t.same(await claim(sql, 'w', [{ id: sessionId, fence: 6 }]), [])
+  t.same(await claim(sql, 'other', [{ id: sessionId, fence: 7 }]), [])
+
+  // A takeover under way is waited for, and then respected.
+  let claiming: Promise<unknown[]> | undefined
+  await sql.begin(async (tx) => {
+    await tx`update wa_sessions set owner = 'other', fence = 8`
+    claiming = claim(sql, 'w', [{ id: sessionId, fence: 7 }])
+    await until('the claim waits', async () => {
+      const [row] =
+        await tx`select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%for share of s%'`
+      return row
+    })
+  })
+  t.same(await claiming, [])
+  t.equal((await claim(sql, 'other', [{ id: sessionId, fence: 8 }])).length, 1)
+})
+
+void t.test('the same message reported at the same instant is stored once', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const session = { id: sessionId, workspaceId, fence: 0 }
+  const message = {
+    fromMe: false,
+    waChatId: customer,
+    keyId: '3AFF',
+    participant: '',
+    waMessageId: `false_${customer}_3AFF`,
+    type: 'text' as const,
+    body: 'once',
+    timestamp: Math.floor(Date.now() / 1_000) + 86_400,
+    ack: 1,
+    senderName: null,
+    chatName: null,
+  }
+  const stored = await Promise.all(
+    Array.from({ length: 8 }, (_, n) =>
+      storeReceived(sql, session, { ...message, waChatId: n % 2 ? customer : '77@lid' }),
+    ),
+  )
+  t.equal(stored.filter((id) => id !== undefined).length, 1)
+  t.match(await sql`select 1 from messages where created_at <= now()`, [{}], 'not in the future')
 })
 
 void t.test('a pairing code is answered, or the reason there is none', async (t) => {
