@@ -22,9 +22,9 @@ function nextSteps(url: string): string {
        -H 'content-type: application/json' -d '{"name":"main"}'
      SESSION=<id>
 
-  3. Get its QR code, and scan it with WhatsApp (Settings, Linked devices):
-     curl -s "${url}/api/whatsapp/sessions/$SESSION/qr?format=png" \\
-       -H "authorization: Bearer $TOKEN" -o qr.png
+  3. Get its QR code, there once the browser is up, and scan it with WhatsApp (Settings, Linked devices):
+     curl -sf --retry 30 --retry-delay 1 --retry-all-errors -H "authorization: Bearer $TOKEN" \\
+       -o qr.png "${url}/api/whatsapp/sessions/$SESSION/qr?format=png"
 
   Ctrl-C ends everything.
 
