@@ -74,19 +74,9 @@ export class Logins {
   /** Takes a snapshot. What goes wrong is logged: the older snapshots still stand, and the next one will be taken. Throws LeaseLost only. */
   async keep(session: OwnedSession, reason: SnapshotReason, limitMs?: number): Promise<void> {
     try {
-      const began = performance.now()
-      const { generation, size } = await this.#vault.take(
-        session,
-        await this.#profiles.open(session.id),
-        { reason, ...(limitMs !== undefined && { signal: AbortSignal.timeout(limitMs) }) },
-      )
-      const ms = Math.round(performance.now() - began)
-      this.#log.info('login snapshot taken', {
-        sessionId: session.id,
-        generation,
-        size,
+      await this.#vault.take(session, await this.#profiles.open(session.id), {
         reason,
-        ms,
+        ...(limitMs !== undefined && { signal: AbortSignal.timeout(limitMs) }),
       })
     } catch (error) {
       if (error instanceof LeaseLost) throw error

@@ -7,13 +7,14 @@ import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import {
   closeRequest,
   pairingPhone,
-  writeMemory,
   writeQr,
   writeTransition,
 } from '../shared/wa-session-transitions.ts'
 import type { Account, OwnedSession, QrCode, Transition } from '../shared/wa-session-transitions.ts'
 import type { SessionRequest, SessionStatus } from '../shared/wa-sessions.ts'
 import type { Backoff } from './backoff.ts'
+import { Care } from './care.ts'
+import type { CareTimes } from './care.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
 import { next } from './lifecycle.ts'
@@ -22,9 +23,9 @@ import { waitOutOutage, withDeadline } from './patience.ts'
 import type { Logins } from './logins.ts'
 import type { Receiver } from './receiver.ts'
 import type { Sender } from './sender.ts'
-import { Watchdog } from './watchdog.ts'
+import { startAndUnlink, unlink } from './unlink.ts'
 
-export interface SessionDeps {
+export interface SessionDeps extends CareTimes {
   sql: Sql
   log: Logger
   worker: string
@@ -35,16 +36,8 @@ export interface SessionDeps {
   backoff: Backoff
   /** How long a start, or a lost link, may take before the engine is started afresh. */
   startTimeoutMs: number
-  /** How long after it became ready a login has settled on the disk. */
-  settleMs: number
-  /** How often a snapshot of the login is taken. */
-  snapshotMs: number
-  /** How often a working engine is asked for a sign of life. */
-  probeMs: number
   /** After this long without a failure the quick attempts are back. */
   stableMs: number
-  /** How often the engine's memory is measured. */
-  memoryMs: number
   /** Bytes above which an idle session's engine is replaced; 0 for never. */
   memoryLimit: number
   /** Codes shown to nobody before the session stops asking. */
@@ -83,9 +76,7 @@ export class Session {
   #deadline: NodeJS.Timeout | undefined
   #retry: NodeJS.Timeout | undefined
   #stable: NodeJS.Timeout | undefined
-  #watchdog: Watchdog | undefined
-  #scales: NodeJS.Timeout | undefined
-  #snapshots: NodeJS.Timeout | undefined
+  #care: Care | undefined
   /** The engine is linked: its profile is a login. */
   #linked = false
   /** An older snapshot was tried, since the session was last ready. */
@@ -274,7 +265,7 @@ export class Session {
     this.#clearTimers()
     this.#linked = true
     this.#rolledBack = false
-    this.#keepSnapshots(engine)
+    this.#takeCare(engine)
     this.#stable = setTimeout(() => {
       this.#failures = 0
       this.#reloaded = false
@@ -298,34 +289,9 @@ export class Session {
     this.#deps.log.warn('another account linked', { sessionId: this.id, messages: ended })
   }
 
-  /** A first snapshot as soon as the login has settled, then one after the other, never two at once. */
-  #keepSnapshots(engine: Engine): void {
-    const { settleMs, snapshotMs, logins } = this.#deps
-    const next = (reason: 'SETTLED' | 'PERIODIC', ms: number) => {
-      this.#snapshots = setTimeout(() => {
-        // Beside the queue: it may take long, and whatever else happens must not wait for it.
-        logins.keep(this.owned, reason).then(
-          () => engine === this.#engine && this.#linked && next('PERIODIC', snapshotMs),
-          () => void this.abandon(),
-        )
-      }, ms)
-    }
-    clearTimeout(this.#snapshots)
-    next('SETTLED', settleMs)
-  }
-
   /** Sends, and watches over, an engine that is WORKING. */
   #work(engine: Engine): void {
-    this.#watchdog?.stop()
-    this.#watchdog = new Watchdog(engine, {
-      everyMs: this.#deps.probeMs,
-      onTrouble: (reason, detail) => this.#about(engine, () => this.#heal(engine, reason, detail)),
-    })
-    clearInterval(this.#scales)
-    this.#scales = setInterval(
-      () => this.#about(engine, () => this.#weigh(engine)),
-      this.#deps.memoryMs,
-    )
+    this.#care?.watch()
     this.#deps.sender.open(this.owned, engine, () => {
       this.#about(engine, () =>
         this.#heal(engine, 'ACKS_STALLED', 'No server confirms what is sent.'),
@@ -333,11 +299,19 @@ export class Session {
     })
   }
 
+  #takeCare(engine: Engine): void {
+    this.#care = new Care({
+      ...this.#deps,
+      session: this.owned,
+      engine,
+      onTrouble: (reason, detail) => this.#about(engine, () => this.#heal(engine, reason, detail)),
+      onWeighed: (bytes) => this.#about(engine, () => this.#weighed(bytes)),
+      onLost: () => void this.abandon(),
+    })
+  }
+
   /** A browser grows over days. Above the limit it is replaced, but not while it is sending. */
-  async #weigh(engine: Engine): Promise<void> {
-    const bytes = await engine.memory()
-    if (bytes === null) return
-    await writeMemory(this.#deps.sql, this.owned, bytes)
+  async #weighed(bytes: number): Promise<void> {
     const { memoryLimit, sender } = this.#deps
     if (memoryLimit === 0 || bytes < memoryLimit) return
     if (this.#status !== 'WORKING' || !sender.isIdle(this.id)) return
@@ -354,7 +328,6 @@ export class Session {
   async #heal(engine: Engine, reason: string, detail?: string): Promise<void> {
     if (this.#status !== 'WORKING' || this.#reloaded) return this.#broke(reason, detail)
     this.#reloaded = true
-    this.#watchdog?.stop()
     await this.#transition(
       { type: 'broke', reason },
       { detail: `${detail ?? ''} Reloading the page.`.trim() },
@@ -436,21 +409,22 @@ export class Session {
 
   /** Undefined when the device is unlinked or never was linked; else why it could not be unlinked. */
   async #tryUnlink(): Promise<string | undefined> {
-    let engine = this.#engine
-    if (this.#status !== 'WORKING' || !engine) {
-      if (!(await this.#deps.logins.exists(this.owned))) return undefined
-      await this.#stopEngine()
-      await this.#deps.logins.prepare(this.owned)
-      engine = this.#deps.createEngine(this.#leased)
-      this.#engine = engine
-      const state = await untilKnown(engine, this.#deps.startTimeoutMs)
-      if (state === 'unlinked') return undefined
-      if (state !== 'linked') return state.failure
+    if (this.#status === 'WORKING' && this.#engine) {
+      await this.#finishSending()
+      return unlink(this.#engine)
     }
-    await this.#deps.sender.close(this.id)
-    return engine.logout().then(
-      () => undefined,
-      (error: unknown) => errorText(error),
+    if (!(await this.#deps.logins.exists(this.owned))) return undefined
+    await this.#stopEngine()
+    await this.#deps.logins.prepare(this.owned)
+    this.#engine = this.#deps.createEngine(this.#leased)
+    return startAndUnlink(this.#engine, this.#deps.startTimeoutMs)
+  }
+
+  /** Lets the message in flight finish, for a while. */
+  async #finishSending(): Promise<void> {
+    const closed = this.#deps.sender.close(this.id)
+    await withDeadline(closed, graceMs, () => new Error('in flight')).catch(() =>
+      this.#deps.log.warn('stopped with a message in flight', { sessionId: this.id }),
     )
   }
 
@@ -461,11 +435,7 @@ export class Session {
   async #stopAndKeep(): Promise<void> {
     const linked = this.#linked && this.#engine !== undefined
     this.#clearTimers()
-    await withDeadline(
-      this.#deps.sender.close(this.id),
-      graceMs,
-      () => new Error('in flight'),
-    ).catch(() => this.#deps.log.warn('stopped with a message in flight', { sessionId: this.id }))
+    await this.#finishSending()
     await this.#stopEngine()
     if (linked) await this.#deps.logins.keep(this.owned, 'STOPPED', snapshotAtStopMs)
   }
@@ -503,9 +473,7 @@ export class Session {
     clearTimeout(this.#retry)
     clearTimeout(this.#stable)
     this.#retry = undefined
-    clearInterval(this.#scales)
-    clearTimeout(this.#snapshots)
-    this.#watchdog?.stop()
+    this.#care?.stop()
   }
 
   async #transition(
@@ -557,25 +525,5 @@ export class Session {
         this.#deps.log.error('session step failed', { sessionId: this.id, error })
       }
     })
-  }
-}
-
-/** Starts an engine only to learn whether its device is still linked. */
-async function untilKnown(
-  engine: Engine,
-  timeoutMs: number,
-): Promise<'linked' | 'unlinked' | { failure: string }> {
-  let timer: NodeJS.Timeout | undefined
-  try {
-    return await new Promise((resolve) => {
-      timer = setTimeout(() => resolve({ failure: 'START_TIMEOUT' }), timeoutMs)
-      engine.once('ready', () => resolve('linked'))
-      engine.once('qr', () => resolve('unlinked'))
-      engine.once('loggedOut', () => resolve('unlinked'))
-      engine.once('closed', ({ reason }) => resolve({ failure: reason }))
-      engine.start().catch((error: unknown) => resolve({ failure: errorText(error) }))
-    })
-  } finally {
-    clearTimeout(timer)
   }
 }
