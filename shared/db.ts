@@ -81,13 +81,18 @@ export function connect(url: string, options: ConnectOptions): Db {
   const db = Object.assign(sql, {
     begin: async <T>(work: (sql: Sql) => Promise<T>): Promise<T> => {
       const client = await pool.connect()
+      // The pool listens to idle connections only. One that breaks in here is told by the statement that fails; without a listener it would
+      // end the process besides.
+      const onError = () => {}
+      client.on('error', onError)
       const transaction = tag(client, named)
       const inside: Sql = Object.assign(transaction, {
         begin: <U>(inner: (sql: Sql) => Promise<U>) => inner(inside),
       })
       let broken: Error | undefined
       try {
-        await client.query('begin')
+        // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
+        await client.query("begin; set local idle_in_transaction_session_timeout = '5s'")
         const result = await work(inside)
         await client.query('commit')
         return result
@@ -97,6 +102,7 @@ export function connect(url: string, options: ConnectOptions): Db {
         })
         throw error
       } finally {
+        client.off('error', onError)
         client.release(broken)
       }
     },

@@ -170,9 +170,9 @@ export interface NewText {
 export async function acceptText(sql: Sql, text: NewText): Promise<MessageRow> {
   const id = randomUUID()
   const { workspaceId, sessionId, waChatId } = text
-  await sql`
+  const [message] = await sql<MessageRow>`
     with session as (
-      select id from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
+      select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), contact as (
       insert into contacts (workspace_id, wa_id, phone)
       select ${workspaceId}::uuid, ${waChatId}::text, ${phoneOf(waChatId)}::text from session
@@ -187,16 +187,21 @@ export async function acceptText(sql: Sql, text: NewText): Promise<MessageRow> {
       set last_message_id = case when chats.last_message_at <= excluded.last_message_at then excluded.last_message_id else chats.last_message_id end,
           last_message_at = greatest(chats.last_message_at, excluded.last_message_at),
           archived = false
-      returning id
+      returning *
     ), message as (
       insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id, sent_by, request_id)
       select ${id}, ${workspaceId}, ${sessionId}, chat.id, 'outbound', 'api', 'text', ${text.body}, 'queued',
              ${keyIdOf(id)}, ${text.sentBy}::uuid, ${text.requestId}
       from chat
-      returning id, workspace_id, session_id, chat_id
+      returning *
+    ), queued as (
+      insert into outbox (message_id, workspace_id, session_id, chat_id)
+      select id, workspace_id, session_id, chat_id from message
+      returning *
     )
-    insert into outbox (message_id, workspace_id, session_id, chat_id) select * from message`
-  const message = await findMessage(sql, workspaceId, id)
+    select ${selected} from message m
+    join chat c on c.id = m.chat_id join session s on s.id = m.session_id
+    left join profiles p on p.id = m.sent_by left join queued o on o.message_id = m.id`
   if (!message) throw notFound('Session')
   return message
 }

@@ -1,7 +1,7 @@
 import { accessSync, constants, readFileSync, readlinkSync, rmSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
-import { homedir, hostname } from 'node:os'
-import { join } from 'node:path'
+import { homedir, hostname, tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
 import puppeteer from 'puppeteer'
 
 /** Where browsers are found, in the order they are tried; scripts/setup.mjs looks in the same places. */
@@ -52,8 +52,19 @@ export function clearProfile(profileDir: string): void {
   const lock = readLock(profileDir)
   if (!lock) return
   if (lock.host === hostname() && holdsProfile(lock.pid, profileDir)) killGroup(lock.pid)
+  removeSocketFolder(profileDir)
   for (const name of ['SingletonLock', 'SingletonCookie', 'SingletonSocket']) {
     rmSync(join(profileDir, name), { force: true })
+  }
+}
+
+/** A browser that was killed leaves the folder of its socket in the system's folder for temporary files. */
+function removeSocketFolder(profileDir: string): void {
+  try {
+    const folder = dirname(readlinkSync(join(profileDir, 'SingletonSocket')))
+    if (dirname(folder) === tmpdir()) rmSync(folder, { recursive: true, force: true })
+  } catch {
+    // none
   }
 }
 

@@ -98,7 +98,12 @@ async function start(
   const vault = new Vault({ sql, store: openObjectStore(config), keys, log })
   const profiles = new Profiles(config.DATA_DIR)
   const logins = new Logins({ sql, profiles, vault, log })
-  const sender = new Sender({ sql, worker: worker.id, log })
+  const sender: Sender = new Sender({
+    sql,
+    worker: worker.id,
+    log,
+    ownsLeases: () => supervisor.ownsLeases(),
+  })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const createSession = (leased: LeasedSession) =>
     new Session(leased, {
@@ -120,7 +125,7 @@ async function start(
       maxQrCodes: config.WA_QR_MAX_CODES,
       maxStarts: 3,
     })
-  const supervisor = new Supervisor({
+  const supervisor: Supervisor = new Supervisor({
     sql,
     log,
     worker,

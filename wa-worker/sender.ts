@@ -14,6 +14,8 @@ export interface SenderOptions {
   sql: Sql
   worker: string
   log: Logger
+  /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
+  ownsLeases?: () => boolean
   /** How often to look for work nobody nudged about. */
   pollMs?: number
   /** How long a lane waits for the server's ack before its next message; the ack still counts when it comes later. */
@@ -54,6 +56,7 @@ export class Sender {
 
   constructor(options: SenderOptions) {
     this.#options = {
+      ownsLeases: () => true,
       pollMs: 1_000,
       ackWaitMs: 10_000,
       unconfirmedMs: 60_000,
@@ -188,6 +191,9 @@ export class Sender {
 
   async #deliver(lane: OpenLane, message: Claimed): Promise<void> {
     const { waChatId: chatId, keyId, body } = message
+    // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
+    // claimed, and its owner looks it up.
+    if (!this.#options.ownsLeases()) throw new LeaseLost(message.sessionId)
     // Before the send: the ack may come before send() resolves.
     this.#awaited.set(keyId, lane)
     try {

@@ -194,6 +194,8 @@ export class Session {
       if (error instanceof LeaseLost) throw error
       return this.#broke('VAULT_UNAVAILABLE', errorText(error))
     }
+    // Abandoned meanwhile: nobody would stop this engine.
+    if (this.#lost) return
     const engine = this.#deps.createEngine(this.#leased)
     this.#engine = engine
     this.#listen(engine)

@@ -1,6 +1,12 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { census, ownedSessions, renewLeases, takeLeases } from '../shared/wa-session-leases.ts'
+import {
+  census,
+  ownedSessions,
+  renewLeases,
+  takeLeases,
+  releaseLease,
+} from '../shared/wa-session-leases.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { heartbeat } from '../shared/workers.ts'
 import type { Worker } from '../shared/workers.ts'
@@ -38,6 +44,8 @@ export class Supervisor {
   #renewedAt = -Infinity
   /** Steps in a row in which somebody's session lay waiting. */
   #patience = 0
+  /** Fences of sessions taken anew while their former engine still closes. */
+  readonly #waiting = new Map<string, number>()
   #stopping = false
   #watchdog: NodeJS.Timeout | undefined
 
@@ -123,6 +131,11 @@ export class Supervisor {
     for (const session of this.#sessions.values()) {
       if (fences.get(session.id) !== session.owned.fence) void session.abandon()
     }
+    // Abandoned for fear of losing the lease, which then held after all: without this it would be renewed for ever and run by nobody.
+    for (const { id, fence } of owned) {
+      const held = this.#sessions.get(id)?.owned.fence === fence || this.#waiting.get(id) === fence
+      if (!held) await releaseLease(sql, { id, fence })
+    }
     return owned
   }
 
@@ -147,14 +160,24 @@ export class Supervisor {
       }
       // Ours until a moment ago: its old browser must be gone before a new one opens the same login.
       const before = this.#sessions.get(leased.id)
-      if (before) void before.ended.then(begin)
-      else begin()
+      if (before) {
+        this.#waiting.set(leased.id, leased.fence)
+        void before.ended.then(() => {
+          this.#waiting.delete(leased.id)
+          begin()
+        })
+      } else begin()
     }
   }
 
-  /** Without a renewal for most of the lease's length another worker may be about to take over: our browsers must be gone by then. */
+  /** Whether the last renewal is so recent that no other worker can have taken over, whatever happened to this process since. */
+  ownsLeases(): boolean {
+    return performance.now() - this.#renewedAt < this.#options.leaseTtlMs * 0.8
+  }
+
+  /** Without a renewal for most of the lease's length another worker may be about to take over: our browsers are killed before that. */
   #abandonWhenStale(): void {
-    if (performance.now() - this.#renewedAt < this.#options.leaseTtlMs * 0.8) return
+    if (this.ownsLeases()) return
     for (const session of this.#sessions.values()) void session.abandon()
   }
 }

@@ -278,6 +278,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   /** A crash of the browser or its page makes no event in the library. */
   #watchBrowser(): void {
     const { pupBrowser, pupPage } = this.#client!
+    // puppeteer stops listening to the pipe when it closes it; an error of the pipe after that would end this process.
+    for (const stream of pupBrowser?.process()?.stdio ?? []) stream?.on('error', () => {})
     pupBrowser?.once('disconnected', () => this.#closed('BROWSER_CRASHED'))
     pupPage?.on('error', (error) => this.#trouble('PAGE_CRASHED', errorText(error)))
     pupPage?.once('close', () => this.#closed('PAGE_CLOSED'))

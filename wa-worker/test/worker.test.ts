@@ -504,19 +504,50 @@ void t.test('a fence that moved on stops every claim', async (t) => {
   t.same(await claim(sql, 'w', [{ id: sessionId, fence: 6 }]), [])
   t.same(await claim(sql, 'other', [{ id: sessionId, fence: 7 }]), [])
 
-  // A takeover under way is waited for, and then respected.
-  let claiming: Promise<unknown[]> | undefined
-  await sql.begin(async (tx) => {
-    await tx`update wa_sessions set owner = 'other', fence = 8`
-    claiming = claim(sql, 'w', [{ id: sessionId, fence: 7 }])
-    await until('the claim waits', async () => {
-      const [row] =
-        await tx`select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%for share of s%'`
-      return row
-    })
-  })
-  t.same(await claiming, [])
+  await sql`update wa_sessions set owner = 'other', fence = 8`
+  t.same(await claim(sql, 'w', [{ id: sessionId, fence: 7 }]), [])
   t.equal((await claim(sql, 'other', [{ id: sessionId, fence: 8 }])).length, 1)
+})
+
+void t.test('a worker that slept through its lease sends nothing when it wakes', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let awake = true
+  const sends: string[] = []
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    ownsLeases: () => awake,
+    changeEngine: (engine) => {
+      const send = engine.send.bind(engine)
+      engine.send = (message) => {
+        sends.push(message.body)
+        return send(message)
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  awake = false
+  const { id } = await accept(sql, workspaceId, sessionId, 'claimed, then slept')
+  worker.sender.nudge()
+  await untilMessage(sql, workspaceId, id, ({ status }) => status === 'sending')
+  t.same(sends, [])
+  awake = true
+  await untilMessage(sql, workspaceId, id, ({ status }) => status === 'read')
+  t.same(sends, ['claimed, then slept'], 'looked up later, and sent once')
+})
+
+void t.test('a session given up for fear of losing it is taken again', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), leaseTtlMs: 3_000 })
+  const before = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  // As a renewal that came too late makes it: the engine is killed, and the lease held after all.
+  await worker.abandonAll()
+  await until('it works again, under a new fence', async () => {
+    const session = await findSession(sql, workspaceId, sessionId)
+    return session?.status === 'WORKING' && session.fence > before.fence
+  })
 })
 
 void t.test('the same message reported at the same instant is stored once', async (t) => {

@@ -30,6 +30,8 @@ export interface TestWorker {
   engines: SimulatorEngine[]
   /** The engine that runs now. */
   engine(): SimulatorEngine
+  /** What the worker does when it cannot be sure of its leases. */
+  abandonAll(): Promise<void>
   stop(): Promise<void>
 }
 
@@ -40,6 +42,7 @@ export function startWorker(
   {
     dataDir,
     changeEngine,
+    ownsLeases = () => true,
     objectsDir = join(dataDir, 'objects'),
     leaseTtlMs = 2_000,
     scanMs = 20,
@@ -49,6 +52,7 @@ export function startWorker(
     /** Where snapshots lie; in dataDir unless workers of several machines are to share them. */
     objectsDir?: string
     changeEngine?: (engine: SimulatorEngine) => Engine
+    ownsLeases?: () => boolean
     leaseTtlMs?: number
     scanMs?: number
   },
@@ -67,6 +71,7 @@ export function startWorker(
     sql,
     worker: id,
     log,
+    ownsLeases,
     pollMs: 50,
     ackWaitMs: 200,
     unconfirmedMs: 400,
@@ -74,6 +79,7 @@ export function startWorker(
   })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const engines: SimulatorEngine[] = []
+  const sessions = new Set<Session>()
   const supervisor = new Supervisor({
     sql,
     log,
@@ -81,8 +87,8 @@ export function startWorker(
     leaseTtlMs,
     expiryDays: 30,
     pollMs: 50,
-    createSession: (leased) =>
-      new Session(leased, {
+    createSession: (leased) => {
+      const session = new Session(leased, {
         sql,
         log,
         worker: id,
@@ -110,7 +116,11 @@ export function startWorker(
         maxQrCodes: 5,
         maxStarts: 3,
         ...deps,
-      }),
+      })
+      sessions.add(session)
+      void session.ended.then(() => sessions.delete(session))
+      return session
+    },
   })
   const running = Promise.all([supervisor.run(), sender.run()])
   let stopped: Promise<void> | undefined
@@ -120,6 +130,9 @@ export function startWorker(
     sender,
     engines,
     engine: () => engines.at(-1)!,
+    abandonAll: async () => {
+      await Promise.all([...sessions].map((session) => session.abandon()))
+    },
     stop: () =>
       (stopped ??= (async () => {
         await supervisor.stop()
