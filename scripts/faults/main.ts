@@ -1,0 +1,136 @@
+/**
+ * npm run test:faults [-- --seed N --only F2,F5 --quick --keep --markdown FILE]: breaks real processes, real browsers and pages on purpose and
+ * counts which promises hold. Ends with the line "N passed, N failed".
+ */
+import { mkdir, writeFile } from 'node:fs/promises'
+import { availableParallelism, loadavg } from 'node:os'
+import { parseArgs } from 'node:util'
+import { root } from '../../shared/root.ts'
+import { findBrowser } from '../../wa-worker/browser.ts'
+import { Cluster } from './cluster.ts'
+import { browserFaults } from './f2-browser.ts'
+import { staleOwner } from './f3-stale-owner.ts'
+import { failover } from './f5-failover.ts'
+import { restarts } from './f6-restarts.ts'
+import { pageFaults } from './f8-page.ts'
+import { shutdown } from './f13-shutdown.ts'
+import { recycles } from './f16-recycles.ts'
+import type { Family, Lab } from './lab.ts'
+import { brokenTwins } from './twins.ts'
+import { Random } from './random.ts'
+import { markdown, plain } from './table.ts'
+import type { Report } from './table.ts'
+import { isKept } from './trials.ts'
+import { inParallel } from './waiting.ts'
+import type { World } from './world.ts'
+
+const families: Family[] = [
+  browserFaults,
+  staleOwner,
+  failover,
+  restarts,
+  pageFaults,
+  shutdown,
+  recycles,
+  brokenTwins,
+]
+/** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
+const width = 2
+const quickShare = 0.1
+
+const { values: options } = parseArgs({
+  options: {
+    seed: { type: 'string' },
+    only: { type: 'string' },
+    quick: { type: 'boolean', default: false },
+    keep: { type: 'boolean', default: false },
+    markdown: { type: 'string' },
+  },
+})
+const seed = Number(options.seed ?? Math.floor(Math.random() * 1_000_000))
+const only = options.only?.toUpperCase().split(',')
+const chosen = families.filter(({ id }) => only?.includes(id.toUpperCase()) ?? true)
+const worlds = new Set<World>()
+
+if (!Number.isSafeInteger(seed)) fail(`--seed ${options.seed} is not a whole number`)
+if (chosen.length === 0) fail(`--only ${options.only} names none of ${list(families)}`)
+const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
+if ('missing' in browser) fail(browser.missing)
+
+const startedAt = performance.now()
+say(`seed ${seed}; ${list(chosen)}`)
+const cluster = await Cluster.start()
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.once(name, () => {
+    for (const world of worlds) world.abort()
+    void cluster.stop(false).finally(() => process.exit(1))
+  })
+}
+let report: Report
+try {
+  report = await runAll()
+} finally {
+  for (const world of worlds) world.abort()
+  await cluster.stop(options.keep)
+}
+
+console.log(plain(report))
+if (options.markdown !== undefined) await writeFile(options.markdown, markdown(report))
+const failed = report.rows.filter((row) => !isKept(row))
+if (failed.length > 0)
+  console.log(`broken: ${failed.map(({ fault, what }) => `${fault} ${what}`).join('; ')}`)
+console.log(`${report.rows.length - failed.length} passed, ${failed.length} failed`)
+process.exitCode = failed.length === 0 ? 0 : 1
+
+async function runAll(): Promise<Report> {
+  const folder = `${cluster.folder}/worlds`
+  await mkdir(folder)
+  const lab: Lab = {
+    root,
+    folder,
+    worlds,
+    say,
+    createDatabase: () => cluster.createDatabase(),
+    random: (name) => new Random(seed, name),
+    scaled: (trials) => (options.quick ? Math.max(2, Math.round(trials * quickShare)) : trials),
+  }
+  const results = new Map<string, Report['rows']>()
+  await inParallel(chosen, width, async (family) => {
+    const begun = performance.now()
+    const rows = await family.run(lab).catch((error: unknown) => [crashed(family, error)])
+    const seconds = Math.round((performance.now() - begun) / 1_000)
+    results.set(
+      family.id,
+      rows.map((row) => ({ ...row, seconds })),
+    )
+    say(`${family.id}: ${rows.filter(isKept).length} of ${rows.length} promises kept, ${seconds} s`)
+  })
+  return {
+    seed,
+    quick: options.quick,
+    date: new Date().toISOString().slice(0, 10),
+    machine: `${availableParallelism()} cores, load ${loadavg()[0]!.toFixed(1)}, Node ${process.versions.node}`,
+    seconds: Math.round((performance.now() - startedAt) / 1_000),
+    rows: chosen.flatMap(({ id }) => results.get(id)!),
+  }
+}
+
+/** The fault could not even be tried: nothing was shown. */
+function crashed({ id }: Family, error: unknown) {
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  return { fault: id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }
+}
+
+function list(some: Family[]): string {
+  return some.map(({ id }) => id).join(', ')
+}
+
+function say(text: string): void {
+  const seconds = ((performance.now() - startedAt) / 1_000).toFixed(0).padStart(4)
+  console.log(`${seconds} s  ${text}`)
+}
+
+function fail(text: string): never {
+  console.error(text)
+  process.exit(2)
+}
