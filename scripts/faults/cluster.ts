@@ -50,11 +50,10 @@ export class Cluster {
     return this.#urlOf(name)
   }
 
-  /** Ends the server; what else the run left on the disk stays when `keep` says so. */
+  /** Ends the server; everything stays on the disk when `keep` says so. */
   async stop(keep: boolean): Promise<void> {
     await this.#database.release()
-    if (keep) await rm(join(this.folder, 'postgres'), { recursive: true, force: true })
-    else await dropCluster(this.folder)
+    if (!keep) await dropCluster(this.folder)
   }
 
   #urlOf(database: string): string {
