@@ -35,7 +35,7 @@ const families: Family[] = [
   brokenTwins,
 ]
 /** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
-const width = 2
+const width = 3
 const quickShare = 0.1
 
 const { values: options } = parseArgs({

@@ -54,7 +54,7 @@ export const brokenTwins: Family = {
       const folder = join(lab.folder, `t${index}`)
       await mkdir(folder)
       // The first few trials of the fault show it, or it is not shown at all.
-      const rows = await twin.run({ ...lab, root, folder, scaled: (trials) => Math.min(6, trials) })
+      const rows = await twin.run({ ...lab, root, folder, scaled: (trials) => Math.min(5, trials) })
       const broken = rows.filter((row) => !isKept(row))
       caught.check(broken.length > 0, `without ${twin.without} nothing fails`)
       const named = broken.map(({ fault, what }) => `${fault} ${what}`).join('; ')

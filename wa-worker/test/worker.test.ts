@@ -387,7 +387,9 @@ void t.test('a logout puts the login away, a deletion destroys it', async (t) =>
 
   await deleteSession(sql, workspaceId, sessionId)
   await until('nothing is left', async () => (await states()).length === 0)
-  t.same(await readdir(join(dataDir, 'profiles')), [])
+  await until('the profile is gone', async () => {
+    return (await readdir(join(dataDir, 'profiles'))).length === 0
+  })
 })
 
 void t.test('what was accepted for one number never leaves from another', async (t) => {
