@@ -19,6 +19,9 @@ import { chat, chats } from './routes/chats.ts'
 import { healthRoutes } from './routes/health.ts'
 import { linking } from './routes/linking.ts'
 import { message, messages } from './routes/messages.ts'
+import { numbers } from './routes/numbers.ts'
+import { pace } from './routes/pacing.ts'
+import { sending } from './routes/send.ts'
 import { session, sessions } from './routes/sessions.ts'
 import { workers } from './routes/workers.ts'
 
@@ -121,7 +124,10 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   await app.register(sessions)
   await app.register(linking)
   await app.register(workers)
+  await app.register(pace)
   await app.register(messages)
+  await app.register(sending)
+  await app.register(numbers)
   await app.register(chats)
   return app
 }

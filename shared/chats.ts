@@ -81,10 +81,11 @@ const selected = fragment`
   c.id, c.workspace_id, c.session_id, c.wa_chat_id, c.name, k.name as contact_name, k.push_name as contact_push_name,
   k.phone as contact_phone, c.is_group, c.contact_id, c.unread_count, c.archived, c.last_message_at,
   c.last_message_at::text as position, m.id as last_id, m.type as last_type, m.body as last_body,
-  m.direction as last_direction, m.status as last_status, m.created_at as last_created_at`
+  m.direction as last_direction, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as last_status, m.created_at as last_created_at`
 const joined = fragment`
   left join contacts k on k.id = c.contact_id
-  left join messages m on m.id = c.last_message_id`
+  left join messages m on m.id = c.last_message_id
+  left join outbox o on o.message_id = m.id`
 
 /** The chats of a workspace, the one with the latest message first. */
 export async function listChats(

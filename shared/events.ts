@@ -1,7 +1,15 @@
 import type { Sql } from './db.ts'
 
 export type EventType =
-  'message' | 'message.any' | 'message.ack' | 'session.status' | 'session.qr' | 'chat.updated'
+  | 'message'
+  | 'message.any'
+  | 'message.ack'
+  | 'message.reaction'
+  | 'message.edited'
+  | 'message.revoked'
+  | 'session.status'
+  | 'session.qr'
+  | 'chat.updated'
 
 export interface NewEvent {
   workspaceId: string

@@ -59,9 +59,16 @@ export async function storeReceived(
 
     await tx`
       update chats c set unread_count = c.unread_count + ${message.fromMe ? 0 : 1}, archived = false,
+        last_inbound_at = case when ${message.fromMe} then c.last_inbound_at else greatest(c.last_inbound_at, m.created_at) end,
+        contacted_at = case when ${message.fromMe} then coalesce(c.contacted_at, m.created_at) else c.contacted_at end,
         last_message_id = case when m.created_at >= c.last_message_at or c.last_message_id is null then m.id else c.last_message_id end,
         last_message_at = case when c.last_message_id is null then m.created_at else greatest(c.last_message_at, m.created_at) end
       from messages m where m.id = ${stored.id} and c.id = m.chat_id`
+    // The conversation is open: what waits there needs no budget, and an answer no daytime.
+    await tx`
+      update outbox_lanes set cold = false, last_inbound_at = case when ${message.fromMe} then last_inbound_at else now() end
+      where chat_id = ${chatId}`
+    if (!message.fromMe && !group) await heedOptOut(tx, session.workspaceId, chatId, message.body)
     const row = (await findMessage(tx, session.workspaceId, stored.id))!
     const types: EventType[] = message.fromMe ? ['message.any'] : ['message', 'message.any']
     await appendEvents(
@@ -77,6 +84,27 @@ export async function storeReceived(
   })
 }
 
+/** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again. */
+async function heedOptOut(
+  tx: Sql,
+  workspaceId: string,
+  chatId: string,
+  body: string | null,
+): Promise<void> {
+  const word = (body ?? '')
+    .trim()
+    .replace(/[.!]+$/, '')
+    .toUpperCase()
+  if (word === '' || word.length > 40) return
+  await tx`
+    update contacts k set opted_out = w.out, opted_out_at = case when w.out then now() end
+    from (
+      select case when ${word} in ('START', 'UNSTOP') then false
+                  when ${word} = any(array(select upper(x) from unnest(opt_out_words) x)) then true end as out
+      from workspaces where id = ${workspaceId}) w, chats c
+    where c.id = ${chatId} and k.id = c.contact_id and w.out is not null and k.opted_out <> w.out`
+}
+
 /** Finds or creates the chat and its contact, and learns the sender's name. */
 async function openChat(
   tx: Sql,
@@ -84,6 +112,15 @@ async function openChat(
   { waChatId, fromMe, senderName, chatName }: Received,
 ): Promise<string> {
   const group = isGroup(waChatId)
+  // What was sent to a number may be answered from the address WhatsApp has for it.
+  const [dialled] = await tx<{ id: string; waChatId: string }>`
+    select id, wa_chat_id from chats where session_id = ${session.id} and canonical_wa_id = ${waChatId} limit 1`
+  if (dialled && dialled.waChatId !== waChatId) {
+    await tx`
+      update contacts k set push_name = coalesce(${fromMe ? null : senderName}, k.push_name)
+      from chats c where c.id = ${dialled.id} and k.id = c.contact_id`
+    return dialled.id
+  }
   const pushName = fromMe || group ? null : senderName
   const [contact] = group
     ? []

@@ -1,12 +1,10 @@
-import { randomUUID } from 'node:crypto'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { notFound } from './errors.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
-import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
+import { holdColumns, holdOf } from './pacing.ts'
+import type { HoldFacts } from './pacing.ts'
 import { statusOf } from './wa-session-leases.ts'
-import type { SessionStatus } from './wa-sessions.ts'
 
 export type Direction = 'inbound' | 'outbound'
 export type Source = 'api' | 'phone' | 'live' | 'history' | 'backfill'
@@ -35,7 +33,7 @@ export type MessageStatus =
   | 'cancelled'
   | 'received'
 
-export interface MessageRow {
+export interface MessageRow extends HoldFacts {
   id: string
   seq: number
   workspaceId: string
@@ -47,6 +45,8 @@ export interface MessageRow {
   source: Source
   type: MessageType
   body: string | null
+  content: Record<string, unknown> | null
+  mentions: string[]
   status: MessageStatus
   ack: number | null
   errorCode: string | null
@@ -57,8 +57,7 @@ export interface MessageRow {
   quotedMessageId: string | null
   sentBy: string | null
   sentByName: string | null
-  sessionStatus: SessionStatus
-  notBefore: Date | null
+  reactions: Reaction[] | null
   createdAt: Date
   position: string
   sentAt: Date | null
@@ -66,6 +65,13 @@ export interface MessageRow {
   readAt: Date | null
   editedAt: Date | null
   revokedAt: Date | null
+}
+
+export interface Reaction {
+  emoji: string
+  waId: string
+  fromMe: boolean
+  at: string
 }
 
 /** A message as the API answers it. */
@@ -79,6 +85,10 @@ export interface Message {
   source: Source
   type: MessageType
   body: string | null
+  location: Record<string, unknown> | null
+  contactCard: Record<string, unknown> | null
+  poll: Record<string, unknown> | null
+  mentions: string[]
   media: null
   status: MessageStatus
   ack: number | null
@@ -86,11 +96,11 @@ export interface Message {
   attempts: number
   notBefore: Date | null
   heldBy: string | null
-  sendAt: null
+  sendAt: Date | null
   quotedMessageId: string | null
   author: { waId: string; name: string | null; contactId: null } | null
   sentBy: { id: string; fullName: string } | null
-  reactions: []
+  reactions: Reaction[]
   editedAt: Date | null
   revokedAt: Date | null
   createdAt: Date
@@ -100,6 +110,7 @@ export interface Message {
 }
 
 export function messageResource(row: MessageRow): Message {
+  const hold = row.status === 'queued' ? holdOf(row) : { heldBy: null, notBefore: null }
   return {
     id: row.id,
     sessionId: row.sessionId,
@@ -110,21 +121,25 @@ export function messageResource(row: MessageRow): Message {
     source: row.source,
     type: row.type,
     body: row.body,
+    location: row.type === 'location' ? row.content : null,
+    contactCard: row.type === 'contact' ? row.content : null,
+    poll: row.type === 'poll' ? row.content : null,
+    mentions: row.mentions,
     media: null,
     status: row.status,
     ack: row.ack,
     error: row.errorCode === null ? null : { code: row.errorCode, message: row.errorMessage ?? '' },
     attempts: row.attempts,
-    notBefore: row.notBefore,
-    heldBy: heldBy(row),
-    sendAt: null,
+    notBefore: hold.notBefore,
+    heldBy: hold.heldBy,
+    sendAt: row.sendAt,
     quotedMessageId: row.quotedMessageId,
     author:
       row.authorWaId === null
         ? null
         : { waId: row.authorWaId, name: row.authorName, contactId: null },
     sentBy: row.sentBy === null ? null : { id: row.sentBy, fullName: row.sentByName ?? '' },
-    reactions: [],
+    reactions: row.reactions ?? [],
     editedAt: row.editedAt,
     revokedAt: row.revokedAt,
     createdAt: row.createdAt,
@@ -134,77 +149,22 @@ export function messageResource(row: MessageRow): Message {
   }
 }
 
-/** Why a queued message is not on its way: the state of a session that cannot send, or a retry that is not yet due. */
-function heldBy({ status, sessionStatus, notBefore }: MessageRow): string | null {
-  if (status !== 'queued') return null
-  if (sessionStatus !== 'WORKING') return `SESSION_${sessionStatus}`
-  return notBefore === null ? null : 'RETRY_BACKOFF'
-}
-
-/** Everything a MessageRow has; `m` is the messages row. */
-const selected = fragment`
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it; `o`, `l`, `p` as holdColumns has them. */
+export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.status, m.ack, m.error_code, m.error_message, m.attempts, m.author_wa_id, m.author_name,
-  m.quoted_message_id, m.sent_by, p.full_name as sent_by_name, ${statusOf} as session_status, o.retry_at as not_before,
+  m.body, m.content, m.mentions, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
+  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
+  (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
+   from message_reactions r where r.message_id = m.id) as reactions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 const joined = fragment`
   join chats c on c.id = m.chat_id
   join wa_sessions s on s.id = m.session_id
-  left join profiles p on p.id = m.sent_by
-  left join outbox o on o.message_id = m.id`
-
-export interface NewText {
-  workspaceId: string
-  sessionId: string
-  /** As parseRecipient() answers it. */
-  waChatId: string
-  body: string
-  sentBy: string | null
-  requestId: string
-}
-
-/**
- * Accepts a text for sending: chat, message and outbox row are written in one statement, so either all of it is durable
- * when this resolves, or none of it exists. Throws 404 when the session is gone.
- */
-export async function acceptText(sql: Sql, text: NewText): Promise<MessageRow> {
-  const id = randomUUID()
-  const { workspaceId, sessionId, waChatId } = text
-  const [message] = await sql<MessageRow>`
-    with session as (
-      select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
-    ), contact as (
-      insert into contacts (workspace_id, wa_id, phone)
-      select ${workspaceId}::uuid, ${waChatId}::text, ${phoneOf(waChatId)}::text from session
-      where not ${isGroup(waChatId)}
-        and not exists (select from chats where session_id = ${sessionId} and wa_chat_id = ${waChatId})
-      on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
-      returning id
-    ), chat as (
-      insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, last_message_id, last_message_at)
-      select ${workspaceId}::uuid, session.id, ${waChatId}::text, ${isGroup(waChatId)}::boolean, (select id from contact), ${id}::uuid, now() from session
-      on conflict (session_id, wa_chat_id) do update
-      set last_message_id = case when chats.last_message_at <= excluded.last_message_at then excluded.last_message_id else chats.last_message_id end,
-          last_message_at = greatest(chats.last_message_at, excluded.last_message_at),
-          archived = false
-      returning *
-    ), message as (
-      insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id, sent_by, request_id)
-      select ${id}, ${workspaceId}, ${sessionId}, chat.id, 'outbound', 'api', 'text', ${text.body}, 'queued',
-             ${keyIdOf(id)}, ${text.sentBy}::uuid, ${text.requestId}
-      from chat
-      returning *
-    ), queued as (
-      insert into outbox (message_id, workspace_id, session_id, chat_id)
-      select id, workspace_id, session_id, chat_id from message
-      returning *
-    )
-    select ${selected} from message m
-    join chat c on c.id = m.chat_id join session s on s.id = m.session_id
-    left join profiles p on p.id = m.sent_by left join queued o on o.message_id = m.id`
-  if (!message) throw notFound('Session')
-  return message
-}
+  left join profiles u on u.id = m.sent_by
+  left join outbox o on o.message_id = m.id
+  left join outbox_lanes l on l.chat_id = o.chat_id
+  left join wa_session_pacing p on p.session_id = o.session_id`
 
 export async function findMessage(
   sql: Sql,
@@ -212,7 +172,7 @@ export async function findMessage(
   id: string,
 ): Promise<MessageRow | undefined> {
   const [row] = await sql<MessageRow>`
-    select ${selected} from messages m ${joined}
+    select ${messageColumns} from messages m ${joined}
     where m.workspace_id = ${workspaceId} and m.id = ${id}`
   return row
 }
@@ -230,7 +190,7 @@ export async function listMessages(
 ): Promise<Page<Message>> {
   const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
   const rows = await sql<MessageRow>`
-    select ${selected} from messages m ${joined}
+    select ${messageColumns} from messages m ${joined}
     where m.workspace_id = ${workspaceId} and m.chat_id = ${chatId}
       ${after ? fragment`and (m.created_at, m.seq) < (${after.at}::timestamptz, ${after.key}::bigint)` : fragment``}
     order by m.created_at desc, m.seq desc limit ${limit + 1} offset ${offset}`

@@ -1,6 +1,11 @@
-import type { Sql } from './db.ts'
+import { fragment } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
+import { contentOf } from './message-columns.ts'
+import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource } from './messages.ts'
+import { isQuiet, movePace } from './pacing.ts'
+import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
 
 /** A session whose messages a worker may send now. */
@@ -16,39 +21,136 @@ export interface Claimed {
   sessionId: string
   workspaceId: string
   chatId: string
+  /** Where it goes: the chat's address, or the one WhatsApp has for that number. */
   waChatId: string
   keyId: string
-  body: string
+  content: MessageContent
+  mentions: string[]
+  quoted: { fromMe: boolean; chatId: string; id: string; participant: string } | null
+  /** Claims so far, without those that were no fault of the message. */
   attempts: number
+  /** Of these: how often the page broke down meanwhile. */
+  crashes: number
+  /** How often it was sent again although nobody could know whether the time before had worked. */
+  doubts: number
+  /** The login it was claimed under is the one the session has now. */
+  sameLogin: boolean
+  /** The recipient has asked for no more messages. */
+  optedOut: boolean
+  /** It opens a conversation. */
+  cold: boolean
+  /** Whether to show "typing…" first. */
+  typing: boolean
   requestId: string | null
 }
 
+/** A message that has just been claimed. */
+export interface FreshlyClaimed extends Claimed {
+  /** How long its session's pace asks for until the next one, in milliseconds. */
+  waitMs: number
+}
+
+interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
+  type: string
+  body: string | null
+  content: object | null
+  mediaId: string | null
+  quotedId: string | null
+  quotedFromMe: boolean
+  quotedChatId: string
+  quotedParticipant: string
+}
+
+/** Everything a ClaimedRow has; `o` is the outbox row, the rest is joined. */
+const selected = (defaults: PacingConfig) => fragment`
+  o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
+  m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
+  q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
+  o.login_epoch = s.login_epoch as same_login, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold,
+  coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, m.request_id`
+const joined = fragment`
+  join messages m on m.id = o.message_id
+  join chats c on c.id = o.chat_id
+  join wa_sessions s on s.id = o.session_id
+  join wa_session_pacing p on p.session_id = o.session_id
+  left join contacts k on k.id = c.contact_id
+  left join messages q on q.id = m.quoted_message_id`
+
+function claimedOf({
+  type,
+  body,
+  content,
+  mediaId,
+  quotedId,
+  quotedFromMe,
+  quotedChatId,
+  quotedParticipant,
+  ...row
+}: ClaimedRow): Claimed {
+  return {
+    ...row,
+    content: contentOf({ type, body, content, mediaId }),
+    quoted:
+      quotedId === null
+        ? null
+        : {
+            fromMe: quotedFromMe,
+            chatId: quotedChatId,
+            id: quotedId,
+            participant: quotedParticipant,
+          },
+  }
+}
+
+/** The first message of each lane of `s` that is due. */
+const laneHeads = fragment`
+  select o.id, o.revision, l.cold, l.due_at
+  from outbox_lanes l
+  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.state = 'q' order by o.id limit 1) o
+  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now()`
+
 /**
- * Claims the oldest due message of each of these idle lanes, in one round trip. Only lanes whose fence still holds and whose
- * session is WORKING give one, so a worker that lost a session claims nothing of it.
+ * Claims, for each of these idle sessions whose pace allows it, the oldest due message, in one round trip. Only a session whose fence still holds
+ * and that is WORKING gives one, so a worker that lost a session claims nothing of it. The cost depends on the number of sessions, not
+ * on what waits: a chat that backs off, waits for an ack or may not be opened today lies ahead in its lane and is not visited.
  */
-export async function claim(sql: Sql, worker: string, lanes: Lane[]): Promise<Claimed[]> {
-  return sql<Claimed>`
-    with claimed as (
-      update outbox o set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1
-      from (
-        select h.id from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) u(id, fence)
-        join wa_sessions s on s.id = u.id and s.fence = u.fence and s.owner = ${worker} and s.status = 'WORKING'
-        cross join lateral (
-          select id, retry_at from outbox where session_id = s.id and state = 'q' order by id limit 1) h
-        -- Outside the limit: a head that waits for its retry keeps its place, and the ones behind it theirs.
-        where h.retry_at is null or h.retry_at <= now()
-        for share of s
-        offset 0
-      ) head
-      where o.id = head.id and o.state = 'q'
-      returning o.*
+export async function claim(
+  sql: Sql,
+  worker: string,
+  lanes: Lane[],
+  defaults: PacingConfig,
+): Promise<FreshlyClaimed[]> {
+  const rows = await sql<ClaimedRow & { waitMs: number }>`
+    with head as (
+      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at
+      from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) u(id, fence)
+      join wa_sessions s on s.id = u.id and s.fence = u.fence and s.owner = ${worker} and s.status = 'WORKING'
+      join wa_session_pacing p on p.session_id = s.id and p.next_send_at <= now()
+      cross join lateral (select ${isQuiet} as quiet offset 0) hours
+      cross join lateral (
+        (${laneHeads} and not hours.quiet and not l.cold order by l.due_at limit 1)
+        union all
+        (${laneHeads} and not hours.quiet and l.cold and p.cold_at <= now() order by l.due_at limit 1)
+        union all
+        (${laneHeads} and hours.quiet and l.last_inbound_at > now() - interval '24 hours' order by l.last_inbound_at limit 1)
+        order by due_at limit 1
+      ) h
+      for share of s
+      offset 0
+    ), claimed as (
+      update outbox o
+      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = head.cold
+      -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
+      from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
+      returning o.*, head.linked_at, (select m.wa_key_id from messages m where m.id = o.message_id) as key_id
+    ), lane as (
+      update outbox_lanes l set due_at = 'infinity', cold = false from claimed where l.chat_id = claimed.chat_id
+    ), pace as (
+      ${movePace(defaults)}
+      returning p.session_id, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    update messages m set status = 'sending', attempts = claimed.attempts
-    from claimed join chats c on c.id = claimed.chat_id
-    where m.id = claimed.message_id
-    returning claimed.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, c.wa_chat_id,
-      m.wa_key_id as key_id, m.body, m.attempts, m.request_id`
+    select ${selected(defaults)}, pace.wait_ms::float8 from claimed o ${joined} join pace on pace.session_id = o.session_id`
+  return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs }))
 }
 
 /** What is left claimed: by a worker that died, or handed to WhatsApp and not yet confirmed for `olderThanSeconds`. */
@@ -56,48 +158,61 @@ export async function unconfirmed(
   sql: Sql,
   lane: Lane,
   olderThanSeconds: number,
+  defaults: PacingConfig,
 ): Promise<Claimed[]> {
-  return sql<Claimed>`
-    select o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, c.wa_chat_id,
-      m.wa_key_id as key_id, m.body, m.attempts, m.request_id
-    from outbox o join messages m on m.id = o.message_id join chats c on c.id = o.chat_id
+  const rows = await sql<ClaimedRow>`
+    select ${selected(defaults)} from outbox o ${joined}
     where o.session_id = ${lane.id} and o.state = 's'
       and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
     order by o.id`
+  return rows.map(claimedOf)
 }
 
-/** Puts a message that certainly did not go out back at the head of its lane, due after `delayMs`. Throws LeaseLost. */
+/** What a try that came to nothing says about the message. */
+export interface Verdict {
+  /** How long it, and what is behind it in its chat, waits. */
+  delayMs: number
+  /** It was no fault of the message: the attempt does not count. */
+  forgiven?: boolean
+  /** The page broke down over it. */
+  crashed?: boolean
+  /** Nobody can know whether it went out. */
+  doubted?: boolean
+}
+
+/** Puts a message back at the head of its chat. Throws LeaseLost. */
 export async function putBack(
   sql: Sql,
   lane: Lane,
-  { outboxId, messageId }: Claimed,
-  delayMs: number,
+  { outboxId }: Claimed,
+  { delayMs, forgiven = false, crashed = false, doubted = false }: Verdict,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lane)
-    const [row] = await tx`
-      update outbox set state = 'q', claimed_by = null, claimed_at = null,
-        retry_at = case when ${delayMs}::int > 0 then now() + ${delayMs}::int * interval '1 ms' end
-      where id = ${outboxId} and state = 's' returning id`
-    // Gone meanwhile: it was confirmed after all.
-    if (row)
-      await tx`update messages set status = 'queued' where id = ${messageId} and status = 'sending'`
+    // Not there any more: it was confirmed after all.
+    await tx`
+      with back as (
+        update outbox
+        set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
+            crashes = crashes + ${crashed}::boolean::int, doubts = doubts + ${doubted}::boolean::int
+        where id = ${outboxId} and state = 's' returning chat_id)
+      update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms' from back where l.chat_id = back.chat_id`
   })
 }
 
-/** Gives a message up with a code; it leaves the outbox. Throws LeaseLost. */
+/** Gives a message up: `failed` when it certainly did not go out, `unknown` when nobody can tell. Throws LeaseLost. */
 export async function giveUp(
   sql: Sql,
   lane: Lane,
   { workspaceId, messageId }: Claimed,
-  error: { code: string; message: string },
+  { status, code, message }: { status: 'failed' | 'unknown'; code: string; message: string },
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lane)
-    const [left] = await tx`delete from outbox where message_id = ${messageId} returning id`
+    const [left] = await takeOut(tx, fragment`o.message_id = ${messageId}`)
     if (!left) return
     await tx`
-      update messages set status = 'failed', error_code = ${error.code}, error_message = ${error.message}
+      update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
       where id = ${messageId}`
     const row = await findMessage(tx, workspaceId, messageId)
     if (!row) return
@@ -107,11 +222,69 @@ export async function giveUp(
   })
 }
 
+export interface TakenOut {
+  messageId: string
+  state: 'z' | 'q' | 's'
+  attempts: number
+}
+
+/** The engine broke down while it had the message in its hands. */
+export async function countCrash(sql: Sql, lane: Lane, { outboxId }: Claimed): Promise<void> {
+  await sql`
+    update outbox o set crashes = o.crashes + 1 from wa_sessions s
+    where o.id = ${outboxId} and o.state = 's' and s.id = o.session_id and s.fence = ${lane.fence}`
+}
+
+/** What the workspace wants done when nobody can know whether a message went out. */
+export async function unknownPolicy(
+  sql: Sql,
+  workspaceId: string,
+): Promise<'reconcile_then_resend_same_id' | 'at_most_once'> {
+  const [row] = await sql<{ unknownPolicy: 'reconcile_then_resend_same_id' | 'at_most_once' }>`
+    select unknown_policy from workspaces where id = ${workspaceId}`
+  return row!.unknownPolicy
+}
+
+/**
+ * Takes messages out of the outbox, and lets what is behind each of them in its chat go. `which` speaks of `o`. Rows are locked in one order everywhere, outbox
+ * before lane, so that none of this can deadlock with a claim.
+ */
+export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
+  return tx<TakenOut>`
+    with gone as (
+      delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts
+    ), freed as (
+      update outbox_lanes l
+      set waiting = l.waiting - g.n,
+          -- What leaves from behind a message that is on its way does not let the chat go on.
+          due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
+      from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from gone group by chat_id) g
+      where l.chat_id = g.chat_id
+    )
+    select message_id, state, attempts from gone`
+}
+
+/** Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. */
+export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
+  const [released] = await sql<{ n: number }>`
+    with due as (
+      update outbox o set state = 'q' where o.id in (
+        select id from outbox where state = 'z' and send_at <= now() order by send_at limit ${limit} for update skip locked)
+      returning o.chat_id
+    ), lanes as (
+      update outbox_lanes l set waiting = l.waiting + d.n, due_at = case when l.waiting = 0 then now() else l.due_at end
+      from (select chat_id, count(*)::int as n from due group by chat_id) d where l.chat_id = d.chat_id
+    )
+    select count(*)::int as n from due`
+  return released!.n
+}
+
 /** Cancels everything of a session that nobody has begun to send. */
 export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
-  await sql`
-    with taken_back as (delete from outbox where session_id = ${sessionId} and state = 'q' returning message_id)
-    update messages m set status = 'cancelled' from taken_back where m.id = taken_back.message_id`
+  await sql.begin(async (tx) => {
+    const taken = await takeOut(tx, fragment`o.session_id = ${sessionId} and o.state in ('q', 'z')`)
+    await tx`update messages set status = 'cancelled' where id = any(${taken.map(({ messageId }) => messageId)}::uuid[])`
+  })
 }
 
 /**
@@ -125,15 +298,16 @@ export async function endOutbox(
 ): Promise<number> {
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
-    const ended = await tx`
-      with taken as (delete from outbox where session_id = ${session.id} returning message_id, state)
-      update messages m
-      set status = case taken.state when 'q' then 'failed' else 'unknown' end,
-          error_code = case taken.state when 'q' then ${why.code} else 'OUTCOME_UNKNOWN' end,
-          error_message = ${why.message}
-      from taken where m.id = taken.message_id
-      returning m.id`
-    return ended.length
+    const taken = await takeOut(tx, fragment`o.session_id = ${session.id}`)
+    const idsOf = (sent: boolean) =>
+      taken.filter(({ state }) => (state === 's') === sent).map(({ messageId }) => messageId)
+    await tx`
+      update messages set status = 'failed', error_code = ${why.code}, error_message = ${why.message}
+      where id = any(${idsOf(false)}::uuid[])`
+    await tx`
+      update messages set status = 'unknown', error_code = 'OUTCOME_UNKNOWN', error_message = ${why.message}
+      where id = any(${idsOf(true)}::uuid[])`
+    return taken.length
   })
 }
 

@@ -106,6 +106,7 @@ export async function closeRequest(
 }
 
 const accountColumns = (account: Account) => fragment`
+  , linked_at = case when wa_id is distinct from ${account.waId} then now() else coalesce(linked_at, now()) end
   , wa_id = ${account.waId}, lid = ${account.lid}, phone = ${account.phone}, push_name = ${account.pushName}`
 
 const statusEvent = (row: SessionRow) => ({

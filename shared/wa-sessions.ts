@@ -111,10 +111,15 @@ export async function createSession(
 ): Promise<SessionRow> {
   try {
     const [row] = await sql<SessionRow>`
-      insert into wa_sessions as s (workspace_id, name, engine, desired_state, expires_at)
-      values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'},
-        now() + ${session.expiryDays} * interval '1 day')
-      returning ${columns}`
+      with s as (
+        insert into wa_sessions (workspace_id, name, engine, desired_state, expires_at)
+        values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'},
+          now() + ${session.expiryDays} * interval '1 day')
+        returning *
+      ), pacing as (
+        insert into wa_session_pacing (session_id, workspace_id) select id, workspace_id from s
+      )
+      select ${columns} from s`
     return row!
   } catch (error) {
     if (violated(error) !== 'wa_sessions_name') throw error

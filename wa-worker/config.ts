@@ -1,11 +1,13 @@
 import Joi from 'joi'
 import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
+import { pacingSchema } from '../shared/pacing.ts'
+import type { PacingConfig } from '../shared/pacing.ts'
 import { sessionKeySchema, storageSchema } from '../shared/storage.ts'
 import type { SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
 
 /** The variables the worker reads. */
-export interface WorkerConfig extends BaseConfig, StorageConfig, SessionKeyConfig {
+export interface WorkerConfig extends BaseConfig, StorageConfig, SessionKeyConfig, PacingConfig {
   PUPPETEER_EXECUTABLE_PATH?: string
   WA_BROWSER_ARGS: string[]
   WA_WEB_VERSION?: string
@@ -27,6 +29,7 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   ...baseSchema,
   ...storageSchema,
   ...sessionKeySchema,
+  ...pacingSchema,
   PUPPETEER_EXECUTABLE_PATH: Joi.string(),
   WA_BROWSER_ARGS: Joi.string().custom(browserArgs).default([]),
   WA_WEB_VERSION: Joi.string().pattern(/^[\w.-]+$/),

@@ -21,6 +21,7 @@ import type { WorkerConfig } from './config.ts'
 import type { Engine } from './engine/engine.ts'
 import { SimulatorEngine } from './engine/simulator.ts'
 import { WebjsEngine } from './engine/webjs.ts'
+import { Actions } from './actions.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
 import { Profiles } from './profiles.ts'
@@ -102,8 +103,10 @@ async function start(
     sql,
     worker: worker.id,
     log,
+    pacing: config,
     ownsLeases: () => supervisor.ownsLeases(),
   })
+  const actions = new Actions({ sql, worker: worker.id, log })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const createSession = (leased: LeasedSession) =>
     new Session(leased, {
@@ -111,6 +114,7 @@ async function start(
       log,
       worker: worker.id,
       sender,
+      actions,
       receiver,
       logins,
       createEngine: (session) => createEngine(session, config, profiles, log),
@@ -136,16 +140,21 @@ async function start(
   const listener = listen(
     directUrl,
     ['awfar_outbox', 'awfar_sessions'],
-    (channel) => (channel === 'awfar_outbox' ? sender.nudge() : supervisor.nudge()),
+    (channel) => {
+      if (channel === 'awfar_sessions') return supervisor.nudge()
+      sender.nudge()
+      actions.nudge()
+    },
     log,
   )
   const jobs = startJobs({ sql, vault, worker: worker.id, log })
 
-  const running = Promise.all([supervisor.run(), sender.run()])
+  const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
   stops.push(async () => {
     await jobs.stop()
     await supervisor.stop()
     sender.stop()
+    actions.stop()
     await running
     await listener.close()
     await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))

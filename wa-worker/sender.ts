@@ -1,12 +1,12 @@
-import { recordAck } from '../shared/acks.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { claim, giveUp, putBack, unconfirmed } from '../shared/outbox.ts'
+import { claim, releaseScheduled, unconfirmed } from '../shared/outbox.ts'
 import type { Claimed } from '../shared/outbox.ts'
+import type { PacingConfig } from '../shared/pacing.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
-import { retryBackoff } from './backoff.ts'
-import { EngineError } from './engine/engine.ts'
+import { Delivery } from './delivery.ts'
+import type { Line } from './delivery.ts'
 import type { Engine } from './engine/engine.ts'
 import { Wake } from './wake.ts'
 
@@ -14,36 +14,47 @@ export interface SenderOptions {
   sql: Sql
   worker: string
   log: Logger
+  /** The pace of sessions that have none of their own. */
+  pacing: PacingConfig
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
   ownsLeases?: () => boolean
   /** How often to look for work nobody nudged about. */
   pollMs?: number
-  /** How long a lane waits for the server's ack before its next message; the ack still counts when it comes later. */
+  /** How long a session waits for the server's ack before it turns to another chat; the ack still counts when it comes later. */
   ackWaitMs?: number
   /** How long a message may stay unconfirmed before it is looked up again. */
   unconfirmedMs?: number
   /** How long until the session itself is suspected. */
   stalledMs?: number
-  /** Tries before a message is given up. */
+  /** How long until, in a session that works, nobody believes in a confirmation any more. */
+  unknownMs?: number
+  /** Tries that fail before a message is given up. */
   maxAttempts?: number
+  /** Times the page may break down over a message. */
+  maxCrashes?: number
 }
 
+/** What a session is told of its sending. */
+export type OnTrouble = (reason: 'ACKS_STALLED' | 'MODULE_MISSING') => void
+
 /** A session that can send: one message at a time. */
-interface OpenLane {
-  session: OwnedSession
-  engine: Engine
+interface OpenLane extends Line {
+  openedAt: number
   closing: boolean
-  /** Called when sends stay unconfirmed although the engine says that it is connected. */
-  onStalled: () => void
+  /** Its engine broke down. */
+  broken: boolean
+  onTrouble: OnTrouble
   /** Every wait of the lane; rung by an ack and by close(). */
   pause: Wake
   /** What the lane is doing; idle when undefined. */
   work: Promise<void> | undefined
+  pacer: NodeJS.Timeout | undefined
 }
 
 /** Moves messages from the outbox to the engines: in order, one at a time a session, and looked up before any second try. */
 export class Sender {
   readonly #options: Required<SenderOptions>
+  readonly #delivery: Delivery
   readonly #lanes = new Map<string, OpenLane>()
   /** What lanes that were closed are still doing. */
   readonly #closing = new Map<string, Promise<void>>()
@@ -61,20 +72,26 @@ export class Sender {
       ackWaitMs: 10_000,
       unconfirmedMs: 60_000,
       stalledMs: 180_000,
+      unknownMs: 900_000,
       maxAttempts: 5,
+      maxCrashes: 3,
       ...options,
     }
+    this.#delivery = new Delivery(this.#options)
   }
 
   /** Lets a session send. What an earlier owner left claimed is settled first. */
-  open(session: OwnedSession, engine: Engine, onStalled: () => void): void {
+  open(session: OwnedSession, engine: Engine, onTrouble: OnTrouble): void {
     const lane: OpenLane = {
       session,
       engine,
+      broken: false,
+      openedAt: performance.now(),
       closing: false,
-      onStalled,
+      onTrouble,
       pause: new Wake(),
       work: undefined,
+      pacer: undefined,
     }
     this.#lanes.set(session.id, lane)
     const before = this.#closing.get(session.id)
@@ -85,12 +102,16 @@ export class Sender {
     })
   }
 
-  /** Takes a session out; resolves when the message in flight is through. */
-  async close(sessionId: string): Promise<void> {
+  /**
+   * Takes a session out; resolves when the message in flight is through. `broken`: because its engine broke down, of which that message may be the cause.
+   */
+  async close(sessionId: string, how?: 'broken'): Promise<void> {
     const lane = this.#lanes.get(sessionId)
     if (!lane) return
     this.#lanes.delete(sessionId)
+    clearTimeout(lane.pacer)
     lane.closing = true
+    lane.broken = how === 'broken'
     lane.pause.ring()
     if (!lane.work) return
     const work = lane.work.finally(() => {
@@ -98,6 +119,11 @@ export class Sender {
     })
     this.#closing.set(sessionId, work)
     await work
+  }
+
+  /** Whether the session has a message in flight. */
+  isBusy(sessionId: string): boolean {
+    return this.#lanes.get(sessionId)?.work !== undefined
   }
 
   /** Whether the session is open and has nothing in flight. */
@@ -118,16 +144,24 @@ export class Sender {
 
   /** Sends until stop() is called. */
   async run(): Promise<void> {
-    let sweepAt = Date.now() + this.#options.unconfirmedMs
+    const { sql, log, pollMs, unconfirmedMs } = this.#options
+    let sweepAt = Date.now() + unconfirmedMs
+    let pollAt = 0
     while (!this.#stopped) {
-      await this.#claim().catch((error: unknown) => {
-        this.#options.log.error('claim failed', { error })
-      })
+      try {
+        if (Date.now() >= pollAt) {
+          pollAt = Date.now() + pollMs
+          await releaseScheduled(sql)
+        }
+        await this.#claim()
+      } catch (error) {
+        log.error('claim failed', { error })
+      }
       if (Date.now() >= sweepAt) {
         this.#sweep()
-        sweepAt = Date.now() + this.#options.unconfirmedMs
+        sweepAt = Date.now() + unconfirmedMs
       }
-      await this.#wake.wait(this.#options.pollMs)
+      await this.#wake.wait(pollMs)
     }
   }
 
@@ -139,15 +173,22 @@ export class Sender {
   async #claim(): Promise<void> {
     const idle = this.#idle()
     if (idle.length === 0) return
+    const { sql, worker, pacing, pollMs } = this.#options
     const claimed = await claim(
-      this.#options.sql,
-      this.#options.worker,
+      sql,
+      worker,
       idle.map(({ session }) => session),
+      pacing,
     )
     for (const message of claimed) {
       const lane = idle.find(({ session }) => session.id === message.sessionId)
       // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.
-      if (lane && !lane.closing) this.#occupy(lane, () => this.#deliver(lane, message))
+      if (!lane || lane.closing) continue
+      // The poll would find the next one too, but later than the pace asks for.
+      if (message.waitMs > 0 && message.waitMs < 60 * pollMs) {
+        lane.pacer = setTimeout(() => this.#wake.ring(), Math.ceil(message.waitMs))
+      }
+      this.#occupy(lane, () => this.#deliver(lane, message))
     }
   }
 
@@ -155,7 +196,7 @@ export class Sender {
   #sweep(): void {
     for (const lane of this.#idle()) {
       this.#occupy(lane, async () => {
-        await this.#settleAll(lane, this.#options.unconfirmedMs / 1_000)
+        await this.#settleAll(lane, this.#options.unconfirmedMs)
         await this.#checkLag(lane)
       })
     }
@@ -163,13 +204,22 @@ export class Sender {
 
   /** What WhatsApp Web has taken and the server does not confirm tells of a page that is connected in name only. Each message tells once. */
   async #checkLag(lane: OpenLane): Promise<void> {
-    const { sql, log, stalledMs } = this.#options
-    const stuck = await unconfirmed(sql, lane.session, stalledMs / 1_000)
+    const { stalledMs, unknownMs, log } = this.#options
+    if (performance.now() - lane.openedAt > unknownMs) {
+      for (const message of await this.#unconfirmed(lane, unknownMs))
+        await this.#delivery.giveUpUnconfirmed(lane, message)
+    }
+    const stuck = await this.#unconfirmed(lane, stalledMs)
     const news = stuck.filter(({ messageId }) => !this.#stuck.has(messageId))
     if (news.length === 0 || lane.closing) return
     for (const { messageId } of news) this.#stuck.add(messageId)
     log.warn('messages stay unconfirmed', { sessionId: lane.session.id, messages: stuck.length })
-    lane.onStalled()
+    lane.onTrouble('ACKS_STALLED')
+  }
+
+  #unconfirmed(lane: OpenLane, olderThanMs: number): Promise<Claimed[]> {
+    const { sql, pacing } = this.#options
+    return unconfirmed(sql, lane.session, olderThanMs / 1_000, pacing)
   }
 
   #idle(): OpenLane[] {
@@ -190,92 +240,37 @@ export class Sender {
   }
 
   async #deliver(lane: OpenLane, message: Claimed): Promise<void> {
-    const { waChatId: chatId, keyId, body } = message
-    // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
-    // claimed, and its owner looks it up.
-    if (!this.#options.ownsLeases()) throw new LeaseLost(message.sessionId)
     // Before the send: the ack may come before send() resolves.
-    this.#awaited.set(keyId, lane)
+    this.#awaited.set(message.keyId, lane)
     try {
-      const receipt = await lane.engine.send({ chatId, keyId, body })
-      await recordAck(this.#options.sql, lane.session, { keyId, ...receipt })
-      this.#options.log.info('message handed to WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-      if (receipt.ack === 0 && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
-    } catch (error) {
-      if (!(error instanceof EngineError)) throw error
-      await this.#failed(lane, message, error)
+      const outcome = await this.#delivery.send(lane, message)
+      if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
+      // The lane goes no further before it is known. An engine that broke closes the lane, and the next one settles it.
+      if (outcome === 'unsettled') {
+        await this.#settleLater(lane, message)
+        if (lane.broken) await this.#delivery.blame(lane, message)
+      }
+      if (outcome === 'crippled') lane.onTrouble('MODULE_MISSING')
+      if (outcome === 'offline' || outcome === 'crippled')
+        await lane.pause.wait(this.#options.pollMs)
     } finally {
-      this.#awaited.delete(keyId)
+      this.#awaited.delete(message.keyId)
     }
   }
 
-  async #failed(lane: OpenLane, message: Claimed, error: EngineError): Promise<void> {
-    const { sql, log, maxAttempts } = this.#options
-    const fields = fieldsOf(message, { code: error.code, certainty: error.certainty, error })
-    if (error.certainty === 'unknown') {
-      log.warn('outcome of a message unknown', fields)
-      // The lane goes no further before it is known: what comes behind must not overtake. An engine that broke closes the lane,
-      // and the next one settles it.
-      await this.#settleLater(lane, message)
-      return
-    }
-    if (error.certainty === 'permanent' || message.attempts >= maxAttempts) {
-      await giveUp(sql, lane.session, message, { code: error.code, message: error.message })
-      log.warn('message given up', fields)
-      return
-    }
-    await putBack(sql, lane.session, message, retryBackoff(message.attempts))
-    log.warn('message not sent, will be tried again', fields)
-  }
-
-  /** Settles what is claimed in this lane, oldest first, since at least `olderThanSeconds`. */
-  async #settleAll(lane: OpenLane, olderThanSeconds: number): Promise<void> {
-    const left = await unconfirmed(this.#options.sql, lane.session, olderThanSeconds)
-    for (const message of left) {
+  /** Settles what is claimed in this lane, oldest first, since at least `olderThanMs`. */
+  async #settleAll(lane: OpenLane, olderThanMs: number): Promise<void> {
+    for (const message of await this.#unconfirmed(lane, olderThanMs)) {
       if (lane.closing) return
-      if (!(await this.#settle(lane, message))) await this.#settleLater(lane, message)
+      if ((await this.#delivery.settle(lane, message)) === 'unsettled')
+        await this.#settleLater(lane, message)
     }
   }
 
   async #settleLater(lane: OpenLane, message: Claimed): Promise<void> {
     while (!lane.closing) {
       await lane.pause.wait(Math.min(1_000, this.#options.unconfirmedMs))
-      if (!lane.closing && (await this.#settle(lane, message))) return
+      if (!lane.closing && (await this.#delivery.settle(lane, message)) !== 'unsettled') return
     }
-  }
-
-  /** Finds out what became of a message and records it. False when the engine cannot tell now. */
-  async #settle(lane: OpenLane, message: Claimed): Promise<boolean> {
-    const { sql, log, maxAttempts } = this.#options
-    const { waChatId: chatId, keyId } = message
-    let receipt
-    try {
-      receipt = await lane.engine.find({ chatId, keyId })
-    } catch (error) {
-      log.warn('message could not be looked up', fieldsOf(message, { error }))
-      return false
-    }
-    if (receipt) {
-      await recordAck(sql, lane.session, { keyId, ...receipt })
-      log.info('message found on WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-    } else if (message.attempts >= maxAttempts) {
-      await giveUp(sql, lane.session, message, {
-        code: 'ATTEMPTS_EXHAUSTED',
-        message: `Not sent after ${message.attempts} attempts.`,
-      })
-      log.warn('message given up', fieldsOf(message, {}))
-    } else {
-      await putBack(sql, lane.session, message, 0)
-      log.info('message had not gone out, queued again', fieldsOf(message, {}))
-    }
-    return true
   }
 }
-
-const fieldsOf = (message: Claimed, more: Record<string, unknown>) => ({
-  sessionId: message.sessionId,
-  messageId: message.messageId,
-  requestId: message.requestId,
-  attempts: message.attempts,
-  ...more,
-})

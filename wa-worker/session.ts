@@ -22,6 +22,7 @@ import type { LifecycleEvent } from './lifecycle.ts'
 import { waitOutOutage, withDeadline } from './patience.ts'
 import type { Logins } from './logins.ts'
 import type { Receiver } from './receiver.ts'
+import type { Actions } from './actions.ts'
 import type { Sender } from './sender.ts'
 import { startAndUnlink, unlink } from './unlink.ts'
 
@@ -30,6 +31,7 @@ export interface SessionDeps extends CareTimes {
   log: Logger
   worker: string
   sender: Sender
+  actions: Actions
   receiver: Receiver
   logins: Logins
   createEngine(session: LeasedSession): Engine
@@ -129,7 +131,7 @@ export class Session {
     if (this.#lost) return this.ended
     this.#lost = true
     this.#clearTimers()
-    const closed = this.#deps.sender.close(this.id)
+    const closed = this.#idle()
     await this.#engine?.stop('atOnce')
     await closed
     this.#engine = undefined
@@ -294,11 +296,20 @@ export class Session {
   /** Sends, and watches over, an engine that is WORKING. */
   #work(engine: Engine): void {
     this.#care?.watch()
-    this.#deps.sender.open(this.owned, engine, () => {
-      this.#about(engine, () =>
-        this.#heal(engine, 'ACKS_STALLED', 'No server confirms what is sent.'),
-      )
+    this.#deps.actions.open(this.owned, engine)
+    this.#deps.sender.open(this.owned, engine, (reason) => {
+      const detail =
+        reason === 'ACKS_STALLED'
+          ? 'No server confirms what is sent.'
+          : 'WhatsApp Web lacks what sending needs.'
+      this.#about(engine, () => this.#heal(engine, reason, detail))
     })
+  }
+
+  /** Sends nothing more; resolves when the message in flight is through. */
+  #idle(how?: 'broken'): Promise<void> {
+    this.#deps.actions.close(this.id)
+    return this.#deps.sender.close(this.id, how)
   }
 
   #takeCare(engine: Engine): void {
@@ -337,7 +348,7 @@ export class Session {
     this.#arm(engine)
     try {
       // The message in flight, if any, is cut off by the reload: it is not waited for.
-      void this.#deps.sender.close(this.id)
+      void this.#idle('broken')
       await engine.reload()
     } catch (error) {
       await this.#broke(reason, errorText(error))
@@ -349,7 +360,7 @@ export class Session {
     await this.#transition({ type: state === 'lost' ? 'linkLost' : 'linkRestored' })
     if (this.#status === before) return
     if (state === 'lost') {
-      void this.#deps.sender.close(this.id)
+      void this.#idle()
       this.#arm(engine)
     } else {
       clearTimeout(this.#deadline)
@@ -367,7 +378,10 @@ export class Session {
   /** The engine is dead or of no more use. Tries again after a while, or gives up where trying cannot help. */
   async #broke(reason: string, detail?: string): Promise<void> {
     this.#clearTimers()
-    this.#failures += 1
+    // What broke over a message is the message's affair, and it gets few tries: the session owes nobody a longer pause for that.
+    const overMessage = this.#status === 'WORKING' && this.#deps.sender.isBusy(this.id)
+    void this.#idle('broken')
+    if (!overMessage) this.#failures += 1
     const linked = this.#status === 'WORKING' || this.#status === 'RECONNECTING'
     const exhausted = this.#failures >= this.#deps.maxStarts
     const hopeless =
@@ -424,7 +438,7 @@ export class Session {
 
   /** Lets the message in flight finish, for a while. */
   async #finishSending(): Promise<void> {
-    const closed = this.#deps.sender.close(this.id)
+    const closed = this.#idle()
     await withDeadline(closed, graceMs, () => new Error('in flight')).catch(() =>
       this.#deps.log.warn('stopped with a message in flight', { sessionId: this.id }),
     )
@@ -446,7 +460,7 @@ export class Session {
   async #stopEngine(): Promise<void> {
     this.#clearTimers()
     const engine = this.#engine
-    const closed = this.#deps.sender.close(this.id)
+    const closed = this.#idle()
     await engine?.stop()
     await closed
     if (!engine) return

@@ -3,7 +3,9 @@ import { findChat, listChats } from '../../shared/chats.ts'
 import type { Chat } from '../../shared/chats.ts'
 import { notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
-import { byId, pageOf, paging, uuid } from '../plugins/joi.ts'
+import { askAction } from '../../shared/wa-actions.ts'
+import type { ActionWish } from '../../shared/wa-actions.ts'
+import { byId, nothing, pageOf, paging, uuid } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 import { direction, message, messageStatus, messageType } from './messages.ts'
 
@@ -55,7 +57,7 @@ const tags = ['chats']
 
 /** Conversations and what was said in them. */
 export const chats: Routes = async (app) => {
-  const { sql } = app
+  const { sql, notifier } = app
 
   app.get(
     '/api/chats',
@@ -96,5 +98,51 @@ export const chats: Routes = async (app) => {
       if (!found) throw notFound('Chat')
       return listMessages(sql, user.workspaceId, found.id, query)
     },
+  )
+
+  async function ask(workspaceId: string, id: string, wish: ActionWish): Promise<null> {
+    const found = await findChat(sql, workspaceId, id)
+    if (!found) throw notFound('Chat')
+    await askAction(sql, { workspaceId, sessionId: found.sessionId, chatId: id }, wish)
+    notifier.nudge('awfar_outbox')
+    return null
+  }
+
+  app.post(
+    '/api/chats/:id/seen',
+    {
+      schema: {
+        summary: 'Mark a chat as read, here and on WhatsApp',
+        tags,
+        params: byId,
+        response: { 202: nothing },
+      },
+    },
+    async ({ user, params }, reply) =>
+      reply.code(202).send(await ask(user.workspaceId, params.id, { kind: 'seen', payload: {} })),
+  )
+
+  app.post(
+    '/api/chats/:id/typing',
+    {
+      schema: {
+        summary: 'Show "typing…" in a chat, or no longer',
+        description:
+          'WhatsApp takes it off by itself after 25 s. It is of no use later: what cannot be shown within 30 s is dropped.',
+        tags,
+        params: byId,
+        body: Joi.object<{ on: boolean }, true>({ on: Joi.boolean().default(true) }).optional(),
+        response: { 202: nothing },
+      },
+    },
+    async ({ user, params, body }, reply) =>
+      reply
+        .code(202)
+        .send(
+          await ask(user.workspaceId, params.id, {
+            kind: 'typing',
+            payload: { on: body?.on ?? true },
+          }),
+        ),
   )
 }

@@ -1,12 +1,12 @@
 import Joi from 'joi'
-import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
-import { acceptText, findMessage, messageResource } from '../../shared/messages.ts'
-import type { Message } from '../../shared/messages.ts'
-import { parseRecipient } from '../../shared/wa-id.ts'
-import { findSession, someSessions } from '../../shared/wa-sessions.ts'
+import { findMessage, messageResource } from '../../shared/messages.ts'
+import type { Message, MessageRow } from '../../shared/messages.ts'
+import { cancel, editQueued, retry } from '../../shared/outbound.ts'
+import { askAction } from '../../shared/wa-actions.ts'
+import type { ActionWish } from '../../shared/wa-actions.ts'
 import { errorBody } from '../plugins/errors.ts'
-import { byId, uuid, visibleText } from '../plugins/joi.ts'
+import { byId, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
 export const messageType = Joi.string().valid(
@@ -51,6 +51,10 @@ export const message = Joi.object<Message>({
   source: Joi.string().valid('api', 'phone', 'live', 'history', 'backfill').required(),
   type: messageType.required(),
   body: Joi.string().allow(null, '').required(),
+  location: Joi.object().allow(null).required(),
+  contactCard: Joi.object().allow(null).required(),
+  poll: Joi.object().allow(null).required(),
+  mentions: Joi.array().items(Joi.string()).required(),
   media: Joi.valid(null).required(),
   status: messageStatus.required(),
   ack: Joi.number().integer().min(-1).max(4).allow(null).required(),
@@ -58,9 +62,9 @@ export const message = Joi.object<Message>({
     .allow(null)
     .required(),
   attempts: Joi.number().integer().required(),
-  notBefore: moment().description('A retry waits until then'),
+  notBefore: moment().description('It waits at least until then'),
   heldBy: Joi.string().allow(null).required().description('Why a queued message is waiting'),
-  sendAt: Joi.valid(null).required(),
+  sendAt: moment(),
   quotedMessageId: Joi.string().guid().allow(null).required(),
   author: Joi.object({
     waId: Joi.string().required(),
@@ -72,7 +76,16 @@ export const message = Joi.object<Message>({
   sentBy: Joi.object({ id: Joi.string().guid().required(), fullName: Joi.string().required() })
     .allow(null)
     .required(),
-  reactions: Joi.array().items(Joi.object()).required(),
+  reactions: Joi.array()
+    .items(
+      Joi.object({
+        emoji: Joi.string().required(),
+        waId: Joi.string().required().description('Who reacted; `me` for the session itself'),
+        fromMe: Joi.boolean().required(),
+        at: Joi.date().required(),
+      }),
+    )
+    .required(),
   editedAt: moment(),
   revokedAt: moment(),
   createdAt: Joi.date().required(),
@@ -81,90 +94,144 @@ export const message = Joi.object<Message>({
   readAt: moment(),
 })
 
-interface Send {
-  sessionId?: string
-  /** The WhatsApp address; callers may write a phone number. */
-  to: string
-  message: string
-}
-
-const send = Joi.object<Send, true>({
-  sessionId: uuid().description('May be left out when the workspace has one session'),
-  to: Joi.string()
-    .max(64)
-    .custom(recipient)
-    .messages({ 'any.custom': '{#label} {#error.message}' })
-    .required()
-    .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
-  message: visibleText().max(65_536).required(),
-})
-
-function recipient(to: string): string {
-  const waId = parseRecipient(to)
-  if (waId === undefined) {
-    throw new Error('must be a phone number with its country code, or a WhatsApp address')
-  }
-  return waId
-}
-
 const tags = ['messages']
 
-/** Sending and reading messages. */
+/** The longest text WhatsApp takes. */
+export const textLimit = 65_536
+
+/** One emoji, or nothing to take a reaction back. */
+const emoji = Joi.string()
+  .allow('')
+  .max(64)
+  .pattern(new RegExp(String.raw`^(?:\p{RGI_Emoji})?$`, 'v'), 'one emoji, or empty')
+
+/** Reading messages, and what can be done to one. */
 export const messages: Routes = async (app) => {
   const { sql, notifier } = app
 
-  app.post(
-    '/api/whatsapp/send',
-    {
-      config: { limit: 'messages' },
-      schema: {
-        summary: 'Send a message',
-        description: 'Accepted once it is stored; a worker sends it in order. Follow `status`.',
-        tags,
-        body: send,
-        response: { 202: message, 404: errorBody, 422: errorBody },
-      },
-    },
-    async ({ id, user, body }, reply) => {
-      const { workspaceId } = user
-      const row = await acceptText(sql, {
-        workspaceId,
-        sessionId: await sessionToSend(sql, workspaceId, body.sessionId),
-        waChatId: body.to,
-        body: body.message,
-        sentBy: user.id,
-        requestId: id,
-      })
-      notifier.nudge('awfar_outbox')
-      return reply.code(202).send(messageResource(row))
-    },
-  )
+  async function existing(workspaceId: string, id: string): Promise<MessageRow> {
+    const row = await findMessage(sql, workspaceId, id)
+    if (!row) throw notFound('Message')
+    return row
+  }
+
+  /** Has the worker change a message on WhatsApp. */
+  async function change(row: MessageRow, wish: ActionWish): Promise<Message> {
+    const { workspaceId, sessionId, chatId } = row
+    await askAction(sql, { workspaceId, sessionId, chatId }, wish)
+    notifier.nudge('awfar_outbox')
+    return messageResource(row)
+  }
 
   app.get(
     '/api/messages/:id',
     { schema: { summary: 'Read a message', tags, params: byId, response: { 200: message } } },
-    async ({ user, params }) => {
-      const row = await findMessage(sql, user.workspaceId, params.id)
+    async ({ user, params }) => messageResource(await existing(user.workspaceId, params.id)),
+  )
+
+  app.patch(
+    '/api/messages/:id',
+    {
+      schema: {
+        summary: 'Edit a message',
+        description: 'In place while it is queued (200), on WhatsApp once it was sent (202).',
+        tags,
+        params: byId,
+        body: Joi.object<{ message: string }, true>({
+          message: visibleText().max(textLimit).required(),
+        }),
+        response: { 200: message, 202: message, 409: errorBody },
+      },
+    },
+    async ({ user, params, body }, reply) => {
+      const row = await existing(user.workspaceId, params.id)
+      if (row.direction !== 'outbound' || !hasText(row)) {
+        throw new AppError(409, 'NOT_EDITABLE', 'Only texts and captions of our own can be edited.')
+      }
+      if (row.status === 'queued') {
+        const edited = await editQueued(sql, user.workspaceId, row.id, body.message)
+        if (edited) return messageResource(edited)
+      }
+      const now = await existing(user.workspaceId, params.id)
+      if (now.revokedAt || ['failed', 'unknown', 'cancelled'].includes(now.status)) {
+        throw new AppError(409, 'NOT_EDITABLE', 'The message is not on WhatsApp.')
+      }
+      const wish = { kind: 'edit', messageId: row.id, payload: { body: body.message } } as const
+      return reply.code(202).send(await change(now, wish))
+    },
+  )
+
+  app.delete(
+    '/api/messages/:id',
+    {
+      schema: {
+        summary: 'Cancel a queued message, or delete a sent one for everyone',
+        tags,
+        params: byId,
+        querystring: Joi.object<{ forEveryone: boolean }, true>({
+          forEveryone: Joi.boolean().default(false),
+        }),
+        response: { 200: message, 202: message, 409: errorBody },
+      },
+    },
+    async ({ user, params, query }, reply) => {
+      const row = await existing(user.workspaceId, params.id)
+      if (row.direction !== 'outbound') {
+        throw new AppError(409, 'NOT_REVOCABLE', 'Only messages of our own can be deleted.')
+      }
+      const sent = !['queued', 'cancelled', 'failed'].includes(row.status)
+      if (query.forEveryone && sent) {
+        const wish = { kind: 'revoke', messageId: row.id, payload: {} } as const
+        return reply.code(202).send(await change(row, wish))
+      }
+      const cancelled = await cancel(sql, user.workspaceId, row.id)
+      if (!cancelled) throw notFound('Message')
+      return messageResource(cancelled)
+    },
+  )
+
+  app.post(
+    '/api/messages/:id/reaction',
+    {
+      config: { limit: 'messages' },
+      schema: {
+        summary: 'React to a message; an empty emoji takes the reaction back',
+        tags,
+        params: byId,
+        body: Joi.object<{ emoji: string }, true>({ emoji: emoji.required() }),
+        response: { 202: message, 409: errorBody },
+      },
+    },
+    async ({ user, params, body }, reply) => {
+      const row = await existing(user.workspaceId, params.id)
+      if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) {
+        throw new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')
+      }
+      const wish = { kind: 'react', messageId: row.id, payload: { emoji: body.emoji } } as const
+      return reply.code(202).send(await change(row, wish))
+    },
+  )
+
+  app.post(
+    '/api/messages/:id/retry',
+    {
+      config: { limit: 'messages' },
+      schema: {
+        summary: 'Send a message again that failed, was cancelled or is unknown',
+        description:
+          'Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one.',
+        tags,
+        params: byId,
+        response: { 202: message, 409: errorBody },
+      },
+    },
+    async ({ user, params }, reply) => {
+      const row = await retry(sql, user.workspaceId, params.id)
       if (!row) throw notFound('Message')
-      return messageResource(row)
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(messageResource(row))
     },
   )
 }
 
-/** The session that sends: the one named, else the only one of the workspace. */
-async function sessionToSend(sql: Sql, workspaceId: string, named?: string): Promise<string> {
-  if (named !== undefined) {
-    if (!(await findSession(sql, workspaceId, named))) throw notFound('Session')
-    return named
-  }
-  const [only, another] = await someSessions(sql, workspaceId)
-  if (!only) throw new AppError(422, 'NO_SESSION', 'There is no session to send with; create one.')
-  if (another) {
-    throw new AppError(
-      422,
-      'SESSION_REQUIRED',
-      'There are several sessions: name one in "sessionId".',
-    )
-  }
-  return only.id
-}
+const hasText = ({ type }: MessageRow) => ['text', 'image', 'video', 'document'].includes(type)

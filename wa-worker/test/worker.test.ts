@@ -3,7 +3,8 @@ import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
-import { acceptText, findMessage, listMessages, messageResource } from '../../shared/messages.ts'
+import { accept as acceptMessages } from '../../shared/outbound.ts'
+import { findMessage, listMessages, messageResource } from '../../shared/messages.ts'
 import type { Message } from '../../shared/messages.ts'
 import { storeReceived } from '../../shared/inbox.ts'
 import { claim } from '../../shared/outbox.ts'
@@ -852,8 +853,16 @@ async function accept(
   body: string,
   waChatId = customer,
 ): Promise<Message> {
-  const text = { workspaceId, sessionId, waChatId, body, sentBy: null, requestId: randomUUID() }
-  return messageResource(await acceptText(sql, text))
+  const message = { waChatId, content: { type: 'text' as const, body } }
+  const [outcome] = await acceptMessages(sql, {
+    workspaceId,
+    sessionId,
+    sentBy: null,
+    requestId: randomUUID(),
+    messages: [message],
+  })
+  if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
+  return messageResource(outcome.message)
 }
 
 function untilStatus(sql: Sql, workspaceId: string, id: string, status: SessionStatus) {

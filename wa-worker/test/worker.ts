@@ -6,12 +6,14 @@ import { createLogger } from '../../shared/logger.ts'
 import type { Logger } from '../../shared/logger.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { LocalObjectStore } from '../../shared/object-store-local.ts'
+import type { PacingConfig } from '../../shared/pacing.ts'
 import { createSession } from '../../shared/wa-sessions.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
 import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
+import { Actions } from '../actions.ts'
 import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
@@ -35,6 +37,15 @@ export interface TestWorker {
   stop(): Promise<void>
 }
 
+/** Sends as fast as it can. */
+export const noPacing: PacingConfig = {
+  WA_SEND_MIN_GAP_MS: 0,
+  WA_SEND_JITTER_MS: 0,
+  WA_SENDS_PER_MINUTE: 0,
+  WA_NEW_CONTACTS_PER_DAY: 0,
+  WA_TYPING: false,
+}
+
 /** A worker inside the test's process, over the simulator, with short times. */
 export function startWorker(
   t: Test,
@@ -46,6 +57,8 @@ export function startWorker(
     objectsDir = join(dataDir, 'objects'),
     leaseTtlMs = 2_000,
     scanMs = 20,
+    pacing = {},
+    unknownMs = 60_000,
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
@@ -55,6 +68,8 @@ export function startWorker(
     ownsLeases?: () => boolean
     leaseTtlMs?: number
     scanMs?: number
+    pacing?: Partial<PacingConfig>
+    unknownMs?: number
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -72,11 +87,14 @@ export function startWorker(
     worker: id,
     log,
     ownsLeases,
+    pacing: { ...noPacing, ...pacing },
     pollMs: 50,
     ackWaitMs: 200,
     unconfirmedMs: 400,
     stalledMs: 600,
+    unknownMs,
   })
+  const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const engines: SimulatorEngine[] = []
   const sessions = new Set<Session>()
@@ -93,6 +111,7 @@ export function startWorker(
         log,
         worker: id,
         sender,
+        actions,
         receiver,
         logins,
         createEngine: (session) => {
@@ -122,7 +141,7 @@ export function startWorker(
       return session
     },
   })
-  const running = Promise.all([supervisor.run(), sender.run()])
+  const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
   let stopped: Promise<void> | undefined
   const worker: TestWorker = {
     id,
@@ -137,6 +156,7 @@ export function startWorker(
       (stopped ??= (async () => {
         await supervisor.stop()
         sender.stop()
+        actions.stop()
         await running
       })()),
   }

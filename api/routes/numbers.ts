@@ -1,0 +1,95 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import Joi from 'joi'
+import { AppError } from '../../shared/errors.ts'
+import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
+import { parseRecipient } from '../../shared/wa-id.ts'
+import { knownNumber } from '../../shared/wa-numbers.ts'
+import { existingSession } from '../../shared/wa-sessions.ts'
+import { errorBody } from '../plugins/errors.ts'
+import { uuid } from '../plugins/joi.ts'
+import type { Routes } from '../plugins/joi.ts'
+import { sessionToSend } from './send.ts'
+
+/** How long the worker may take to ask WhatsApp. */
+const answerMs = 15_000
+
+interface Check {
+  sessionId?: string
+  /** Digits; callers may write it as people do. */
+  phone: string
+}
+
+const check = Joi.object<Check, true>({
+  sessionId: uuid().description('May be left out when the workspace has one session'),
+  phone: Joi.string()
+    .max(64)
+    .custom((value: string) => {
+      const waId = parseRecipient(value)
+      if (!waId?.endsWith('@c.us')) throw new Error('must be a phone number with its country code')
+      return waId.slice(0, -'@c.us'.length)
+    })
+    .messages({ 'any.custom': '{#label} {#error.message}' })
+    .required(),
+})
+
+/** What WhatsApp knows of numbers. */
+export const numbers: Routes = async (app) => {
+  const { sql, notifier } = app
+
+  app.post(
+    '/api/whatsapp/check-number',
+    {
+      config: { limit: 'messages' },
+      schema: {
+        summary: 'Ask whether a number is on WhatsApp',
+        description:
+          'What was asked lately is answered from memory: 30 days when it is there, 24 hours when it is not.',
+        tags: ['contacts'],
+        body: check,
+        response: {
+          200: Joi.object({
+            exists: Joi.boolean().required(),
+            waId: Joi.string()
+              .allow(null)
+              .required()
+              .description('Its address there, which may differ from the number'),
+          }),
+          409: errorBody,
+        },
+      },
+    },
+    async ({ user, body }) => {
+      const { workspaceId } = user
+      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
+      const known = await knownNumber(sql, workspaceId, body.phone)
+      if (known) return { exists: known.waId !== null, waId: known.waId }
+      const session = await existingSession(sql, workspaceId, sessionId)
+      if (session.status !== 'WORKING') {
+        throw new AppError(
+          409,
+          'SESSION_NOT_READY',
+          `Session "${session.name}" is ${session.status}: it cannot ask WhatsApp.`,
+        )
+      }
+      const id = await askAction(
+        sql,
+        { workspaceId, sessionId },
+        { kind: 'check_number', payload: { phone: body.phone } },
+      )
+      notifier.nudge('awfar_outbox')
+      const deadline = performance.now() + answerMs
+      while (performance.now() < deadline) {
+        const answer = await actionAnswer(sql, workspaceId, id)
+        if (answer?.result) return answer.result
+        if (answer)
+          throw new AppError(
+            409,
+            answer.errorCode ?? 'CHECK_FAILED',
+            `WhatsApp could not be asked: ${answer.errorMessage ?? 'unknown'}`,
+          )
+        await sleep(100)
+      }
+      throw new AppError(409, 'SESSION_NOT_READY', 'No worker has answered in time.')
+    },
+  )
+}

@@ -1,0 +1,360 @@
+import Joi from 'joi'
+import { acceptBatch, cancelBatch, findBatch } from '../../shared/batches.ts'
+import type { Batch, RejectedRow } from '../../shared/batches.ts'
+import { findCard } from '../../shared/contacts.ts'
+import type { Sql } from '../../shared/db.ts'
+import { AppError, notFound } from '../../shared/errors.ts'
+import { foresee } from '../../shared/forecast.ts'
+import type { Forecast } from '../../shared/forecast.ts'
+import type { MessageContent } from '../../shared/message-content.ts'
+import { messageResource } from '../../shared/messages.ts'
+import { accept } from '../../shared/outbound.ts'
+import type { NewMessage } from '../../shared/outbound.ts'
+import type { Role } from '../../shared/profiles.ts'
+import { parseRecipient } from '../../shared/wa-id.ts'
+import { findSession, someSessions } from '../../shared/wa-sessions.ts'
+import { errorBody } from '../plugins/errors.ts'
+import { byId, text, uuid, visibleText } from '../plugins/joi.ts'
+import type { Routes } from '../plugins/joi.ts'
+import { message, textLimit } from './messages.ts'
+
+/** What one message says, and to whom. */
+interface Draft {
+  /** The WhatsApp address; callers may write a phone number. */
+  to: string
+  message?: string
+  location?: { latitude: number; longitude: number; name?: string; address?: string }
+  contactCard?: { contactId: string } | { name: string; phone: string }
+  poll?: { question: string; options: string[]; multiple: boolean }
+  quotedMessageId?: string
+  mentions?: string[]
+  sendAt?: Date
+  optOutOverride?: string
+}
+
+interface Send extends Draft {
+  sessionId?: string
+}
+
+const sessionId = uuid().description('May be left out when the workspace has one session')
+
+const address = (what: string) => (value: string) => {
+  const waId = parseRecipient(value)
+  if (waId === undefined) throw new Error(what)
+  return waId
+}
+
+const recipient = Joi.string()
+  .max(64)
+  .custom(address('must be a phone number with its country code, or a WhatsApp address'))
+
+/** With its offset: a time without one means something else on every machine. */
+const moment = Joi.string()
+  .pattern(
+    /^\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/,
+    'a time in ISO 8601 with its offset, as 2030-01-31T09:00:00Z',
+  )
+  .custom((value: string) => {
+    const at = new Date(value)
+    if (Number.isNaN(at.getTime())) throw new Error('must be a time that exists')
+    if (at.getTime() < Date.now() - 60_000) throw new Error('must not lie in the past')
+    if (at.getTime() > Date.now() + 366 * 86_400_000) throw new Error('must lie within a year')
+    return at
+  })
+
+const label = (max: number) => visibleText().max(max)
+
+const contents = {
+  message: visibleText().max(textLimit),
+  location: Joi.object({
+    latitude: Joi.number().min(-90).max(90).required(),
+    longitude: Joi.number().min(-180).max(180).required(),
+    name: label(1_000),
+    address: label(1_000),
+  }),
+  contactCard: Joi.object({
+    contactId: uuid(),
+    name: label(200),
+    phone: Joi.string().max(64).custom(address('must be a phone number with its country code')),
+  })
+    .xor('contactId', 'phone')
+    .and('name', 'phone')
+    .without('contactId', 'name'),
+  poll: Joi.object({
+    question: label(255).required(),
+    options: Joi.array().items(label(100)).min(2).max(12).unique().required(),
+    multiple: Joi.boolean().default(false),
+  }),
+}
+
+const draft = {
+  to: recipient
+    .required()
+    .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
+  ...contents,
+  quotedMessageId: uuid().description('A message of the same chat'),
+  mentions: Joi.array().items(recipient).max(256).unique(),
+  sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
+  optOutOverride: text()
+    .min(3)
+    .max(500)
+    .description('Why it is sent although the recipient has opted out; for owners and admins'),
+}
+
+const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
+  schema.xor(...Object.keys(contents)).messages({
+    'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
+    'object.xor': '{#label} must carry only one of {#presentWithLabels}',
+    'any.custom': '{#label} {#error.message}',
+  })
+
+const send = oneContent(Joi.object<Send>({ sessionId, ...draft }))
+const row = oneContent(Joi.object<Draft>(draft))
+
+const bulk = Joi.object<{ sessionId?: string; messages: unknown[] }, true>({
+  sessionId,
+  messages: Joi.array()
+    .items(Joi.any())
+    .min(1)
+    .max(1_000)
+    .required()
+    .description('Each as in a single send, without `sessionId`'),
+})
+
+const rejected = Joi.array()
+  .items(
+    Joi.object<RejectedRow>({
+      index: Joi.number().integer().required(),
+      code: Joi.string().required(),
+      message: Joi.string().required(),
+    }),
+  )
+  .required()
+
+const batch = Joi.object<Batch>({
+  id: Joi.string().guid().required(),
+  sessionId: Joi.string().guid().required(),
+  accepted: Joi.number().integer().required(),
+  rejected,
+  statuses: Joi.object().pattern(Joi.string(), Joi.number().integer()).required(),
+  createdAt: Joi.date().required(),
+  cancelledAt: Joi.date().allow(null).required(),
+})
+
+const forecast = Joi.object<Forecast>({
+  sessionId: Joi.string().guid().required(),
+  chatId: Joi.string().guid().allow(null).required(),
+  waChatId: Joi.string().required(),
+  blockedBy: Joi.array()
+    .items(Joi.string())
+    .required()
+    .description('Why it would not be sent at all'),
+  heldBy: Joi.string().allow(null).required(),
+  notBefore: Joi.date().allow(null).required(),
+  ahead: Joi.number()
+    .integer()
+    .required()
+    .description('Messages of the session that would leave first'),
+  estimatedSendAt: Joi.date().allow(null).required(),
+})
+
+const tags = ['messages']
+
+/** Accepting messages for sending, one or many. */
+export const sending: Routes = async (app) => {
+  const { sql, notifier, config } = app
+
+  app.post(
+    '/api/whatsapp/send',
+    {
+      config: { limit: 'messages' },
+      schema: {
+        summary: 'Send a message',
+        description:
+          'Accepted once it is stored; a worker sends it in order. Follow `status`. With `dryRun` nothing is written.',
+        tags,
+        querystring: Joi.object<{ dryRun: boolean }, true>({
+          dryRun: Joi.boolean().default(false),
+        }),
+        body: send,
+        response: { 200: forecast, 202: message, 403: errorBody, 404: errorBody, 422: errorBody },
+      },
+    },
+    async ({ id, user, body, query }, reply) => {
+      const { workspaceId } = user
+      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
+      const drafted = await draftOf(sql, workspaceId, body, user.role)
+      if (query.dryRun) {
+        const { waChatId, sendAt } = drafted
+        const foreseen = await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, config)
+        if (!foreseen) throw notFound('Session')
+        return reply.code(200).send(foreseen)
+      }
+      const [outcome] = await accept(sql, {
+        workspaceId,
+        sessionId,
+        sentBy: user.id,
+        requestId: id,
+        messages: [drafted],
+      })
+      if ('refusal' in outcome!) throw refused[outcome.refusal]()
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(messageResource(outcome!.message))
+    },
+  )
+
+  app.post(
+    '/api/whatsapp/send/bulk',
+    {
+      bodyLimit: 16 * 1_048_576,
+      config: { limit: 'messages' },
+      schema: {
+        summary: 'Send many messages',
+        description:
+          'Each is checked by itself: those that are wrong are listed in `rejected`, the others are accepted together.',
+        tags,
+        body: bulk,
+        response: {
+          202: Joi.object({
+            batchId: Joi.string().guid().required(),
+            accepted: Joi.number().integer().required(),
+            rejected,
+          }),
+          422: errorBody,
+        },
+      },
+    },
+    async ({ id, user, body }, reply) => {
+      const { workspaceId } = user
+      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
+      const rejected: RejectedRow[] = []
+      const indexes: number[] = []
+      const messages: NewMessage[] = []
+      for (const [index, given] of body.messages.entries()) {
+        const checked = row.validate(given, {
+          convert: false,
+          abortEarly: false,
+          presence: 'optional',
+          errors: { label: 'path' },
+        })
+        try {
+          if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', checked.error.message)
+          messages.push(await draftOf(sql, workspaceId, checked.value, user.role))
+          indexes.push(index)
+        } catch (error) {
+          if (!(error instanceof AppError)) throw error
+          rejected.push({ index, code: error.code, message: error.message })
+        }
+      }
+      const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
+      const accepted = await acceptBatch(sql, submission, indexes, rejected)
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(accepted)
+    },
+  )
+
+  app.get(
+    '/api/batches/:id',
+    {
+      schema: {
+        summary: 'Read how a batch is getting on',
+        tags,
+        params: byId,
+        response: { 200: batch },
+      },
+    },
+    async ({ user, params }) => {
+      const found = await findBatch(sql, user.workspaceId, params.id)
+      if (!found) throw notFound('Batch')
+      return found
+    },
+  )
+
+  app.delete(
+    '/api/batches/:id',
+    {
+      schema: {
+        summary: 'Cancel what is left of a batch',
+        tags,
+        params: byId,
+        response: { 200: batch },
+      },
+    },
+    async ({ user, params }) => {
+      const cancelled = await cancelBatch(sql, user.workspaceId, params.id)
+      if (!cancelled) throw notFound('Batch')
+      return cancelled
+    },
+  )
+}
+
+const refused = {
+  RECIPIENT_OPTED_OUT: () =>
+    new AppError(
+      403,
+      'RECIPIENT_OPTED_OUT',
+      'The recipient has asked for no more messages. An admin may override that with "optOutOverride".',
+    ),
+  QUOTED_NOT_FOUND: () =>
+    new AppError(422, 'QUOTED_NOT_FOUND', 'The quoted message is not one of this chat.'),
+}
+
+/** What a draft says, with what it only points at. Throws an AppError. */
+async function draftOf(
+  sql: Sql,
+  workspaceId: string,
+  given: Draft,
+  role: Role,
+): Promise<NewMessage> {
+  const { to, quotedMessageId, mentions, sendAt, optOutOverride } = given
+  if (optOutOverride !== undefined && role === 'agent') {
+    throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may override an opt-out.')
+  }
+  return {
+    waChatId: to,
+    content: await contentOf(sql, workspaceId, given),
+    ...(mentions && { mentions }),
+    quotedMessageId,
+    sendAt,
+    optOutOverride,
+  }
+}
+
+async function contentOf(sql: Sql, workspaceId: string, given: Draft): Promise<MessageContent> {
+  if (given.message !== undefined) return { type: 'text', body: given.message }
+  if (given.location) return { type: 'location', ...given.location }
+  if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
+  const card = given.contactCard!
+  if ('phone' in card)
+    return { type: 'contact', name: card.name, phone: `+${card.phone.split('@')[0]}` }
+  const contact = await findCard(sql, workspaceId, card.contactId)
+  if (!contact)
+    throw new AppError(
+      422,
+      'CONTACT_NOT_FOUND',
+      'There is no such contact, or its number is not known.',
+    )
+  return { type: 'contact', ...contact }
+}
+
+/** The session that sends: the one named, else the only one of the workspace. */
+export async function sessionToSend(
+  sql: Sql,
+  workspaceId: string,
+  named?: string,
+): Promise<string> {
+  if (named !== undefined) {
+    if (!(await findSession(sql, workspaceId, named))) throw notFound('Session')
+    return named
+  }
+  const [only, another] = await someSessions(sql, workspaceId)
+  if (!only) throw new AppError(422, 'NO_SESSION', 'There is no session to send with; create one.')
+  if (another) {
+    throw new AppError(
+      422,
+      'SESSION_REQUIRED',
+      'There are several sessions: name one in "sessionId".',
+    )
+  }
+  return only.id
+}

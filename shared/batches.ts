@@ -1,0 +1,91 @@
+import type { Sql } from './db.ts'
+import { fragment } from './db.ts'
+import type { MessageStatus } from './messages.ts'
+import { accept } from './outbound.ts'
+import type { Submission } from './outbound.ts'
+import { takeOut } from './outbox.ts'
+
+export interface RejectedRow {
+  index: number
+  code: string
+  message: string
+}
+
+/** A batch as the API answers it. */
+export interface Batch {
+  id: string
+  sessionId: string
+  accepted: number
+  rejected: RejectedRow[]
+  /** How many of its messages have which status now. */
+  statuses: Partial<Record<MessageStatus, number>>
+  createdAt: Date
+  cancelledAt: Date | null
+}
+
+const refusals = {
+  RECIPIENT_OPTED_OUT: 'The recipient has asked for no more messages.',
+  QUOTED_NOT_FOUND: 'The quoted message is not one of this chat.',
+}
+
+/**
+ * Accepts many messages at once. `indexes[i]` is where messages[i] stood in what was handed in, `rejected` what was refused before. Either the batch and all of
+ * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone.
+ */
+export async function acceptBatch(
+  sql: Sql,
+  submission: Omit<Submission, 'batchId'>,
+  indexes: number[],
+  rejectedBefore: RejectedRow[],
+): Promise<{ batchId: string; accepted: number; rejected: RejectedRow[] }> {
+  return sql.begin(async (tx) => {
+    const [batch] = await tx<{ id: string }>`
+      insert into batches (workspace_id, session_id, created_by, accepted)
+      values (${submission.workspaceId}, ${submission.sessionId}, ${submission.sentBy}, 0) returning id`
+    const batchId = batch!.id
+    const outcomes =
+      submission.messages.length === 0 ? [] : await accept(tx, { ...submission, batchId })
+    const refused = outcomes.flatMap((outcome, i) =>
+      'refusal' in outcome
+        ? [{ index: indexes[i]!, code: outcome.refusal, message: refusals[outcome.refusal] }]
+        : [],
+    )
+    const accepted = outcomes.length - refused.length
+    const rejected = [...rejectedBefore, ...refused].sort((a, b) => a.index - b.index)
+    await tx`update batches set accepted = ${accepted}, rejected = ${JSON.stringify(rejected)} where id = ${batchId}`
+    return { batchId, accepted, rejected }
+  })
+}
+
+export async function findBatch(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<Batch | undefined> {
+  const [batch] = await sql<Batch>`
+    select b.id, b.session_id, b.accepted, b.rejected, b.created_at, b.cancelled_at, (
+        select coalesce(jsonb_object_agg(status, n), '{}') from (
+          select case when o.state = 's' then 'sending' else m.status end as status, count(*)::int as n
+          from messages m left join outbox o on o.message_id = m.id where m.batch_id = b.id group by 1) counted) as statuses
+    from batches b where b.workspace_id = ${workspaceId} and b.id = ${id}`
+  return batch
+}
+
+/** Takes back what nobody has begun to send of a batch. Undefined when there is no such batch. */
+export async function cancelBatch(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<Batch | undefined> {
+  return sql.begin(async (tx) => {
+    const [batch] = await tx`
+      update batches set cancelled_at = coalesce(cancelled_at, now()) where workspace_id = ${workspaceId} and id = ${id} returning id`
+    if (!batch) return undefined
+    const taken = await takeOut(
+      tx,
+      fragment`o.state in ('q', 'z') and o.message_id in (select m.id from messages m where m.batch_id = ${id})`,
+    )
+    await tx`update messages set status = 'cancelled' where id = any(${taken.map(({ messageId }) => messageId)}::uuid[])`
+    return findBatch(tx, workspaceId, id)
+  })
+}

@@ -1,0 +1,92 @@
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { isGroup, phoneOf } from './wa-id.ts'
+import { holdColumns, holdOf } from './pacing.ts'
+import type { HoldFacts, PacingConfig } from './pacing.ts'
+import { statusOf } from './wa-session-leases.ts'
+
+/** What would become of a message, as far as can be told without sending it. */
+export interface Forecast {
+  sessionId: string
+  /** Null: the message would open the chat. */
+  chatId: string | null
+  waChatId: string
+  /** Why it would not be sent at all. */
+  blockedBy: string[]
+  /** Why it would wait at first, and until when where that is known. */
+  heldBy: string | null
+  notBefore: Date | null
+  /** Messages of the session that would leave before it. */
+  ahead: number
+  /** Null while the session cannot send: nobody knows when it will. */
+  estimatedSendAt: Date | null
+}
+
+interface Facts extends HoldFacts {
+  chatId: string | null
+  optedOut: boolean
+  absent: boolean
+  cold: boolean
+  ahead: number
+  gapMs: number
+}
+
+/** Messages ahead that are counted; beyond it the estimate is a lower bound. */
+const countedAhead = 10_000
+
+/** Foretells, and writes nothing. Undefined when there is no such session. */
+export async function foresee(
+  sql: Sql,
+  workspaceId: string,
+  {
+    sessionId,
+    waChatId,
+    sendAt,
+  }: { sessionId: string; waChatId: string; sendAt?: Date | undefined },
+  defaults: PacingConfig,
+): Promise<Forecast | undefined> {
+  const [facts] = await sql<Facts>`
+    select ${statusOf} as session_status, c.id as chat_id, ${sendAt}::timestamptz as send_at,
+      coalesce(k.opted_out, false) as opted_out, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
+      coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
+      (select count(*)::int from (select from outbox b where b.session_id = s.id and b.state = 'q' limit ${countedAhead}) counted) as ahead,
+      greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
+        60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
+      ${holdColumns}
+    from wa_sessions s
+    left join wa_session_pacing p on p.session_id = s.id
+    left join chats c on c.session_id = s.id and c.wa_chat_id = ${waChatId}
+    left join outbox_lanes l on l.chat_id = c.id
+    left join contacts k on k.workspace_id = s.workspace_id and k.wa_id = ${waChatId}
+    left join wa_numbers n on n.workspace_id = s.workspace_id and n.phone = ${phoneOf(waChatId)?.slice(1)}
+      and n.checked_at > now() - interval '24 hours'
+    ${noOutboxRow}
+    where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
+  if (!facts) return undefined
+  const { chatId, optedOut, absent, cold, ahead, gapMs } = facts
+  const scheduled = sendAt !== undefined && sendAt > new Date()
+  const hold = holdOf({
+    ...facts,
+    laneCold: cold,
+    laneBusy: false,
+    outboxState: scheduled ? 'z' : 'q',
+  })
+  const earliest = Math.max(Date.now(), hold.notBefore?.getTime() ?? 0)
+  return {
+    sessionId,
+    chatId,
+    waChatId,
+    blockedBy: [optedOut && 'RECIPIENT_OPTED_OUT', absent && 'NUMBER_NOT_ON_WHATSAPP'].filter(
+      (code) => code !== false,
+    ),
+    ...hold,
+    ahead,
+    estimatedSendAt:
+      facts.sessionStatus === 'WORKING'
+        ? new Date(earliest + (scheduled ? 0 : ahead * gapMs))
+        : null,
+  }
+}
+
+/** holdColumns speaks of an outbox row; here there is none yet. */
+const noOutboxRow = fragment`left join outbox o on false`

@@ -1,0 +1,227 @@
+import { randomUUID } from 'node:crypto'
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { AppError, notFound } from './errors.ts'
+import { appendEvents } from './events.ts'
+import { columnsOf } from './message-columns.ts'
+import type { MessageContent } from './message-content.ts'
+import { findMessage, messageColumns, messageResource } from './messages.ts'
+import type { MessageRow } from './messages.ts'
+import { takeOut } from './outbox.ts'
+import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
+
+export interface NewMessage {
+  /** As parseRecipient() answers it. */
+  waChatId: string
+  content: MessageContent
+  mentions?: string[]
+  /** A message of the same chat. */
+  quotedMessageId?: string | undefined
+  sendAt?: Date | undefined
+  /** Why it is sent although the recipient has opted out. */
+  optOutOverride?: string | undefined
+}
+
+export interface Submission {
+  workspaceId: string
+  sessionId: string
+  sentBy: string | null
+  requestId: string
+  batchId?: string
+  messages: NewMessage[]
+}
+
+export type Refusal = 'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND'
+
+/** What became of one message that was handed in. */
+export type Outcome = { message: MessageRow } | { refusal: Refusal }
+
+/**
+ * Accepts messages for sending: their chats, they themselves, outbox and lanes are written in one statement, so either all of it is durable when this
+ * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
+ */
+export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+  const { workspaceId, sessionId, messages } = submission
+  const ids = messages.map(() => randomUUID())
+  const columns = messages.map(({ content }) => columnsOf(content))
+  const rows = await sql<MessageRow & { refusal: Refusal | null }>`
+    with session as (
+      select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
+    ), input as (
+      select i.*, case
+          when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
+          when i.quoted is not null and not exists (
+            select from messages q join chats c on c.id = q.chat_id
+            where q.id = i.quoted and q.workspace_id = ${workspaceId} and c.session_id = session.id and c.wa_chat_id = i.wa_chat_id)
+          then 'QUOTED_NOT_FOUND' end as refusal
+      from unnest(
+        ${ids}::uuid[], ${messages.map(({ waChatId }) => waChatId)}::text[],
+        ${messages.map(({ waChatId }) => phoneOf(waChatId))}::text[], ${messages.map(({ waChatId }) => isGroup(waChatId))}::boolean[],
+        ${columns.map(({ type }) => type)}::text[], ${columns.map(({ body }) => body)}::text[],
+        ${columns.map(({ content }) => content && JSON.stringify(content))}::jsonb[], ${columns.map(({ mediaId }) => mediaId)}::uuid[],
+        ${messages.map(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
+        ${messages.map(({ quotedMessageId }) => quotedMessageId ?? null)}::uuid[],
+        ${messages.map(({ sendAt }) => sendAt?.toISOString() ?? null)}::timestamptz[],
+        ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[]
+      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, send_at, override, key_id, ord)
+      cross join session
+      left join contacts k on k.workspace_id = ${workspaceId} and k.wa_id = i.wa_chat_id
+    ), target as (
+      -- In one order, so that two batches to the same people wait for each other instead of for ever.
+      select wa_chat_id, phone, is_group, (array_agg(id order by ord desc))[1] as last_id
+      from input where refusal is null group by wa_chat_id, phone, is_group order by wa_chat_id
+    ), contact as (
+      insert into contacts (workspace_id, wa_id, phone, lid)
+      select ${workspaceId}::uuid, wa_chat_id, phone, case when wa_chat_id like '%@lid' then wa_chat_id end from target
+      where not is_group and not exists (select from chats c where c.session_id = ${sessionId} and c.wa_chat_id = target.wa_chat_id)
+      on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
+      returning id, wa_id
+    ), chat as (
+      insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, last_message_id, last_message_at)
+      select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, is_group, contact.id, last_id, now()
+      from target left join contact on contact.wa_id = target.wa_chat_id
+      on conflict (session_id, wa_chat_id) do update
+      set last_message_id = case when chats.last_message_at <= excluded.last_message_at then excluded.last_message_id else chats.last_message_id end,
+          last_message_at = greatest(chats.last_message_at, excluded.last_message_at),
+          archived = false
+      returning *
+    ), message as (
+      insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, content, media_id, mentions, quoted_message_id, status,
+        wa_key_id, sent_by, request_id, batch_id, send_at, opt_out_override)
+      select i.id, ${workspaceId}::uuid, ${sessionId}::uuid, chat.id, 'outbound', 'api', i.type, i.body, i.content, i.media_id,
+        array(select jsonb_array_elements_text(i.mentions)), i.quoted, 'queued', i.key_id, ${submission.sentBy}::uuid, ${submission.requestId}::text,
+        ${submission.batchId}::uuid, i.send_at, i.override
+      from input i join chat on chat.wa_chat_id = i.wa_chat_id where i.refusal is null order by i.ord
+      returning *
+    ), queued as (
+      insert into outbox (message_id, workspace_id, session_id, chat_id, state, send_at)
+      select m.id, m.workspace_id, m.session_id, m.chat_id, case when m.send_at > now() then 'z' else 'q' end::"char", m.send_at
+      from message m order by m.seq
+      returning *
+    ), lane as (
+      insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, due_at, cold, last_inbound_at)
+      select chat.id, chat.workspace_id, chat.session_id, count(*) filter (where queued.state = 'q'),
+        -- Chats that are opened together take their turns in the order of their messages.
+        now() - (${messages.length} - min(i.ord)) * interval '1 microsecond',
+        chat.last_inbound_at is null and chat.contacted_at is null and not chat.is_group, chat.last_inbound_at
+      from queued join chat on chat.id = queued.chat_id join input i on i.id = queued.message_id
+      group by chat.id, chat.workspace_id, chat.session_id, chat.last_inbound_at, chat.contacted_at, chat.is_group
+      on conflict (chat_id) do update
+      set waiting = outbox_lanes.waiting + excluded.waiting,
+          due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end
+      returning *
+    )
+    select i.refusal, ${messageColumns}
+    from input i
+    left join message m on m.id = i.id left join chat c on c.id = m.chat_id left join session s on s.id = m.session_id
+    left join profiles u on u.id = m.sent_by left join queued o on o.message_id = m.id
+    left join lane l on l.chat_id = m.chat_id left join wa_session_pacing p on p.session_id = m.session_id
+    order by i.ord`
+  if (rows.length === 0) throw notFound('Session')
+  return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
+}
+
+/**
+ * Takes back a message nobody has begun to send. Taking it back twice is taking it back. Undefined when there is no such message; throws 409 ALREADY_SENT.
+ */
+export async function cancel(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    const [taken] = await takeOut(
+      tx,
+      fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId} and o.state in ('q', 'z')`,
+    )
+    if (taken)
+      await tx`update messages set status = 'cancelled', attempts = ${taken.attempts} where id = ${id}`
+    const row = await findMessage(tx, workspaceId, id)
+    if (!row) return undefined
+    if (row.status !== 'cancelled')
+      throw new AppError(
+        409,
+        'ALREADY_SENT',
+        `The message is ${row.status}: it cannot be cancelled any more.`,
+      )
+    if (taken) await tell(tx, row)
+    return row
+  })
+}
+
+/** Changes the text, or caption, of a message nobody has begun to send. Undefined when it is no longer waiting, or not there. */
+export async function editQueued(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  body: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    const [waiting] = await tx`
+      update outbox set revision = revision + 1
+      where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') returning id`
+    if (!waiting) return undefined
+    await tx`update messages set body = ${body} where id = ${id}`
+    return findMessage(tx, workspaceId, id)
+  })
+}
+
+/**
+ * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
+ * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. Undefined when there is no such message; throws 409.
+ */
+export async function retry(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    const [message] = await tx<{
+      status: string
+      ack: number | null
+      retries: number
+      deleted: boolean
+    }>`
+      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted
+      from messages m join wa_sessions s on s.id = m.session_id
+      where m.id = ${id} and m.workspace_id = ${workspaceId} and m.direction = 'outbound' and m.source = 'api' for update of m`
+    if (!message) return undefined
+    if (message.deleted)
+      throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')
+    if (!['failed', 'unknown', 'cancelled'].includes(message.status)) {
+      throw new AppError(
+        409,
+        'NOT_RETRYABLE',
+        'Only a message that failed, was cancelled or is unknown can be sent again.',
+      )
+    }
+    const keyId = message.ack === -1 ? keyIdOf(`${id}:${message.retries + 1}`) : undefined
+    await tx`
+      with again as (
+        update messages set status = 'queued', ack = null, error_code = null, error_message = null, attempts = 0, send_at = null,
+          retries = retries + 1, wa_key_id = coalesce(${keyId}, wa_key_id), wa_message_id = case when ${keyId}::text is null then wa_message_id end
+        where id = ${id} returning *
+      ), lane as (
+        insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, cold)
+        select chat_id, workspace_id, session_id, 1, false from again
+        on conflict (chat_id) do update
+        set waiting = outbox_lanes.waiting + 1, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
+        returning chat_id
+      )
+      insert into outbox (message_id, workspace_id, session_id, chat_id)
+      select again.id, again.workspace_id, again.session_id, again.chat_id from again join lane on lane.chat_id = again.chat_id`
+    const row = (await findMessage(tx, workspaceId, id))!
+    await tell(tx, row)
+    return row
+  })
+}
+
+const tell = (tx: Sql, row: MessageRow) =>
+  appendEvents(tx, [
+    {
+      workspaceId: row.workspaceId,
+      sessionId: row.sessionId,
+      type: 'message.ack',
+      payload: messageResource(row),
+    },
+  ])

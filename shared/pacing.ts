@@ -1,0 +1,228 @@
+import Joi from 'joi'
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import type { SessionStatus } from './wa-sessions.ts'
+
+/** The pace of sessions that have none of their own. */
+export interface PacingConfig {
+  WA_SEND_MIN_GAP_MS: number
+  WA_SEND_JITTER_MS: number
+  WA_SENDS_PER_MINUTE: number
+  WA_NEW_CONTACTS_PER_DAY?: number
+  WA_TYPING: boolean
+}
+
+const integer = (fallback: number, max: number) =>
+  Joi.number().integer().min(0).max(max).default(fallback)
+
+export const pacingSchema: Joi.PartialSchemaMap<PacingConfig> = {
+  WA_SEND_MIN_GAP_MS: integer(1_000, 3_600_000),
+  WA_SEND_JITTER_MS: integer(1_000, 3_600_000),
+  WA_SENDS_PER_MINUTE: integer(30, 1_000),
+  WA_NEW_CONTACTS_PER_DAY: Joi.number().integer().min(0).max(1_000_000),
+  WA_TYPING: Joi.boolean().truthy('on').falsy('off').default(false),
+}
+
+/** What was set for one session; null: as the worker's settings say. */
+export interface Pacing {
+  minGapMs: number | null
+  jitterMs: number | null
+  perMinute: number | null
+  newContactsPerDay: number | null
+  typing: boolean | null
+  /** YYYY-MM-DD */
+  numberSince: string | null
+  quietHours: { from: string; to: string } | null
+  timeZone: string
+}
+
+/** Where a session's pace stands. */
+export interface PacingState {
+  nextSendAt: Date | null
+  newContactsToday: number
+  newContactsHeldBy: string | null
+  newContactsHeldUntil: Date | null
+}
+
+/**
+ * Conversations a number may open a day, by its age in days: what vendors of this channel advise. Numbers that write to many strangers in their
+ * first days are the ones that get blocked.
+ */
+const warmUp = fragment`
+  case when age < interval '3 days' then 20 when age < interval '7 days' then 50 when age < interval '14 days' then 100 else 200 end`
+
+/** `p` is the wa_session_pacing row; the time of day there. */
+const timeThere = fragment`(now() at time zone p.time_zone)::time`
+
+/** Whether it is quiet hours for `p`. */
+export const isQuiet = fragment`
+  coalesce(case when p.quiet_from < p.quiet_to then ${timeThere} >= p.quiet_from and ${timeThere} < p.quiet_to
+                else ${timeThere} >= p.quiet_from or ${timeThere} < p.quiet_to end, false)`
+
+/** When the quiet hours of `p` end; for use while isQuiet. */
+const quietUntil = fragment`
+  ((now() at time zone p.time_zone)::date + p.quiet_to
+    + case when p.quiet_to <= ${timeThere} then interval '1 day' else interval '0' end) at time zone p.time_zone`
+
+/**
+ * The statement that moves the pace of each session in `claimed` (session_id, cold, key_id, linked_at) on by the message it has just claimed. The jitter is drawn from
+ * the message's own id: the same message always waits as long.
+ */
+export const movePace = (defaults: PacingConfig) => fragment`
+  update wa_session_pacing p
+  set recent = n.recent,
+      next_send_at = greatest(n.after_gap, n.after_minute),
+      held_by = case when n.after_minute > n.after_gap then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
+      new_on = n.today,
+      new_contacts = n.opened,
+      cold_at = case when n.may_open > 0 and n.opened >= n.may_open
+                     then greatest(p.cold_at, (n.today + 1)::timestamp at time zone p.time_zone) else p.cold_at end,
+      cold_held_by = case when n.may_open > 0 and n.opened >= n.may_open
+                          and p.cold_at < (n.today + 1)::timestamp at time zone p.time_zone then 'NEW_CONTACTS_PER_DAY' else p.cold_held_by end
+  from (
+    select s.session_id, s.recent, s.after_gap, s.today, s.opened, s.may_open,
+      case when s.cap > 0 and cardinality(s.recent) >= s.cap then s.recent[1] + interval '1 minute' end as after_minute
+    from (
+      select c.session_id, cap.n as cap,
+        case when cap.n = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - cap.n):] end as recent,
+        now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
+          + ('x' || substr(c.key_id, 5, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
+        day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.cold::int as opened,
+        coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp}) as may_open
+      from claimed c join wa_session_pacing p on p.session_id = c.session_id
+      cross join lateral (select coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int) as n) cap
+      cross join lateral (select (now() at time zone p.time_zone)::date as today) day
+      cross join lateral (select now() - coalesce(p.number_since::timestamp at time zone p.time_zone, c.linked_at, now()) as age) number
+    ) s
+  ) n
+  where p.session_id = n.session_id`
+
+/** What decides whether a queued message may leave; see holdColumns. */
+export interface HoldFacts {
+  sessionStatus: SessionStatus
+  outboxState: 'z' | 'q' | 's' | null
+  sendAt: Date | null
+  laneBusy: boolean | null
+  laneCold: boolean | null
+  retryAt: Date | null
+  pacedUntil: Date | null
+  pacedBy: string | null
+  coldUntil: Date | null
+  coldHeldBy: string | null
+  quietUntil: Date | null
+}
+
+/** Everything HoldFacts has beside the status, from `o` (outbox), `l` (outbox_lanes) and `p` (wa_session_pacing), any of which may be missing. */
+export const holdColumns = fragment`
+  o.state as outbox_state, l.due_at = 'infinity' as lane_busy, l.cold as lane_cold,
+  case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
+  case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by,
+  case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by,
+  case when ${isQuiet} and coalesce(l.last_inbound_at < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until`
+
+/** Why a message that waits is waiting, and until when where that is known. */
+export function holdOf(facts: HoldFacts): { heldBy: string | null; notBefore: Date | null } {
+  if (facts.outboxState === 'z') return { heldBy: 'SCHEDULED', notBefore: facts.sendAt }
+  if (facts.outboxState !== 'q') return { heldBy: null, notBefore: null }
+  if (facts.sessionStatus !== 'WORKING')
+    return { heldBy: `SESSION_${facts.sessionStatus}`, notBefore: null }
+  if (facts.laneBusy) return { heldBy: 'PREVIOUS_UNCONFIRMED', notBefore: null }
+  if (facts.retryAt) return { heldBy: 'RETRY_BACKOFF', notBefore: facts.retryAt }
+  if (facts.laneCold && facts.coldUntil)
+    return { heldBy: facts.coldHeldBy, notBefore: facts.coldUntil }
+  if (facts.quietUntil) return { heldBy: 'QUIET_HOURS', notBefore: facts.quietUntil }
+  if (facts.pacedUntil) return { heldBy: facts.pacedBy, notBefore: facts.pacedUntil }
+  return { heldBy: null, notBefore: null }
+}
+
+/** WhatsApp lets this number open no conversations until then. What was open goes on. */
+export async function lockReachOut(sql: Sql, sessionId: string, until: Date | null): Promise<void> {
+  await sql`
+    update wa_session_pacing
+    set cold_at = greatest(cold_at, coalesce(${until}::timestamptz, now() + interval '24 hours')), cold_held_by = 'REACHOUT_LOCKED', cold_refusals = 0
+    where session_id = ${sessionId}`
+}
+
+/** A first message was refused, or confirmed. Three refused in a row look like a lock nobody told us of: no conversation is opened for six hours. */
+export async function countColdRefusal(
+  sql: Sql,
+  sessionId: string,
+  refused: boolean,
+): Promise<void> {
+  await sql`
+    update wa_session_pacing
+    set cold_refusals = case when ${refused} and cold_refusals < 2 then cold_refusals + 1 else 0 end,
+        cold_at = case when ${refused} and cold_refusals >= 2 then greatest(cold_at, now() + interval '6 hours') else cold_at end,
+        cold_held_by = case when ${refused} and cold_refusals >= 2 then 'REACHOUT_SUSPECTED' else cold_held_by end
+    where session_id = ${sessionId}`
+}
+
+interface PacingRow extends Omit<Pacing, 'quietHours'> {
+  quietFrom: string | null
+  quietTo: string | null
+  nextSendAt: Date | null
+  newContactsToday: number
+  coldUntil: Date | null
+  coldHeldBy: string | null
+}
+
+const columns = fragment`
+  p.min_gap_ms, p.jitter_ms, p.per_minute, p.new_contacts_per_day, p.typing, p.number_since::text as number_since,
+  to_char(p.quiet_from, 'HH24:MI') as quiet_from, to_char(p.quiet_to, 'HH24:MI') as quiet_to, p.time_zone,
+  case when p.next_send_at > now() then p.next_send_at end as next_send_at,
+  case when p.new_on = (now() at time zone p.time_zone)::date then p.new_contacts else 0 end as new_contacts_today,
+  case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by`
+
+function pacingResource(row: PacingRow): Pacing & { state: PacingState } {
+  const { quietFrom, quietTo } = row
+  return {
+    minGapMs: row.minGapMs,
+    jitterMs: row.jitterMs,
+    perMinute: row.perMinute,
+    newContactsPerDay: row.newContactsPerDay,
+    typing: row.typing,
+    numberSince: row.numberSince,
+    quietHours: quietFrom === null || quietTo === null ? null : { from: quietFrom, to: quietTo },
+    timeZone: row.timeZone,
+    state: {
+      nextSendAt: row.nextSendAt,
+      newContactsToday: row.newContactsToday,
+      newContactsHeldBy: row.coldUntil && row.coldHeldBy,
+      newContactsHeldUntil: row.coldUntil,
+    },
+  }
+}
+
+export async function findPacing(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+): Promise<(Pacing & { state: PacingState }) | undefined> {
+  const [row] = await sql<PacingRow>`
+    select ${columns} from wa_session_pacing p where p.workspace_id = ${workspaceId} and p.session_id = ${sessionId}`
+  return row && pacingResource(row)
+}
+
+/**
+ * Sets the pace of a session. A budget that was used up is counted again at the next new conversation; a lock of WhatsApp's stays.
+ * Undefined when there is no such session.
+ */
+export async function setPacing(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+  pacing: Pacing,
+): Promise<(Pacing & { state: PacingState }) | undefined> {
+  const [row] = await sql<PacingRow>`
+    update wa_session_pacing p
+    set min_gap_ms = ${pacing.minGapMs}, jitter_ms = ${pacing.jitterMs}, per_minute = ${pacing.perMinute},
+        new_contacts_per_day = ${pacing.newContactsPerDay}, typing = ${pacing.typing}, number_since = ${pacing.numberSince}::date,
+        quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone},
+        next_send_at = case when p.held_by = 'MIN_GAP'
+                            then least(p.next_send_at, now() + coalesce(${pacing.minGapMs}::int, 0) * interval '1 ms') else p.next_send_at end,
+        cold_at = case when p.cold_held_by = 'NEW_CONTACTS_PER_DAY' and not coalesce(${pacing.newContactsPerDay}::int between 1 and p.new_contacts, false)
+                       then '-infinity' else p.cold_at end
+    where p.workspace_id = ${workspaceId} and p.session_id = ${sessionId}
+    returning ${columns}`
+  return row && pacingResource(row)
+}

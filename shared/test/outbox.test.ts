@@ -1,0 +1,638 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import type { Test } from 'tap'
+import { recordAck } from '../acks.ts'
+import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
+import type { Sql } from '../db.ts'
+import { foresee } from '../forecast.ts'
+import { storeReceived } from '../inbox.ts'
+import type { MessageContent } from '../message-content.ts'
+import { findMessage, messageResource } from '../messages.ts'
+import type { Message } from '../messages.ts'
+import { accept, cancel, editQueued, retry } from '../outbound.ts'
+import type { NewMessage } from '../outbound.ts'
+import { claim, endOutbox, giveUp, putBack, releaseScheduled, unconfirmed } from '../outbox.ts'
+import { findPacing, setPacing } from '../pacing.ts'
+import type { Pacing, PacingConfig } from '../pacing.ts'
+import { createSession } from '../wa-sessions.ts'
+import { testDb } from './db.ts'
+
+const worker = 'test'
+const atOnce: PacingConfig = {
+  WA_SEND_MIN_GAP_MS: 0,
+  WA_SEND_JITTER_MS: 0,
+  WA_SENDS_PER_MINUTE: 0,
+  WA_NEW_CONTACTS_PER_DAY: 0,
+  WA_TYPING: false,
+}
+const ada = '12025550101@c.us'
+const bob = '12025550102@c.us'
+const cleo = '12025550103@c.us'
+
+const text = (waChatId: string, body: string, more: Partial<NewMessage> = {}): NewMessage => ({
+  waChatId,
+  content: { type: 'text', body },
+  ...more,
+})
+
+/** A session that works and belongs to `worker`. */
+async function rig(t: Test) {
+  const { sql } = await testDb(t)
+  const [workspace] = await sql<{ id: string }>`
+    insert into workspaces (name) values ('Bakery') returning id`
+  const workspaceId = workspace!.id
+  const open = async (name: string) => {
+    const session = await createSession(sql, {
+      workspaceId,
+      name,
+      engine: 'simulator',
+      start: true,
+      expiryDays: 30,
+    })
+    await sql`
+      update wa_sessions set owner = ${worker}, fence = 1, lease_until = now() + interval '1 hour', status = 'WORKING', linked_at = now()
+      where id = ${session.id}`
+    return session.id
+  }
+  const sessionId = await open('sales')
+  const lane = { id: sessionId, workspaceId, fence: 1 }
+  const queue = async (...messages: NewMessage[]): Promise<Message[]> => {
+    const outcomes = await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: randomUUID(),
+      messages,
+    })
+    return outcomes.map((outcome) => {
+      if ('refusal' in outcome) throw new Error(outcome.refusal)
+      return messageResource(outcome.message)
+    })
+  }
+  const next = async (pacing = atOnce) => (await claim(sql, worker, [lane], pacing))[0]
+  const body = (claimed: { content: MessageContent } | undefined) =>
+    claimed?.content.type === 'text' ? claimed.content.body : undefined
+  const confirm = (claimed: { keyId: string }, ack = 1) =>
+    recordAck(sql, lane, { keyId: claimed.keyId, ack })
+  const read = async (id: string) => messageResource((await findMessage(sql, workspaceId, id))!)
+  const receive = (from: string, said: string) =>
+    storeReceived(sql, lane, {
+      fromMe: false,
+      waChatId: from,
+      keyId: randomUUID(),
+      participant: '',
+      waMessageId: 'x',
+      type: 'text',
+      body: said,
+      timestamp: Date.now() / 1000,
+      ack: 0,
+      senderName: null,
+      chatName: null,
+    })
+  const pace = (pacing: Partial<Pacing>) =>
+    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing })
+  return {
+    sql,
+    workspaceId,
+    sessionId,
+    lane,
+    open,
+    queue,
+    next,
+    body,
+    confirm,
+    read,
+    receive,
+    pace,
+  }
+}
+
+const noPace: Pacing = {
+  minGapMs: null,
+  jitterMs: null,
+  perMinute: null,
+  newContactsPerDay: null,
+  typing: null,
+  numberSince: null,
+  quietHours: null,
+  timeZone: 'UTC',
+}
+
+/** Each lane counts what is there, and is busy exactly while one of its messages is on its way. */
+async function lanesAreRight(t: Test, sql: Sql): Promise<void> {
+  const wrong = await sql`
+    select l.chat_id, l.waiting, l.due_at, count(o.id) filter (where o.state <> 'z') as n, bool_or(o.state = 's') as busy
+    from outbox_lanes l left join outbox o on o.chat_id = l.chat_id
+    group by l.chat_id
+    having l.waiting <> count(o.id) filter (where o.state <> 'z')
+      or (l.due_at = 'infinity') <> coalesce(bool_or(o.state = 's'), false)`
+  t.strictSame(wrong, [])
+  const without = await sql`
+    select from outbox o where not exists (select from outbox_lanes l where l.chat_id = o.chat_id)`
+  t.strictSame(without, [])
+}
+
+void t.test('in a chat one after the other, across chats the longest waiting first', async (t) => {
+  const { sql, queue, next, body, confirm, read } = await rig(t)
+  const [first] = await queue(text(ada, 'a1'), text(ada, 'a2'), text(bob, 'b1'))
+
+  const a1 = await next()
+  t.equal(body(a1), 'a1')
+  t.match(await read(first!.id), { status: 'sending', attempts: 1 })
+  const b1 = await next()
+  t.equal(body(b1), 'b1', 'a chat that waits for an ack is passed over')
+  t.equal(await next(), undefined, 'a2 is behind a1')
+  await lanesAreRight(t, sql)
+
+  await confirm(a1!)
+  t.match(await read(first!.id), { status: 'sent', attempts: 1, ack: 1 })
+  const a2 = await next()
+  t.equal(body(a2), 'a2')
+  await confirm(b1!)
+  await confirm(a2!)
+  t.strictSame(await sql`select from outbox`, [])
+  await lanesAreRight(t, sql)
+})
+
+void t.test('a chat that backs off holds up nobody else', async (t) => {
+  const { sql, lane, queue, next, body, read } = await rig(t)
+  const [first, second] = await queue(text(ada, 'a1'), text(ada, 'a2'), text(bob, 'b1'))
+  await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
+  t.match(await read(first!.id), { status: 'queued', heldBy: 'RETRY_BACKOFF', attempts: 1 })
+  t.match(await read(second!.id), { heldBy: 'RETRY_BACKOFF' })
+  t.equal(body(await next()), 'b1')
+  t.equal(await next(), undefined)
+  await lanesAreRight(t, sql)
+
+  await sql`update outbox_lanes set due_at = now() where due_at < 'infinity'`
+  const again = await next()
+  t.equal(body(again), 'a1', 'and keeps its place in its own')
+  t.equal(again!.attempts, 2)
+  await putBack(sql, lane, again!, { delayMs: 0, forgiven: true })
+  t.match(await read(first!.id), { attempts: 1 })
+})
+
+void t.test(
+  'a message that is given up lets the next one go, and may be sent again by a person',
+  async (t) => {
+    const { sql, workspaceId, lane, queue, next, body, read, confirm } = await rig(t)
+    const [first] = await queue(text(ada, 'a1'), text(ada, 'a2'))
+    const a1 = (await next())!
+    await giveUp(sql, lane, a1, { status: 'failed', code: 'SEND_FAILED', message: 'no' })
+    t.match(await read(first!.id), {
+      status: 'failed',
+      error: { code: 'SEND_FAILED' },
+      attempts: 1,
+    })
+    const a2 = (await next())!
+    t.equal(body(a2), 'a2')
+    await confirm(a2)
+
+    t.match(messageResource((await retry(sql, workspaceId, first!.id))!), {
+      status: 'queued',
+      error: null,
+      attempts: 0,
+    })
+    await t.rejects(retry(sql, workspaceId, first!.id), { code: 'NOT_RETRYABLE' })
+    const again = (await next())!
+    t.equal(again.keyId, a1.keyId, 'under the same id: it may have gone out after all')
+    await recordAck(sql, lane, { keyId: again.keyId, ack: -1 })
+    t.match(await read(first!.id), { status: 'failed', error: { code: 'REFUSED_BY_WHATSAPP' } })
+    await retry(sql, workspaceId, first!.id)
+    const third = (await next())!
+    t.not(third.keyId, a1.keyId, 'under a new one after a refusal')
+    await recordAck(sql, lane, { keyId: a1.keyId, ack: -1 })
+    t.match(await read(first!.id), { status: 'sending' }, 'the old id is over')
+    await confirm(third)
+    t.match(await read(first!.id), { status: 'sent', error: null })
+    await lanesAreRight(t, sql)
+  },
+)
+
+void t.test('an ack of a message nobody believed in any more counts', async (t) => {
+  const { sql, lane, queue, next, confirm, read } = await rig(t)
+  const [first] = await queue(text(ada, 'a1'))
+  const a1 = (await next())!
+  await giveUp(sql, lane, a1, { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: '?' })
+  t.match(await read(first!.id), { status: 'unknown' })
+  await confirm(a1, 2)
+  t.match(await read(first!.id), { status: 'delivered', error: null })
+  await lanesAreRight(t, sql)
+})
+
+void t.test('a message can be taken back and changed until it is claimed', async (t) => {
+  const { sql, workspaceId, queue, next, body, confirm, read } = await rig(t)
+  const [a1, a2, a3] = await queue(text(ada, 'a1'), text(ada, 'a2'), text(ada, 'a3'))
+  t.match(await cancel(sql, workspaceId, a1!.id), { status: 'cancelled' })
+  t.match(await cancel(sql, workspaceId, a1!.id), { status: 'cancelled' }, 'twice is once')
+  t.match(await editQueued(sql, workspaceId, a2!.id, 'a2, changed'), { body: 'a2, changed' })
+  const claimed = (await next())!
+  t.equal(body(claimed), 'a2, changed')
+  await t.rejects(cancel(sql, workspaceId, a2!.id), { code: 'ALREADY_SENT' })
+  t.equal(await editQueued(sql, workspaceId, a2!.id, 'too late'), undefined)
+  t.match(await cancel(sql, workspaceId, a3!.id), { status: 'cancelled' })
+  await lanesAreRight(t, sql)
+  t.equal(await cancel(sql, randomUUID(), a2!.id), undefined, 'not another workspace’s')
+  await confirm(claimed)
+  t.match(await read(a2!.id), { status: 'sent' })
+  await lanesAreRight(t, sql)
+})
+
+void t.test(
+  'an edit in the very moment of the claim is sent, or refused, never lost',
+  async (t) => {
+    const { sql, workspaceId, queue, next, body } = await rig(t)
+    const [message] = await queue(text(ada, 'before'))
+    let claiming: ReturnType<typeof next> | undefined
+    await sql.begin(async (tx) => {
+      await editQueued(tx, workspaceId, message!.id, 'after')
+      claiming = next()
+      await untilLocked(sql)
+    })
+    t.equal(await claiming, undefined, 'what was read before the edit is not claimed')
+    t.equal(body(await next()), 'after')
+    await lanesAreRight(t, sql)
+  },
+)
+
+void t.test('a message taken back in the very moment of the claim is not sent', async (t) => {
+  const { sql, workspaceId, queue, next, body } = await rig(t)
+  const [message] = await queue(text(ada, 'a1'), text(ada, 'a2'))
+  let claiming: ReturnType<typeof next> | undefined
+  await sql.begin(async (tx) => {
+    await cancel(tx, workspaceId, message!.id)
+    claiming = next()
+    await untilLocked(sql)
+  })
+  t.equal(await claiming, undefined)
+  t.equal(body(await next()), 'a2')
+  await lanesAreRight(t, sql)
+})
+
+/** Waits until some statement of this database waits for a lock. */
+async function untilLocked(sql: Sql): Promise<void> {
+  const deadline = Date.now() + 20_000
+  for (;;) {
+    const waiting = await sql`
+      select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+    if (waiting.length > 0) return
+    if (Date.now() > deadline) throw new Error('Nothing waits for a lock.')
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
+}
+
+void t.test(
+  'many at once to one chat, while it is being sent, lose nothing and keep their order',
+  async (t) => {
+    const { sql, queue, next, body, confirm } = await rig(t)
+    const ids: string[] = []
+    const queueing = Promise.all(
+      Array.from({ length: 40 }, async (_, i) => {
+        const [message] = await queue(text(i % 2 ? ada : bob, String(i)))
+        ids.push(message!.id)
+      }),
+    )
+    const sent: string[] = []
+    let open = true
+    void queueing.then(() => (open = false))
+    for (;;) {
+      const more = open
+      const claimed = await next()
+      if (claimed) {
+        sent.push(claimed.messageId)
+        await confirm(claimed)
+      } else if (!more) break
+    }
+    t.equal(new Set(sent).size, 40)
+    t.strictSame([...sent].sort(), ids.sort())
+    const order = await sql<{
+      id: string
+      chatId: string
+    }>`select id, chat_id from messages order by seq`
+    for (const chat of new Set(order.map(({ chatId }) => chatId))) {
+      const accepted = order.filter(({ chatId }) => chatId === chat).map(({ id }) => id)
+      t.strictSame(
+        sent.filter((id) => accepted.includes(id)),
+        accepted,
+      )
+    }
+    t.equal(body(await next()), undefined)
+    await lanesAreRight(t, sql)
+  },
+)
+
+void t.test('scheduled messages wait for their time and hold up nobody', async (t) => {
+  const { sql, workspaceId, queue, next, body, read, confirm } = await rig(t)
+  const sendAt = new Date(Date.now() + 3_600_000)
+  const [later, , alone] = await queue(
+    text(ada, 'later', { sendAt }),
+    text(ada, 'now'),
+    text(bob, 'alone', { sendAt }),
+  )
+  t.match(await read(later!.id), {
+    status: 'queued',
+    heldBy: 'SCHEDULED',
+    notBefore: sendAt,
+    sendAt,
+  })
+  const now = (await next())!
+  t.equal(body(now), 'now')
+  await confirm(now)
+  t.equal(await next(), undefined)
+  t.equal(await releaseScheduled(sql), 0)
+  t.match(await editQueued(sql, workspaceId, later!.id, 'later, changed'), { sendAt })
+  await sql`update outbox set send_at = now() where message_id in (${later!.id}, ${alone!.id})`
+  t.equal(await releaseScheduled(sql), 2)
+  await lanesAreRight(t, sql)
+  t.strictSame([body(await next()), body(await next())].sort(), ['alone', 'later, changed'])
+  const [other] = await queue(text(cleo, 'never', { sendAt }))
+  t.match(await cancel(sql, workspaceId, other!.id), { status: 'cancelled' })
+  await lanesAreRight(t, sql)
+})
+
+void t.test('the pace: a gap with jitter, and a cap in any minute', async (t) => {
+  const { sql, queue, next, read, pace } = await rig(t)
+  const [, , third] = await queue(text(ada, '1'), text(bob, '2'), text(cleo, '3'))
+  const gap = {
+    ...atOnce,
+    WA_SEND_MIN_GAP_MS: 10_000,
+    WA_SEND_JITTER_MS: 5_000,
+    WA_SENDS_PER_MINUTE: 2,
+  }
+  const first = (await next(gap))!
+  t.ok(first.waitMs >= 9_900 && first.waitMs <= 15_000, `${first.waitMs}`)
+  t.equal(await next(gap), undefined)
+  t.match(await read(third!.id), { heldBy: 'MIN_GAP' })
+
+  const passed = () => sql`update wa_session_pacing set next_send_at = now() - interval '1 ms'`
+  await passed()
+  const capped = { ...atOnce, WA_SENDS_PER_MINUTE: 2 }
+  const second = (await next(capped))!
+  t.ok(second.waitMs > 50_000, 'two in this minute')
+  t.match(await read(third!.id), { heldBy: 'SENDS_PER_MINUTE' })
+  await sql`update wa_session_pacing set recent = array(select x - interval '61 seconds' from unnest(recent) x)`
+  await passed()
+  t.equal((await next(capped))!.waitMs, 0)
+
+  await queue(text(ada, '4'))
+  await pace({ minGapMs: 3_000, jitterMs: 0, typing: true })
+  await sql`update outbox_lanes set due_at = now()`
+  const fourth = (await next())!
+  t.equal(Math.round(fourth.waitMs), 3_000, 'what is set for the session goes before the settings')
+  t.equal(fourth.typing, true)
+})
+
+void t.test('new conversations have a budget, answers do not', async (t) => {
+  const { sql, workspaceId, sessionId, queue, next, body, read, receive, confirm, pace } =
+    await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'), text(cleo, 'c1'), text(ada, 'a2'))
+  const a1 = (await next(budget))!
+  t.match(a1, { cold: true })
+  await confirm(a1)
+  t.equal(body(await next(budget)), 'a2', 'the conversation is open')
+  t.equal(await next(budget), undefined)
+  const held = await read(b1!.id)
+  t.match(held, { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  t.ok(held.notBefore! > new Date() && held.notBefore!.toISOString().endsWith('T00:00:00.000Z'))
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: '12025550199@c.us' }, budget), {
+    heldBy: 'NEW_CONTACTS_PER_DAY',
+    chatId: null,
+  })
+  await receive(cleo, 'hello?')
+  const c1 = (await next(budget))!
+  t.equal(body(c1), 'c1', 'she wrote: that is an answer')
+  t.equal(c1.cold, false)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  await pace({ newContactsPerDay: 2 })
+  t.equal(body(await next(budget)), 'b1', 'a larger budget holds at once')
+  await queue(text('12025550104@c.us', 'd1'))
+  t.equal(await next(budget), undefined)
+  await sql`update wa_session_pacing set cold_at = '-infinity', new_on = new_on - 1`
+  t.equal(body(await next(budget)), 'd1', 'and anew the next day')
+})
+
+void t.test('a young number may open fewer conversations', async (t) => {
+  const { sql, queue, next, pace } = await rig(t)
+  const byAge: PacingConfig = { ...atOnce }
+  delete byAge.WA_NEW_CONTACTS_PER_DAY
+  const opened = async () => {
+    await queue(...Array.from({ length: 60 }, () => text(stranger(), 'hi')))
+    let n = 0
+    while (await next(byAge)) n += 1
+    return n
+  }
+  t.equal(await opened(), 20, 'in its first days')
+  await sql`update wa_session_pacing set new_on = new_on - 1, cold_at = '-infinity'`
+  await sql`update wa_sessions set linked_at = now() - interval '4 days'`
+  t.equal(await opened(), 50, 'in its first week')
+  await pace({ numberSince: '2020-01-01' })
+  await sql`update wa_session_pacing set new_on = new_on - 1, cold_at = '-infinity'`
+  t.ok((await opened()) > 50, 'an old number that was linked lately is old')
+})
+
+let strangers = 0
+const stranger = () => `1202556${String((strangers += 1)).padStart(4, '0')}@c.us`
+
+void t.test('a reach-out lock stops new conversations only', async (t) => {
+  const { sql, lane, queue, next, body, read, receive } = await rig(t)
+  await receive(cleo, 'hello')
+  const [a1, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+  const refused = (await next())!
+  const until = new Date(Date.now() + 7_200_000)
+  await recordAck(sql, lane, { keyId: refused.keyId, ack: -1, code: 'REACHOUT_LOCKED', until })
+  t.match(await read(a1!.id), { status: 'failed', error: { code: 'REACHOUT_LOCKED' } })
+  t.equal(await next(), undefined)
+  t.match(await read(b1!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
+  await queue(text(cleo, 'c1'), text(ada, 'a2'))
+  t.equal(body(await next()), 'c1')
+})
+
+void t.test('three refused strangers in a row are taken for a lock', async (t) => {
+  const { sql, lane, queue, next, read, confirm } = await rig(t)
+  const messages = await queue(...Array.from({ length: 6 }, () => text(stranger(), 'hi')))
+  for (const refused of [true, true, false, true, true, true]) {
+    const claimed = await next()
+    if (!claimed) break
+    if (refused) await recordAck(sql, lane, { keyId: claimed.keyId, ack: -1 })
+    else await confirm(claimed)
+  }
+  t.match(await read(messages[5]!.id), { status: 'failed' })
+  const [held] = await queue(text(stranger(), 'hi'))
+  t.equal(await next(), undefined)
+  t.match(await read(held!.id), { heldBy: 'REACHOUT_SUSPECTED' })
+})
+
+void t.test('in quiet hours only who wrote lately is answered', async (t) => {
+  const { sql, queue, next, body, read, receive, pace } = await rig(t)
+  await receive(cleo, 'are you open?')
+  await receive(bob, 'long ago')
+  await sql`update chats set last_inbound_at = now() - interval '25 hours' where wa_chat_id = ${bob}`
+  const [a1, , b1] = await queue(text(ada, 'a1'), text(cleo, 'c1'), text(bob, 'b1'))
+  const hour = (new Date().getUTCHours() + 23) % 24
+  const at = (h: number) => `${String(h % 24).padStart(2, '0')}:30`
+  await pace({ quietHours: { from: at(hour), to: at(hour + 4) } })
+  t.equal(body(await next()), 'c1')
+  t.equal(await next(), undefined)
+  const held = await read(a1!.id)
+  t.match(held, { heldBy: 'QUIET_HOURS' })
+  t.equal(held.notBefore!.toISOString().slice(11, 16), at(hour + 4))
+  t.match(await read(b1!.id), { heldBy: 'QUIET_HOURS' })
+  await pace({ quietHours: { from: at(hour + 6), to: at(hour + 8) } })
+  t.strictSame([body(await next()), body(await next())].sort(), ['a1', 'b1'])
+  await t.rejects(pace({ timeZone: 'Nowhere/Town' }))
+})
+
+void t.test('who says STOP is sent nothing more, until START or an admin’s reason', async (t) => {
+  const { workspaceId, sessionId, sql, queue, next, receive } = await rig(t)
+  await receive(ada, 'Please stop by tomorrow')
+  await queue(text(ada, 'gladly'))
+  await receive(ada, ' stop. ')
+  t.equal((await next())!.optedOut, true, 'also what was accepted before')
+  const submit = (override?: string) =>
+    accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [text(ada, 'offer', { optOutOverride: override }), text(bob, 'offer')],
+    })
+  t.match(await submit(), [{ refusal: 'RECIPIENT_OPTED_OUT' }, { message: { status: 'queued' } }])
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
+    blockedBy: ['RECIPIENT_OPTED_OUT'],
+  })
+  t.match(await submit('invoice by law'), [{ message: { status: 'queued' } }, {}])
+  await receive(ada, 'START')
+  t.match(await submit(), [{ message: { status: 'queued' } }, {}])
+})
+
+void t.test('every kind comes out of the outbox as it went in', async (t) => {
+  const { queue, next, confirm, read } = await rig(t)
+  const contents: MessageContent[] = [
+    { type: 'text', body: 'Hello' },
+    { type: 'location', latitude: 52.5, longitude: 13.4, name: 'Office' },
+    { type: 'contact', name: 'Cleo', phone: '+12025550103' },
+    { type: 'poll', question: 'When?', options: ['Mon', 'Tue'], multiple: false },
+  ]
+  const [quoted] = await queue(text(ada, 'first'))
+  const first = (await next())!
+  await confirm(first)
+  const messages = await queue(
+    ...contents.map((content) => ({
+      waChatId: ada,
+      content,
+      mentions: [bob],
+      quotedMessageId: quoted!.id,
+    })),
+  )
+  for (const [i, content] of contents.entries()) {
+    const claimed = (await next())!
+    t.strictSame(claimed.content, content)
+    t.strictSame(claimed.mentions, [bob])
+    t.match(claimed.quoted, { fromMe: true, chatId: ada, id: first.keyId })
+    await confirm(claimed)
+    t.match(await read(messages[i]!.id), { type: content.type, mentions: [bob] })
+  }
+})
+
+void t.test('a batch is accepted as a whole, watched and cancelled', async (t) => {
+  const { sql, workspaceId, sessionId, next, confirm } = await rig(t)
+  const people = Array.from({ length: 5 }, stranger)
+  const accepted = await acceptBatch(
+    sql,
+    {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [
+        ...people.map((to) => text(to, 'offer')),
+        text(people[0]!, 'quoting', { quotedMessageId: randomUUID() }),
+      ],
+    },
+    [0, 1, 2, 4, 5, 6],
+    [{ index: 3, code: 'VALIDATION_FAILED', message: 'no' }],
+  )
+  t.match(accepted, {
+    accepted: 5,
+    rejected: [
+      { index: 3, code: 'VALIDATION_FAILED' },
+      { index: 6, code: 'QUOTED_NOT_FOUND' },
+    ],
+  })
+  const { batchId } = accepted
+  const first = (await next())!
+  t.match(await findBatch(sql, workspaceId, batchId), { statuses: { queued: 4, sending: 1 } })
+  await confirm(first)
+  const cancelled = await cancelBatch(sql, workspaceId, batchId)
+  t.match(cancelled, { statuses: { sent: 1, cancelled: 4 } })
+  t.ok(cancelled!.cancelledAt)
+  t.equal(await cancelBatch(sql, randomUUID(), batchId), undefined)
+  await lanesAreRight(t, sql)
+})
+
+void t.test(
+  'two batches to the same people at the same time do not lock each other out',
+  async (t) => {
+    const { sql, workspaceId, sessionId } = await rig(t)
+    const people = Array.from({ length: 30 }, stranger)
+    const submit = (order: string[]) =>
+      acceptBatch(
+        sql,
+        {
+          workspaceId,
+          sessionId,
+          sentBy: null,
+          requestId: 'r',
+          messages: order.map((to) => text(to, 'offer')),
+        },
+        order.map((_, i) => i),
+        [],
+      )
+    await Promise.all(
+      Array.from({ length: 6 }, (_, i) => submit(i % 2 ? people : [...people].reverse())),
+    )
+    const [counted] = await sql`select count(*)::int as n from outbox`
+    t.strictSame(counted, { n: 180 })
+    await lanesAreRight(t, sql)
+  },
+)
+
+void t.test('one claim serves all sessions, and none that is not ours', async (t) => {
+  const { sql, workspaceId, lane, open, queue } = await rig(t)
+  const second = await open('support')
+  const third = await open('foreign')
+  await queue(text(ada, 'sales'))
+  for (const sessionId of [second, third]) {
+    await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [text(ada, 'other')],
+    })
+  }
+  await sql`update wa_sessions set fence = 2 where id = ${third}`
+  const claimed = await claim(
+    sql,
+    worker,
+    [lane, { id: second, fence: 1 }, { id: third, fence: 1 }],
+    atOnce,
+  )
+  t.strictSame(claimed.map(({ sessionId }) => sessionId).sort(), [lane.id, second].sort())
+  t.equal((await unconfirmed(sql, lane, 0, atOnce)).length, 1)
+  t.equal(await endOutbox(sql, lane, { code: 'ACCOUNT_CHANGED', message: 'x' }), 1)
+  await lanesAreRight(t, sql)
+})
+
+void t.test('another login cannot vouch for what was sent under the one before', async (t) => {
+  const { sql, lane, queue, next } = await rig(t)
+  await queue(text(ada, 'a1'))
+  await next()
+  t.match(await unconfirmed(sql, lane, 0, atOnce), [{ sameLogin: true, doubts: 0 }])
+  await sql`update wa_sessions set login_epoch = login_epoch + 1 where id = ${lane.id}`
+  const [left] = await unconfirmed(sql, lane, 0, atOnce)
+  t.match(left, { sameLogin: false })
+  await putBack(sql, lane, left!, { delayMs: 0, doubted: true })
+  t.match(await next(), { sameLogin: true, doubts: 1 })
+})
