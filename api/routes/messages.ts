@@ -6,6 +6,7 @@ import type { Message } from '../../shared/messages.ts'
 import { parseRecipient } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
@@ -121,22 +122,27 @@ export const messages: Routes = async (app) => {
         summary: 'Send a message',
         description: 'Accepted once it is stored; a worker sends it in order. Follow `status`.',
         tags,
+        headers: idempotent,
         body: send,
         response: { 202: message, 404: errorBody, 422: errorBody },
       },
     },
-    async ({ id, user, body }, reply) => {
+    async (request, reply) => {
+      const { id, user, body } = request
       const { workspaceId } = user
-      const row = await acceptText(sql, {
-        workspaceId,
-        sessionId: await sessionToSend(sql, workspaceId, body.sessionId),
-        waChatId: body.to,
-        body: body.message,
-        sentBy: user.id,
-        requestId: id,
+      await app.answerOnce(request, reply, async (sql) => {
+        const row = await acceptText(sql, {
+          workspaceId,
+          sessionId: await sessionToSend(sql, workspaceId, body.sessionId),
+          waChatId: body.to,
+          body: body.message,
+          sentBy: user.id,
+          requestId: id,
+        })
+        return { statusCode: 202, body: messageResource(row) }
       })
       notifier.nudge('awfar_outbox')
-      return reply.code(202).send(messageResource(row))
+      return reply
     },
   )
 
