@@ -11,6 +11,7 @@ import type { ApiConfig } from './config.ts'
 import { fastifyLogger } from './logger.ts'
 import auth from './plugins/auth.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
+import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
 import openapi from './plugins/openapi.ts'
 import limits from './plugins/rate-limit.ts'
@@ -109,6 +110,7 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
         'RateLimit-Remaining',
         'RateLimit-Reset',
         'Retry-After',
+        'Idempotency-Replayed',
       ],
       maxAge: 600,
     })
@@ -118,6 +120,7 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   })
   await app.register(auth)
   await app.register(limits)
+  await app.register(idempotency)
 
   await app.register(healthRoutes)
   await app.register(authRoutes)

@@ -25,6 +25,7 @@ export interface ApiConfig extends BaseConfig, PacingConfig {
   RATE_LIMIT_UPLOADS: Limit | 'off'
   ALLOW_REGISTRATION: boolean
   WA_ENGINE: EngineKind
+  IDEMPOTENCY_TTL_HOURS: number
 }
 
 /** A string that `parse` turns into a setting; what it throws is told as the fault. */
@@ -60,6 +61,7 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   RATE_LIMIT_UPLOADS: limit(10, hour),
   ALLOW_REGISTRATION: Joi.boolean().truthy('on').falsy('off').default(true),
   WA_ENGINE: Joi.string().valid('webjs', 'simulator').default('webjs'),
+  IDEMPOTENCY_TTL_HOURS: Joi.number().positive().max(8_760).default(24),
 }
 
 function parseLimit(text: string): Limit | 'off' {

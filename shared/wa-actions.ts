@@ -44,7 +44,11 @@ const usefulSeconds: Record<ActionWish['kind'], number> = {
 /** Asks the worker of the session for an action. Answers its id. */
 export async function askAction(
   sql: Sql,
-  { workspaceId, sessionId, chatId }: { workspaceId: string; sessionId: string; chatId?: string },
+  {
+    workspaceId,
+    sessionId,
+    chatId,
+  }: { workspaceId: string; sessionId: string; chatId?: string | undefined },
   wish: ActionWish,
 ): Promise<number> {
   const [row] = await sql<{ id: number }>`

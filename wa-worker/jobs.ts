@@ -1,5 +1,6 @@
 import cron from 'node-cron'
 import type { Sql } from '../shared/db.ts'
+import { removeExpiredKeys } from '../shared/idempotency.ts'
 import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
 import type { Vault } from './vault.ts'
@@ -35,9 +36,21 @@ export function startJobs({
       log.error('housekeeping failed', { error })
     }
   })
+  const idempotency = cron.schedule('41 */6 * * *', async () => {
+    try {
+      const job = { name: 'idempotency', owner: worker, everyMs: 5 * 3_600_000 }
+      await runOnce(sql, job, async () => {
+        const keys = await removeExpiredKeys(sql)
+        if (keys > 0) log.info('expired idempotency keys removed', { keys })
+      })
+    } catch (error) {
+      log.error('idempotency keys not cleaned up', { error })
+    }
+  })
   return {
     async stop() {
       await housekeeping.destroy()
+      await idempotency.destroy()
     },
   }
 }

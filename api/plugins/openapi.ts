@@ -5,6 +5,7 @@ import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyContextConfig, FastifySchema } from 'fastify'
 import fp from 'fastify-plugin'
 import Joi from 'joi'
+import { idempotent } from './idempotency.ts'
 
 type Json = Record<string, unknown>
 
@@ -60,7 +61,9 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
       transform: ({ schema, url, route }) => {
         if (schema.hide) return { schema, url }
         const config = route.config ?? {}
-        const parts = (['params', 'querystring', 'body'] as const).filter((part) => schema[part])
+        const parts = (['params', 'querystring', 'body', 'headers'] as const).filter(
+          (part) => schema[part],
+        )
         return {
           url,
           schema: {
@@ -84,6 +87,10 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
         ...(!config.public && { 401: refusal('Not signed in') }),
         ...(config.roles && { 403: refusal('Not for this role') }),
         ...(schema.params !== undefined && { 404: refusal('Not found') }),
+        ...(schema.headers === idempotent && {
+          409: refusal('Another request with the Idempotency-Key is still running'),
+          422: refusal('The Idempotency-Key was used for another request'),
+        }),
         ...(config.limit !== 'none' && { 429: refusal('Too many requests') }),
       }
       const own = Object.entries(schema.response ?? {}).map(([code, answer]) => [

@@ -136,13 +136,11 @@ export const chats: Routes = async (app) => {
       },
     },
     async ({ user, params, body }, reply) =>
-      reply
-        .code(202)
-        .send(
-          await ask(user.workspaceId, params.id, {
-            kind: 'typing',
-            payload: { on: body?.on ?? true },
-          }),
-        ),
+      reply.code(202).send(
+        await ask(user.workspaceId, params.id, {
+          kind: 'typing',
+          payload: { on: body?.on ?? true },
+        }),
+      ),
   )
 }

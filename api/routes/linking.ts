@@ -6,6 +6,7 @@ import { parseRecipient } from '../../shared/wa-id.ts'
 import { askPairingCode, existingSession, takePairingCode } from '../../shared/wa-sessions.ts'
 import type { SessionRow } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
@@ -16,7 +17,12 @@ const qrCode = Joi.object({
   attempt: Joi.number().integer().required().description('Counts the codes shown, from 1'),
 })
 
-const pairingCode = Joi.object<{ code: string; expiresAt: string }, true>({
+interface PairingCode {
+  code: string
+  expiresAt: string
+}
+
+const pairingCode = Joi.object<PairingCode, true>({
   code: Joi.string().required().description('To be typed on the phone'),
   expiresAt: Joi.string().isoDate().required(),
 })
@@ -79,27 +85,38 @@ export const linking: Routes = async (app) => {
         summary: 'Ask for a code to type on the phone instead of scanning',
         tags,
         params: byId,
+        headers: idempotent,
         body: Joi.object<{ phone: string }, true>({ phone: phoneNumber.required() }),
         response: { 200: pairingCode, 409: errorBody },
       },
     },
-    async ({ user, params, body }, reply) => {
-      const session = await existingSession(sql, user.workspaceId, params.id)
-      if (session.status !== 'SCAN_QR_CODE') throw notReady(session)
-      const request = await askPairingCode(sql, user.workspaceId, session.id, body.phone)
-      notifier.nudge('awfar_sessions')
+    async (request, reply) => {
+      const { user, params, body } = request
       reply.header('cache-control', 'no-store')
-      const deadline = performance.now() + pairingMs
-      while (performance.now() < deadline) {
-        const answer = await takePairingCode(sql, request)
-        if (answer?.result) return answer.result
-        if (answer)
-          throw new AppError(409, 'PAIRING_FAILED', `No code: ${answer.error ?? 'unknown'}`)
-        await sleep(150)
-      }
-      throw new AppError(409, 'PAIRING_FAILED', 'No worker has answered with a code.')
+      await app.answerLongWorkOnce(request, reply, async () => {
+        const session = await existingSession(sql, user.workspaceId, params.id)
+        if (session.status !== 'SCAN_QR_CODE') throw notReady(session)
+        const wish = await askPairingCode(sql, user.workspaceId, session.id, body.phone)
+        notifier.nudge('awfar_sessions')
+        const code = await answered(wish)
+        // A credential: it is not kept for longer than it is one.
+        return { statusCode: 200, body: code, keepUntil: new Date(code.expiresAt) }
+      })
+      return reply
     },
   )
+
+  /** The worker's answer to a wish for a pairing code. */
+  async function answered(wish: number): Promise<PairingCode> {
+    const deadline = performance.now() + pairingMs
+    while (performance.now() < deadline) {
+      const answer = await takePairingCode(sql, wish)
+      if (answer?.result) return answer.result
+      if (answer) throw new AppError(409, 'PAIRING_FAILED', `No code: ${answer.error ?? 'unknown'}`)
+      await sleep(150)
+    }
+    throw new AppError(409, 'PAIRING_FAILED', 'No worker has answered with a code.')
+  }
 }
 
 const notReady = ({ name, status }: SessionRow) =>

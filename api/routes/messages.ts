@@ -6,6 +6,7 @@ import { cancel, editQueued, retry } from '../../shared/outbound.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
@@ -117,8 +118,7 @@ export const messages: Routes = async (app) => {
 
   /** Has the worker change a message on WhatsApp. */
   async function change(row: MessageRow, wish: ActionWish): Promise<Message> {
-    const { workspaceId, sessionId, chatId } = row
-    await askAction(sql, { workspaceId, sessionId, chatId }, wish)
+    await askAction(sql, row, wish)
     notifier.nudge('awfar_outbox')
     return messageResource(row)
   }
@@ -198,17 +198,27 @@ export const messages: Routes = async (app) => {
         summary: 'React to a message; an empty emoji takes the reaction back',
         tags,
         params: byId,
+        headers: idempotent,
         body: Joi.object<{ emoji: string }, true>({ emoji: emoji.required() }),
         response: { 202: message, 409: errorBody },
       },
     },
-    async ({ user, params, body }, reply) => {
-      const row = await existing(user.workspaceId, params.id)
-      if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) {
-        throw new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')
-      }
-      const wish = { kind: 'react', messageId: row.id, payload: { emoji: body.emoji } } as const
-      return reply.code(202).send(await change(row, wish))
+    async (request, reply) => {
+      const { user, params, body } = request
+      await app.answerOnce(request, reply, async (tx) => {
+        const row = await existing(user.workspaceId, params.id)
+        if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) {
+          throw new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')
+        }
+        await askAction(tx, row, {
+          kind: 'react',
+          messageId: row.id,
+          payload: { emoji: body.emoji },
+        })
+        return { statusCode: 202, body: messageResource(row) }
+      })
+      notifier.nudge('awfar_outbox')
+      return reply
     },
   )
 
@@ -222,14 +232,18 @@ export const messages: Routes = async (app) => {
           'Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one.',
         tags,
         params: byId,
+        headers: idempotent,
         response: { 202: message, 409: errorBody },
       },
     },
-    async ({ user, params }, reply) => {
-      const row = await retry(sql, user.workspaceId, params.id)
-      if (!row) throw notFound('Message')
+    async (request, reply) => {
+      await app.answerOnce(request, reply, async (tx) => {
+        const row = await retry(tx, request.user.workspaceId, request.params.id)
+        if (!row) throw notFound('Message')
+        return { statusCode: 202, body: messageResource(row) }
+      })
       notifier.nudge('awfar_outbox')
-      return reply.code(202).send(messageResource(row))
+      return reply
     },
   )
 }

@@ -14,6 +14,7 @@ import type { Role } from '../../shared/profiles.ts'
 import { parseRecipient } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { message, textLimit } from './messages.ts'
@@ -109,7 +110,7 @@ const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
   })
 
 const send = oneContent(Joi.object<Send>({ sessionId, ...draft }))
-const row = oneContent(Joi.object<Draft>(draft))
+const row = oneContent(Joi.object<Draft>(draft)).required()
 
 const bulk = Joi.object<{ sessionId?: string; messages: unknown[] }, true>({
   sessionId,
@@ -176,30 +177,34 @@ export const sending: Routes = async (app) => {
         querystring: Joi.object<{ dryRun: boolean }, true>({
           dryRun: Joi.boolean().default(false),
         }),
+        headers: idempotent,
         body: send,
         response: { 200: forecast, 202: message, 403: errorBody, 404: errorBody, 422: errorBody },
       },
     },
-    async ({ id, user, body, query }, reply) => {
+    async (request, reply) => {
+      const { id, user, body, query } = request
       const { workspaceId } = user
-      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-      const drafted = await draftOf(sql, workspaceId, body, user.role)
       if (query.dryRun) {
-        const { waChatId, sendAt } = drafted
+        const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
+        const { waChatId, sendAt } = await draftOf(sql, workspaceId, body, user.role)
         const foreseen = await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, config)
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
       }
-      const [outcome] = await accept(sql, {
-        workspaceId,
-        sessionId,
-        sentBy: user.id,
-        requestId: id,
-        messages: [drafted],
+      await app.answerOnce(request, reply, async (tx) => {
+        const [outcome] = await accept(tx, {
+          workspaceId,
+          sessionId: await sessionToSend(tx, workspaceId, body.sessionId),
+          sentBy: user.id,
+          requestId: id,
+          messages: [await draftOf(tx, workspaceId, body, user.role)],
+        })
+        if ('refusal' in outcome!) throw refused[outcome.refusal]()
+        return { statusCode: 202, body: messageResource(outcome!.message) }
       })
-      if ('refusal' in outcome!) throw refused[outcome.refusal]()
       notifier.nudge('awfar_outbox')
-      return reply.code(202).send(messageResource(outcome!.message))
+      return reply
     },
   )
 
@@ -213,6 +218,7 @@ export const sending: Routes = async (app) => {
         description:
           'Each is checked by itself: those that are wrong are listed in `rejected`, the others are accepted together.',
         tags,
+        headers: idempotent,
         body: bulk,
         response: {
           202: Joi.object({
@@ -224,32 +230,22 @@ export const sending: Routes = async (app) => {
         },
       },
     },
-    async ({ id, user, body }, reply) => {
+    async (request, reply) => {
+      const { id, user, body } = request
       const { workspaceId } = user
-      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-      const rejected: RejectedRow[] = []
-      const indexes: number[] = []
-      const messages: NewMessage[] = []
-      for (const [index, given] of body.messages.entries()) {
-        const checked = row.validate(given, {
-          convert: false,
-          abortEarly: false,
-          presence: 'optional',
-          errors: { label: 'path' },
-        })
-        try {
-          if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', checked.error.message)
-          messages.push(await draftOf(sql, workspaceId, checked.value, user.role))
-          indexes.push(index)
-        } catch (error) {
-          if (!(error instanceof AppError)) throw error
-          rejected.push({ index, code: error.code, message: error.message })
-        }
-      }
-      const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
-      const accepted = await acceptBatch(sql, submission, indexes, rejected)
+      await app.answerOnce(request, reply, async (tx) => {
+        const sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
+        const { indexes, messages, rejected } = await draftsOf(
+          tx,
+          workspaceId,
+          body.messages,
+          user.role,
+        )
+        const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
+        return { statusCode: 202, body: await acceptBatch(tx, submission, indexes, rejected) }
+      })
       notifier.nudge('awfar_outbox')
-      return reply.code(202).send(accepted)
+      return reply
     },
   )
 
@@ -297,6 +293,29 @@ const refused = {
     ),
   QUOTED_NOT_FOUND: () =>
     new AppError(422, 'QUOTED_NOT_FOUND', 'The quoted message is not one of this chat.'),
+}
+
+/** What the rows of a batch say; those that are wrong are told by their place. */
+async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Role) {
+  const rejected: RejectedRow[] = []
+  const indexes: number[] = []
+  const messages: NewMessage[] = []
+  for (const [index, given] of rows.entries()) {
+    try {
+      const checked = row.validate(given, {
+        convert: false,
+        abortEarly: false,
+        errors: { label: 'path' },
+      })
+      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', checked.error.message)
+      messages.push(await draftOf(sql, workspaceId, checked.value, role))
+      indexes.push(index)
+    } catch (error) {
+      if (!(error instanceof AppError)) throw error
+      rejected.push({ index, code: error.code, message: error.message })
+    }
+  }
+  return { indexes, messages, rejected }
 }
 
 /** What a draft says, with what it only points at. Throws an AppError. */

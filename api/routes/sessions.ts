@@ -11,8 +11,9 @@ import {
   wantRunning,
   wantStopped,
 } from '../../shared/wa-sessions.ts'
-import type { HistoryEntry, Session, SessionRow } from '../../shared/wa-sessions.ts'
+import type { HistoryEntry, Session } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 
@@ -66,32 +67,30 @@ const list = Joi.object<Paging, true>(paging)
 export const sessions: Routes = async (app) => {
   const { sql, config, notifier } = app
 
-  /** Tells the workers, and answers the session as it is; 404 when there is none. */
-  const accepted = (row: SessionRow | undefined): Session => {
-    if (!row) throw notFound('Session')
-    notifier.nudge('awfar_sessions')
-    return sessionResource(row)
-  }
-
   app.post(
     '/api/whatsapp/sessions',
     {
       schema: {
         summary: 'Create a session',
         tags,
+        headers: idempotent,
         body: newSession,
         response: { 201: session, 409: errorBody },
       },
     },
-    async ({ user, body }, reply) => {
-      const { workspaceId } = user
-      const row = await createSession(sql, {
-        workspaceId,
-        engine: config.WA_ENGINE,
-        expiryDays: config.SESSION_EXPIRY_DAYS,
-        ...body,
+    async (request, reply) => {
+      const { workspaceId } = request.user
+      await app.answerOnce(request, reply, async (sql) => {
+        const row = await createSession(sql, {
+          workspaceId,
+          engine: config.WA_ENGINE,
+          expiryDays: config.SESSION_EXPIRY_DAYS,
+          ...request.body,
+        })
+        return { statusCode: 201, body: sessionResource(row) }
       })
-      return reply.code(201).send(accepted(row))
+      notifier.nudge('awfar_sessions')
+      return reply
     },
   )
 
@@ -130,15 +129,20 @@ export const sessions: Routes = async (app) => {
           description: 'Accepted at once, done by a worker. Calling it twice changes nothing more.',
           tags,
           params: byId,
+          headers: idempotent,
           response: { 202: session },
         },
       },
-      async ({ user, params }, reply) =>
-        reply
-          .code(202)
-          .send(
-            accepted(await write(sql, user.workspaceId, params.id, config.SESSION_EXPIRY_DAYS)),
-          ),
+      async (request, reply) => {
+        const { user, params } = request
+        await app.answerOnce(request, reply, async (sql) => {
+          const row = await write(sql, user.workspaceId, params.id, config.SESSION_EXPIRY_DAYS)
+          if (!row) throw notFound('Session')
+          return { statusCode: 202, body: sessionResource(row) }
+        })
+        notifier.nudge('awfar_sessions')
+        return reply
+      },
     )
   }
 

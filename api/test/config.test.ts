@@ -20,6 +20,7 @@ void t.test('the defaults are the owner’s', async (t) => {
     RATE_LIMIT_UPLOADS: { max: 10, windowMs: 3_600_000 },
     ALLOW_REGISTRATION: true,
     WA_ENGINE: 'webjs',
+    IDEMPOTENCY_TTL_HOURS: 24,
   })
   t.equal(read({ NODE_ENV: 'production' }).HOST, '0.0.0.0')
   t.equal(read({ NODE_ENV: 'production', HOST: '10.0.0.1' }).HOST, '10.0.0.1')

@@ -122,6 +122,9 @@ void t.test('every table keeps Supabase’s public roles out', async (t) => {
   await it.sql`
     insert into events (workspace_id, session_id, type, payload)
     values (${mine.workspaceId}, ${mine.sessionId}, 'message', '{}')`
+  await it.sql`
+    insert into idempotency_keys (workspace_id, key, fingerprint, status_code, body, expires_at)
+    values (${mine.workspaceId}, 'k', '\\x00', 200, '{}', now() + interval '1 hour')`
   await it.sql`insert into rate_limits (key, hits, resets_at) values ('k', 1, now())`
   await it.sql`insert into workers (id, host, pid, capacity) values ('w', 'h', 1, 1)`
   await it.sql`
@@ -152,7 +155,7 @@ void t.test('every table keeps Supabase’s public roles out', async (t) => {
       t.equal(await visible(role), 0, `${role} reads nothing of ${name}`)
     }
   }
-  t.ok(filled >= 13, `${filled} tables had something to hide`)
+  t.ok(filled >= 14, `${filled} tables had something to hide`)
   for (const view of await it.sql<{ name: string }>`
     select quote_ident(relname) as name from pg_class
     where relnamespace = 'public'::regnamespace and relkind in ('v', 'm')

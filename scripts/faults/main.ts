@@ -13,6 +13,7 @@ import { staleOwner } from './f3-stale-owner.ts'
 import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
 import { pageFaults } from './f8-page.ts'
+import { idempotency } from './f11-idempotency.ts'
 import { shutdown } from './f13-shutdown.ts'
 import { recycles } from './f16-recycles.ts'
 import type { Family, Lab } from './lab.ts'
@@ -30,6 +31,7 @@ const families: Family[] = [
   failover,
   restarts,
   pageFaults,
+  idempotency,
   shutdown,
   recycles,
   brokenTwins,
