@@ -43,6 +43,10 @@ void t.test('a text is accepted, stored whole and announced to the workers', asy
     source: 'api',
     type: 'text',
     body: 'Hello 👋',
+    location: null,
+    contactCard: null,
+    poll: null,
+    mentions: [],
     media: null,
     status: 'queued',
     ack: null,
@@ -97,7 +101,7 @@ void t.test(
     const { call } = await withSession()
     const before = await rows()
     const refused: [string, object, string[]][] = [
-      ['nothing', {}, ['body.to', 'body.message']],
+      ['nothing', {}, ['body.to', 'body']],
       ['a word as recipient', { to: 'Ada', message: 'x' }, ['body.to']],
       ['too short a number', { to: '123', message: 'x' }, ['body.to']],
       ['a number that is no string', { to: 1234567890, message: 'x' }, ['body.to']],
