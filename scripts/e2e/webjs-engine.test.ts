@@ -7,12 +7,22 @@ import { findBrowser } from '../../wa-worker/browser.ts'
 import { WebjsEngine } from '../../wa-worker/engine/webjs.ts'
 import { engineContract } from '../../wa-worker/test/engine-contract.ts'
 import type { Rig } from '../../wa-worker/test/engine-contract.ts'
-import { until } from '../../wa-worker/test/waiting.ts'
+import { nextEvent, until } from '../../wa-worker/test/waiting.ts'
 import { startEmulatedWhatsApp } from './emulated-page/server.ts'
 
 const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
 const account = '12025550199'
 const customer = '12025550100'
+const refusing = '12025550102'
+const locked = '12025550107'
+const group = '120363000000000011@g.us'
+/** What the page calls a kind by another name than we do. */
+const types: Record<string, string> = {
+  chat: 'text',
+  ptt: 'voice',
+  vcard: 'contact',
+  poll_creation: 'poll',
+}
 
 await t.test(
   'whatsapp-web.js on Chromium keeps the engine contract',
@@ -25,7 +35,20 @@ await t.test(
         await whatsapp.close()
         await rm(folder, { recursive: true, force: true, maxRetries: 5 })
       })
-      whatsapp.register({ number: customer })
+      const { lid } = whatsapp.register({ number: customer })
+      whatsapp.register({ number: '554188887777', aliases: ['5541988887777'] })
+      whatsapp.register({ number: refusing })
+      whatsapp.register({ number: locked })
+      whatsapp.setAcks({ recipient: refusing, mode: 'fail' })
+      const lockedUntil = Math.floor(Date.now() / 1_000) + 3_600
+      whatsapp.setAcks({ recipient: locked, mode: 'fail', errorCode: 463, lockedUntil })
+      whatsapp.createGroup(group, 'Bakers', [`${account}@c.us`, `${customer}@c.us`])
+      await whatsapp.failCall('addAndSendMsgToChat', 'out of order', undefined, 'POISON')
+      const done = (type: string, keyId: string) =>
+        whatsapp.stanzas.findLast(
+          ({ content, ...stanza }) =>
+            stanza.type === type && String(content['target']).split('_')[2] === keyId,
+        )
       return {
         createEngine: () =>
           new WebjsEngine({
@@ -47,10 +70,136 @@ await t.test(
           whatsapp.logoutFromPhone(account)
           await until('the device is off the list', () => whatsapp.onlineDevices(account) === 0)
         },
-        transmissions: (keyId) => whatsapp.stanzas.filter(({ id }) => id === keyId).length,
+        transmissions: (_, keyId) => whatsapp.stanzas.filter(({ id }) => id === keyId).length,
+        countsOn: true,
+        state: (_, keyId) => {
+          const sent = whatsapp.stanzas.find(({ id }) => id === keyId)
+          return (
+            sent && {
+              type: types[sent.type] ?? sent.type,
+              body: done('edit', keyId)?.body ?? sent.body,
+              sha256: sent.mediaSha256,
+              reaction: done('reaction', keyId)?.body,
+              revoked: done('revoke', keyId) !== undefined,
+            }
+          )
+        },
+        signals: () => whatsapp.signals.map(({ kind }) => kind),
         customer: `${customer}@c.us`,
+        customerLid: lid,
+        group,
         unregistered: '12025550001@c.us',
+        refusing: `${refusing}@c.us`,
+        locked: `${locked}@c.us`,
+        poison: { chatId: `${customer}@c.us`, body: 'a POISON one' },
+        alias: { phone: '5541988887777', waId: '554188887777@c.us' },
       }
+    })
+  },
+)
+
+await t.test(
+  'what WhatsApp Web does to a send is told apart',
+  { skip: 'missing' in browser && browser.missing },
+  async (t) => {
+    const whatsapp = await startEmulatedWhatsApp({ everyoneRegistered: true })
+    const folder = await mkdtemp(join(tmpdir(), 'awfar-webjs-'))
+    // Neither is needed to start or to send a text.
+    whatsapp.removeModule('WAWebMsgReply')
+    whatsapp.removeModule('WAWebSendReactionMsgAction')
+    const engine = new WebjsEngine({
+      sessionId: 'faults',
+      log: createLogger('test', { level: 'error', stdout: false }),
+      profileDir: async () => join(folder, 'profile'),
+      executablePath: process.env['PUPPETEER_EXECUTABLE_PATH'],
+      browserArgs: whatsapp.browserArgs,
+    })
+    t.teardown(async () => {
+      await engine.stop()
+      await whatsapp.close()
+      await rm(folder, { recursive: true, force: true, maxRetries: 5 })
+    })
+    const qr = nextEvent(engine, 'qr')
+    const ready = nextEvent(engine, 'ready')
+    await engine.start()
+    await whatsapp.scan((await qr)[0].value, { number: account })
+    await ready
+
+    const chatId = `${customer}@c.us`
+    const text = (keyId: string) => ({
+      chatId,
+      keyId,
+      content: { type: 'text' as const, body: keyId },
+    })
+    const path = join(t.testdir({ file: 'some bytes' }), 'file')
+    const image = (keyId: string) => ({
+      chatId,
+      keyId,
+      content: {
+        type: 'image' as const,
+        mimeType: 'image/png',
+        filename: 'photo.png',
+        caption: null,
+        mediaId: 'm',
+        path,
+      },
+    })
+    const transmissions = (keyId: string) =>
+      whatsapp.stanzas.filter(({ id }) => id === keyId).length
+
+    await t.test('a part that is gone is missed by those who need it only', async (t) => {
+      const { waMessageId } = await engine.send(text('3EB0TEXT'))
+      t.ok(waMessageId)
+      const target = { fromMe: true, chatId, id: '3EB0TEXT', participant: '' }
+      await t.rejects(engine.send({ ...text('3EB0REPLY'), quoted: target }), {
+        certainty: 'transient',
+        code: 'MODULE_MISSING',
+        message: /WAWebMsgReply/,
+      })
+      await t.rejects(engine.react({ target, emoji: '👍' }), { code: 'MODULE_MISSING' })
+    })
+
+    await t.test('a file that does not get there, or is not taken', async (t) => {
+      await whatsapp.failCall('uploadMedia', 'upload failed: 503')
+      await t.rejects(engine.send(image('3EB0UP')), {
+        certainty: 'transient',
+        code: 'MEDIA_UPLOAD_FAILED',
+      })
+      await whatsapp.restoreCall('uploadMedia')
+      await whatsapp.failCall('prepRawMedia', 'MediaFileCorrupted')
+      await t.rejects(engine.send(image('3EB0PREP')), {
+        certainty: 'permanent',
+        code: 'MEDIA_REFUSED',
+      })
+      await whatsapp.restoreCall('prepRawMedia')
+      t.equal(await engine.find(image('3EB0UP')), null)
+      await engine.send(image('3EB0UP'))
+      await until('it is out', () => transmissions('3EB0UP') === 1)
+    })
+
+    await t.test('a send that hangs is not certain, and never goes out twice', async (t) => {
+      await whatsapp.hangCall('uploadMedia')
+      const first = engine.send(image('3EB0HANGS'))
+      const stuck = nextEvent(engine, 'trouble', ({ reason }) => reason === 'SEND_STUCK')
+      await until('the send is under way', async () => {
+        const failure = await engine.find(image('3EB0HANGS')).catch((error: unknown) => error)
+        return (failure as { code?: string } | null)?.code === 'SEND_UNDERWAY'
+      })
+      await stuck
+      const second = engine.send(image('3EB0HANGS'))
+      await whatsapp.restoreCall('uploadMedia')
+      t.same((await first).waMessageId, (await second).waMessageId)
+      await until('it is out', () => transmissions('3EB0HANGS') > 0)
+      await engine.send(text('3EB0AFTER'))
+      await until('the next is out', () => transmissions('3EB0AFTER') === 1)
+      t.equal(transmissions('3EB0HANGS'), 1)
+    })
+
+    await t.test('a refusal without a reason is one all the same', async (t) => {
+      whatsapp.setAcks({ mode: 'fail' })
+      const refused = nextEvent(engine, 'ack', ({ keyId }) => keyId === '3EB0NO')
+      await engine.send(text('3EB0NO'))
+      t.match((await refused)[0], { ack: -1, code: 'REFUSED_BY_WHATSAPP' })
     })
   },
 )

@@ -1,4 +1,5 @@
 import type { EventEmitter } from 'node:events'
+import type { MediaContent, MessageContent } from '../../shared/message-content.ts'
 import type { MessageType } from '../../shared/messages.ts'
 import type { Account, QrCode } from '../../shared/wa-session-transitions.ts'
 
@@ -24,16 +25,38 @@ export interface IncomingMessage {
   chatName: string | null
 }
 
-export interface OutgoingText {
+/** Content as an engine sends it: the bytes of media lie in a local file meanwhile. */
+export type OutgoingContent = Exclude<MessageContent, MediaContent> | OutgoingMedia
+
+export interface OutgoingMedia extends MediaContent {
+  /** Absolute; whoever sends keeps the file until the send has settled. */
+  path: string
+}
+
+export interface OutgoingMessage {
+  /** `digits@c.us`, `…@lid` or `…@g.us`. */
   chatId: string
-  body: string
   /** The id it must travel under (keyIdOf): an engine that already knows a message of this id sends nothing. */
   keyId: string
+  content: OutgoingContent
+  /** Addresses of the people named in the text or caption, where `@` and their number stands. */
+  mentions?: string[] | undefined
+  /** The message this one answers. */
+  quoted?: MessageKey | undefined
+}
+
+/** Why WhatsApp refused a message, where it says so. */
+export interface Refusal {
+  /** REACHOUT_LOCKED: this number may start no new chats for a while; chats that exist go on. Otherwise REFUSED_BY_WHATSAPP. */
+  code: 'REACHOUT_LOCKED' | 'REFUSED_BY_WHATSAPP'
+  /** When a reach-out lock ends, where WhatsApp tells. */
+  until?: Date | undefined
 }
 
 /** What the engine knows of a message of ours: 0 taken but not confirmed, 1 server, 2 device, 3 read, 4 played, −1 refused. */
-export interface Receipt {
+export interface Receipt extends Partial<Refusal> {
   waMessageId: string
+  /** With −1 comes a code. */
   ack: number
 }
 
@@ -62,7 +85,8 @@ export interface EngineEvents {
   closed: [{ reason: string; detail?: string }]
   /** A message came in, or one of ours was sent, here or on the phone. Repeats are possible. */
   message: [IncomingMessage]
-  ack: [{ keyId: string; waMessageId: string; ack: number }]
+  /** WhatsApp confirmed or refused a message of ours. Repeats are possible, in any order. */
+  ack: [Receipt & { keyId: string }]
 }
 
 /**
@@ -90,10 +114,33 @@ export interface Engine extends EventEmitter<EngineEvents> {
   /** Unlinks the device from the account, then stops. Rejects with an EngineError when WhatsApp did not confirm; stopped all the same. */
   logout(): Promise<void>
   /** Sends, unless a message of that id exists already. Rejects with an EngineError. */
-  send(message: OutgoingText): Promise<Receipt>
-  /** What became of an earlier send, or null when the engine is certain that it never took the message. Rejects with an EngineError. */
-  find(message: Pick<OutgoingText, 'chatId' | 'keyId'>): Promise<Receipt | null>
+  send(message: OutgoingMessage): Promise<Receipt>
+  /**
+   * What became of an earlier send, looked for under every address of the chat, or null when the engine is certain that it never took the
+   * message. Rejects with an EngineError.
+   */
+  find(message: Pick<OutgoingMessage, 'chatId' | 'keyId'>): Promise<Receipt | null>
+  /** Reacts to a message; an empty emoji takes the reaction back. Rejects with an EngineError. */
+  react(reaction: { target: MessageKey; emoji: string }): Promise<void>
+  /** Changes the text or the caption of a message of ours; does nothing when it reads so already. Rejects with an EngineError. */
+  edit(edit: { target: MessageKey; body: string }): Promise<void>
+  /** Deletes a message for everyone; does nothing when it is deleted already. Rejects with an EngineError. */
+  revoke(revocation: { target: MessageKey }): Promise<void>
+  /**
+   * Shows "typing…" (WhatsApp itself takes it off after 25 s), or no longer. A number of milliseconds shows it for so long, at most a minute,
+   * and resolves when that is over. Rejects with an EngineError, never later than a few seconds after its time.
+   */
+  typing(chatId: string, on: boolean | number): Promise<void>
+  /** Marks a chat as read; one that does not exist has nothing to read. Rejects with an EngineError. */
+  seen(chatId: string): Promise<void>
+  /**
+   * Whether a number (digits, a plus may stand before them) is on WhatsApp, and its address there: in Brazil and Mexico often not the
+   * number that was asked for. Rejects with an EngineError.
+   */
+  checkNumber(phone: string): Promise<NumberCheck>
 }
+
+export type NumberCheck = { exists: true; waId: string } | { exists: false; waId: null }
 
 /**
  * permanent: it did not go out and never will. transient: it did not go out, a later try may.
@@ -101,7 +148,36 @@ export interface Engine extends EventEmitter<EngineEvents> {
  */
 export type Certainty = 'permanent' | 'transient' | 'unknown'
 
-/** A failure of an engine, and what it says about the thing that was asked for. The code is stable, for people and for rows. */
+/**
+ * A failure of an engine, and what it says about the thing that was asked for. The code is stable, for people and for rows:
+ *
+ * permanent
+ * - NUMBER_NOT_ON_WHATSAPP   nobody has this address
+ * - INVALID_RECIPIENT        WhatsApp knows no such form of an address
+ * - INVALID_MENTION          a mention is no address of a person
+ * - QUOTED_NOT_FOUND         the message to answer is not there, or cannot be answered
+ * - MESSAGE_NOT_FOUND        the message to react to, edit, delete or download is not there
+ * - NOT_EDITABLE             not ours, too old, or of a kind that cannot be edited
+ * - NOT_REVOCABLE            not ours, or too old
+ * - MEDIA_REFUSED            WhatsApp Web does not take this file as this kind
+ *
+ * transient
+ * - SESSION_NOT_READY        not linked, not synced, or stopped
+ * - SEND_FAILED              WhatsApp Web threw and took nothing: its own trouble, or a message it never takes; a limit of tries tells them apart
+ * - ACTION_FAILED            the same of a reaction, an edit, a deletion, typing, seen or a number check
+ * - MEDIA_UNREADABLE         the local file is gone or cannot be read: fetch it anew
+ * - MEDIA_UPLOAD_FAILED      the file did not get to WhatsApp
+ * - MODULE_MISSING           WhatsApp Web no longer has a part this needs; the message names it
+ * - BROWSER_MISSING, START_FAILED, PROFILE_UNREADABLE   the engine did not start
+ *
+ * unknown
+ * - SEND_TIMEOUT, FIND_TIMEOUT, ACTION_TIMEOUT, PAIRING_TIMEOUT, LOGOUT_TIMEOUT   no answer in time; the page may still do it
+ * - FIND_FAILED              the look-up itself failed
+ * - SEND_UNDERWAY            an earlier try of the same message is still busy in the page
+ * - SEND_VANISHED            WhatsApp Web took the message and does not list it
+ * - PAGE_UNRESPONSIVE        no sign of life
+ * - BROWSER_GONE             the browser went away in the middle of it
+ */
 export class EngineError extends Error {
   readonly certainty: Certainty
   readonly code: string

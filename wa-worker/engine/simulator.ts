@@ -1,13 +1,32 @@
-import { createHash } from 'node:crypto'
 import { EventEmitter } from 'node:events'
-import { readFile, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { isGroup, serializeKey } from '../../shared/wa-id.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { MessageContent } from '../../shared/message-content.ts'
+import { isGroup } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
-import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
-import { contactFor, seededRandom } from './simulator-contacts.ts'
-import type { SimulatedContact } from './simulator-contacts.ts'
+import type {
+  Engine,
+  EngineEvents,
+  IncomingMessage,
+  MessageKey,
+  NumberCheck,
+  OutgoingMessage,
+  Pulse,
+  Receipt,
+} from './engine.ts'
+import { addressesOf, canonicalOf, contactFor, seededRandom } from './simulator-contacts.ts'
+import {
+  accountOf,
+  bodyOf,
+  hash,
+  readLogin,
+  receiptOf,
+  slotOf,
+  uploaded,
+  writeLogin,
+} from './simulator-phone.ts'
+import type { Login, SimulatedMessage } from './simulator-phone.ts'
 
 export interface SimulatorOptions {
   sessionId: string
@@ -20,13 +39,11 @@ export interface SimulatorOptions {
   seed?: number
 }
 
-/** What the simulated phone remembers: who is linked and what this device sent. */
-interface Login {
-  account: Account
-  sent: Record<string, Receipt & { chatId: string }>
-}
-
 const qrLifeMs = 20_000
+/** For so long WhatsApp lets a message be edited, and be deleted for everyone. */
+const editableSeconds = 15 * 60
+const revocableSeconds = 60 * 60 * 60
+const lockMs = 60 * 60 * 1_000
 
 /**
  * A WhatsApp in memory, behind the same port as the real one: it shows a QR code, is scanned, links a made-up number, delivers and
@@ -44,7 +61,12 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   #linkUp = true
   #qrAttempt = 0
   #received = 0
-  #saving: Promise<void> = Promise.resolve()
+  /** The write under way and, if the login has changed since, the one after it. */
+  #writing: Promise<void> | undefined
+  #nextWrite: Promise<void> | undefined
+  readonly #transmitted = new Map<string, number>()
+  readonly #signals: { kind: 'typing' | 'paused' | 'seen'; chatId: string }[] = []
+  readonly #ending = new AbortController()
 
   constructor(options: SimulatorOptions) {
     super()
@@ -64,9 +86,10 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   async stop(): Promise<void> {
     this.#stopped = true
     this.#running = false
+    this.#ending.abort()
     for (const timer of this.#timers) clearTimeout(timer)
     this.#timers.clear()
-    await this.#saving
+    await (this.#nextWrite ?? this.#writing)
   }
 
   async reload(): Promise<void> {
@@ -94,45 +117,149 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   async logout(): Promise<void> {
     this.#mustRun()
     this.#login = undefined
-    this.#save()
+    await this.#save()
     await this.stop()
   }
 
-  async send({ chatId, body, keyId }: OutgoingText): Promise<Receipt> {
-    const login = this.#mustRun()
-    const known = login.sent[keyId]
-    if (known) return { waMessageId: known.waMessageId, ack: known.ack }
+  async send(outgoing: OutgoingMessage): Promise<Receipt> {
+    const { chatId, keyId, content, mentions = [], quoted } = outgoing
+    this.#mustRun()
+    if (!/^\d+(-\d+)?@(c\.us|lid|g\.us)$/.test(chatId)) {
+      throw new EngineError(
+        'permanent',
+        'INVALID_RECIPIENT',
+        `WhatsApp knows no address ${chatId}.`,
+      )
+    }
+    const stranger = mentions.find((mention) => !/^\d+@(c\.us|lid)$/.test(mention))
+    if (stranger !== undefined) {
+      throw new EngineError('permanent', 'INVALID_MENTION', `${stranger} is nobody's address.`)
+    }
+    const media = 'path' in content ? await uploaded(content.path) : undefined
 
+    const login = this.#mustRun()
+    const key: MessageKey = { fromMe: true, chatId, id: keyId, participant: '' }
+    const known = login.messages[slotOf(key)]
+    if (known) return receiptOf(known)
     const contact = contactFor(chatId)
     if (contact === 'unregistered') {
       throw new EngineError('permanent', 'NUMBER_NOT_ON_WHATSAPP', `${chatId} is not on WhatsApp.`)
     }
-    const receipt = { waMessageId: serializeKey(true, chatId, keyId), ack: 0 }
-    login.sent[keyId] = { ...receipt, chatId }
-    this.#save()
-    this.emit('message', this.#message(true, chatId, keyId, body))
-    if (this.#linkUp) this.#transmit(keyId, chatId, body, contact)
+    if (contact === 'breaks') {
+      throw new EngineError('transient', 'SEND_FAILED', 'The simulated page threw.')
+    }
+    if (quoted && !login.messages[slotOf(quoted)]) {
+      throw new EngineError('permanent', 'QUOTED_NOT_FOUND', `${quoted.id} cannot be answered.`)
+    }
+    const message: SimulatedMessage = {
+      ...media,
+      key,
+      content: withoutPath(content),
+      timestamp: now(),
+      ack: 0,
+      quoted,
+      mentions,
+      ...('path' in content && { path: content.path }),
+    }
+    login.messages[slotOf(key)] = message
+    const receipt = receiptOf(message)
+    // As the real page has it in its database before it goes out.
+    await this.#save()
+    this.emit('message', this.#incoming(message))
+    if (this.#linkUp) this.#transmit(message)
     return receipt
   }
 
-  async find({ keyId }: Pick<OutgoingText, 'chatId' | 'keyId'>): Promise<Receipt | null> {
-    const known = this.#mustRun().sent[keyId]
-    return known ? { waMessageId: known.waMessageId, ack: known.ack } : null
+  async find({ keyId }: Pick<OutgoingMessage, 'chatId' | 'keyId'>): Promise<Receipt | null> {
+    const known = this.#mustRun().messages[slotOf({ fromMe: true, id: keyId })]
+    return known ? receiptOf(known) : null
+  }
+
+  async react({ target, emoji }: { target: MessageKey; emoji: string }): Promise<void> {
+    const message = this.#mustHave(target)
+    message.reactions = { ...message.reactions, '': emoji }
+    await this.#save()
+  }
+
+  async edit({ target, body }: { target: MessageKey; body: string }): Promise<void> {
+    const { content, timestamp, revoked } = this.#mustHave(target)
+    if (!revoked && bodyOf(content) === body) return
+    const editable = content.type === 'text' || 'caption' in content
+    if (!target.fromMe || revoked || !editable || now() - timestamp > editableSeconds) {
+      throw new EngineError('permanent', 'NOT_EDITABLE', 'WhatsApp does not let it be edited.')
+    }
+    if (content.type === 'text') content.body = body
+    else content.caption = body
+    await this.#save()
+  }
+
+  async revoke({ target }: { target: MessageKey }): Promise<void> {
+    const message = this.#mustHave(target)
+    if (message.revoked) return
+    if (!target.fromMe || now() - message.timestamp > revocableSeconds) {
+      throw new EngineError('permanent', 'NOT_REVOCABLE', 'WhatsApp does not let it be deleted.')
+    }
+    message.revoked = true
+    await this.#save()
+  }
+
+  async typing(chatId: string, on: boolean | number): Promise<void> {
+    this.#mustRun()
+    this.#signal(on === false ? 'paused' : 'typing', chatId)
+    if (typeof on === 'boolean') return
+    const ms = Math.min(on, 60_000) * this.#options.pace
+    await sleep(ms, undefined, { signal: this.#ending.signal }).catch(() => this.#mustRun())
+    this.#signal('paused', chatId)
+  }
+
+  async seen(chatId: string): Promise<void> {
+    this.#mustRun()
+    this.#signal('seen', chatId)
+  }
+
+  async checkNumber(phone: string): Promise<NumberCheck> {
+    this.#mustRun()
+    const waId = canonicalOf(phone)
+    if (contactFor(waId) === 'unregistered') return { exists: false, waId: null }
+    return { exists: true, waId }
+  }
+
+  /** How often a message of this id reached the simulated server since this engine was made. */
+  transmissions(keyId: string): number {
+    return this.#transmitted.get(keyId) ?? 0
+  }
+
+  /** What the simulated WhatsApp has of a message of ours. */
+  arrived(keyId: string): SimulatedMessage | undefined {
+    return this.#login?.messages[slotOf({ fromMe: true, id: keyId })]
+  }
+
+  /** What contacts have been shown of late besides messages. */
+  get signals(): readonly { kind: string; chatId: string }[] {
+    return this.#signals
   }
 
   /** The phone scans the code on show. */
   scan(account: Account = accountOf(this.#options.sessionId)): void {
     if (!this.#running || this.#login) return
-    this.#login = { account, sent: {} }
-    this.#save()
+    this.#login = { account, messages: {} }
+    void this.#save()
     this.#after(200, () => this.#ready())
   }
 
   /** A customer writes. */
   deliver(from: string, body: string, id?: string): void {
     this.#received += 1
-    const keyId = id ?? `3A${hash(`${from}${body}${this.#received}${Date.now()}`).toString(16)}`
-    this.emit('message', this.#message(false, from, keyId.toUpperCase(), body))
+    const unique = id ?? `3A${hash(`${from}${body}${this.#received}${Date.now()}`).toString(16)}`
+    const message: SimulatedMessage = {
+      key: { fromMe: false, chatId: from, id: unique.toUpperCase(), participant: '' },
+      content: { type: 'text', body },
+      timestamp: now(),
+      ack: 1,
+    }
+    if (this.#login) this.#login.messages[slotOf(message.key)] = message
+    void this.#save()
+    this.emit('message', this.#incoming(message))
   }
 
   /** The phone, or the whole machine, goes out of reach of WhatsApp. What is sent meanwhile goes out on restoreLink(). */
@@ -144,15 +271,15 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   restoreLink(): void {
     this.#linkUp = true
     this.emit('link', 'restored')
-    for (const [keyId, { chatId, ack }] of Object.entries(this.#login?.sent ?? {})) {
-      if (ack === 0) this.#transmit(keyId, chatId, '', contactFor(chatId))
+    for (const message of Object.values(this.#login?.messages ?? {})) {
+      if (message.key.fromMe && message.ack === 0) this.#transmit(message)
     }
   }
 
   /** The device is unlinked on the phone. */
   logoutFromPhone(): void {
     this.#login = undefined
-    this.#save()
+    void this.#save()
     this.emit('loggedOut')
   }
 
@@ -176,40 +303,75 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     if (this.#login) this.emit('ready', this.#login.account)
   }
 
-  #transmit(keyId: string, chatId: string, body: string, contact: SimulatedContact): void {
-    if (contact === 'unregistered') return
+  #transmit(message: SimulatedMessage): void {
+    const { key, content } = message
+    this.#transmitted.set(key.id, this.transmissions(key.id) + 1)
+    const contact = contactFor(key.chatId)
     const slow = contact === 'slow' ? 20 : 1
-    if (contact === 'refuses') return this.#after(100, () => this.#ack(keyId, -1))
-    if (contact === 'loses') return
-    this.#after(100 * slow, () => this.#ack(keyId, 1))
-    if (contact === 'offline') return
-    this.#after(300 * slow, () => this.#ack(keyId, 2))
-    if (contact === 'silent') return
-    this.#after(800 * slow, () => this.#ack(keyId, 3))
-    if (contact === 'answers' && body !== '' && !isGroup(chatId)) {
-      this.#after(1_500, () => this.deliver(chatId, `You wrote: ${body}`))
+    if (contact === 'refuses') {
+      return this.#after(100, () => this.#refuse(message, { code: 'REFUSED_BY_WHATSAPP' }))
     }
+    if (contact === 'locked' && !this.#hasWritten(key.chatId)) {
+      const refusal = { code: 'REACHOUT_LOCKED' as const, lockedUntil: Date.now() + lockMs }
+      return this.#after(100, () => this.#refuse(message, refusal))
+    }
+    if (contact === 'loses') return
+    this.#after(100 * slow, () => this.#ack(message, 1))
+    if (contact === 'offline') return
+    this.#after(300 * slow, () => this.#ack(message, 2))
+    if (contact === 'silent') return
+    this.#after(800 * slow, () => this.#ack(message, 3))
+    if (contact !== 'answers' || isGroup(key.chatId)) return
+    const answer =
+      content.type === 'text' ? `You wrote: ${content.body}` : `You sent: ${content.type}`
+    this.#after(1_500, () => this.deliver(key.chatId, answer))
   }
 
-  #ack(keyId: string, ack: number): void {
-    const sent = this.#login?.sent[keyId]
-    if (!sent || !this.#linkUp) return
-    sent.ack = ack
-    this.#save()
-    this.emit('ack', { keyId, waMessageId: sent.waMessageId, ack })
+  #hasWritten(chatId: string): boolean {
+    const addresses = addressesOf(chatId)
+    return Object.values(this.#login?.messages ?? {}).some(
+      ({ key }) => !key.fromMe && addresses.includes(key.chatId),
+    )
   }
 
-  #message(fromMe: boolean, chatId: string, id: string, body: string) {
+  #ack(message: SimulatedMessage, ack: number): void {
+    if (this.#login?.messages[slotOf(message.key)] !== message || !this.#linkUp) return
+    message.ack = ack
+    void this.#save()
+    this.emit('ack', { keyId: message.key.id, ...receiptOf(message) })
+  }
+
+  #refuse(
+    message: SimulatedMessage,
+    refusal: Required<Pick<SimulatedMessage, 'code'>> & Pick<SimulatedMessage, 'lockedUntil'>,
+  ): void {
+    Object.assign(message, refusal)
+    this.#ack(message, -1)
+  }
+
+  #incoming({ key, content, timestamp, ack }: SimulatedMessage): IncomingMessage {
+    const { chatId, fromMe } = key
     return {
-      key: { fromMe, chatId, id, participant: '' },
-      waMessageId: serializeKey(fromMe, chatId, id),
-      type: 'text' as const,
-      body,
-      timestamp: Math.floor(Date.now() / 1_000),
-      ack: fromMe ? 0 : 1,
-      senderName: fromMe ? null : `Customer ${chatId.slice(0, -5).slice(-4)}`,
+      key,
+      waMessageId: receiptOf({ key, content, timestamp, ack }).waMessageId,
+      type: content.type,
+      body: bodyOf(content),
+      timestamp,
+      ack,
+      senderName: fromMe ? null : `Customer ${chatId.slice(0, chatId.indexOf('@')).slice(-4)}`,
       chatName: null,
     }
+  }
+
+  #mustHave(target: MessageKey): SimulatedMessage {
+    const message = this.#mustRun().messages[slotOf(target)]
+    if (message) return message
+    throw new EngineError('permanent', 'MESSAGE_NOT_FOUND', `${target.id}.`)
+  }
+
+  #signal(kind: 'typing' | 'paused' | 'seen', chatId: string): void {
+    this.#signals.push({ kind, chatId })
+    if (this.#signals.length > 100) this.#signals.shift()
   }
 
   #mustRun(): Login {
@@ -232,34 +394,33 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     this.#timers.add(timer)
   }
 
-  /** Whole files, one after the other, so that a crash leaves the last complete one. */
-  #save(): void {
-    const file = this.#file!
-    const text = JSON.stringify(this.#login ?? null)
-    this.#saving = this.#saving
-      .then(() => writeFile(`${file}.new`, text, { mode: 0o600 }))
-      .then(() => rename(`${file}.new`, file))
-      .catch((error: unknown) => {
+  /** Resolves when what the phone remembers now is on the disk. At most one write waits for the one under way. */
+  #save(): Promise<void> {
+    const write = async () => {
+      this.#nextWrite = undefined
+      try {
+        await writeLogin(this.#file!, this.#login)
+      } catch (error) {
         this.emit('closed', { reason: 'PROFILE_UNWRITABLE', detail: String(error) })
-      })
-  }
-}
-
-async function readLogin(file: string): Promise<Login | undefined> {
-  try {
-    return (JSON.parse(await readFile(file, 'utf8')) as Login | null) ?? undefined
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw new EngineError('transient', 'PROFILE_UNREADABLE', `${file} cannot be read.`, {
-      cause: error,
+      }
+    }
+    if (this.#nextWrite) return this.#nextWrite
+    if (!this.#writing) {
+      this.#writing = write().finally(() => (this.#writing = undefined))
+      return this.#writing
+    }
+    this.#nextWrite = this.#writing.then(() => {
+      this.#writing = write().finally(() => (this.#writing = undefined))
+      return this.#writing
     })
+    return this.#nextWrite
   }
 }
 
-const hash = (text: string) => createHash('sha256').update(text).digest().readUInt32BE()
+const now = () => Math.floor(Date.now() / 1_000)
 
-/** A number that nobody has: country code 999 is not given out. The same session always gets the same one. */
-function accountOf(sessionId: string): Account {
-  const phone = `999${String(hash(sessionId)).padStart(10, '0')}`
-  return { waId: `${phone}@c.us`, lid: null, phone: `+${phone}`, pushName: 'Simulated Phone' }
+function withoutPath(content: OutgoingMessage['content']): MessageContent {
+  if (!('path' in content)) return { ...content }
+  const { type, mimeType, filename, caption, mediaId } = content
+  return { type, mimeType, filename, caption, mediaId }
 }

@@ -2,14 +2,17 @@ import type { MessageType } from '../../shared/messages.ts'
 import { serializeKey } from '../../shared/wa-id.ts'
 import type { IncomingMessage, MessageKey } from './engine.ts'
 
+/** The id of a message as the library or the page hands it over: of both, only the parts are to be relied on. */
+export interface LibraryId {
+  fromMe?: boolean
+  remote?: string | { _serialized?: string }
+  id?: string
+  participant?: string | { _serialized?: string }
+}
+
 /** A message as the library hands it over; only what is read here, and nothing of it is certain. */
 export interface LibraryMessage {
-  id: {
-    fromMe?: boolean
-    remote?: string | { _serialized?: string }
-    id?: string
-    participant?: string | { _serialized?: string }
-  }
+  id: LibraryId
   type?: string
   body?: string
   timestamp?: number
@@ -48,19 +51,16 @@ const internal = new Set([
   'broadcast_notification',
 ])
 
-/**
- * A message of the library as ours, or undefined when it is none of a conversation (status updates, channels, internal traffic).
- * The id is put together from its parts: WhatsApp has renamed the serialized field before.
- */
+/** A message of the library as ours, or undefined when it is none of a conversation (status updates, channels, internal traffic). */
 export function incomingMessage(message: LibraryMessage): IncomingMessage | undefined {
-  const key = keyOf(message)
-  if (!key || internal.has(message.type ?? '')) return undefined
-  if (!/@(c\.us|lid|g\.us)$/.test(key.chatId)) return undefined
+  const identity = identify(message.id, message.author)
+  if (!identity || internal.has(message.type ?? '')) return undefined
+  if (!/@(c\.us|lid|g\.us)$/.test(identity.key.chatId)) return undefined
   return {
-    key,
-    waMessageId: serializeKey(key.fromMe, key.chatId, key.id, key.participant),
+    ...identity,
     type: types[message.type ?? ''] ?? 'unknown',
-    body: message.body === undefined ? null : storable(message.body),
+    // A caption that is not there comes as an empty text.
+    body: storable(message.body ?? '') || (message.type === 'chat' ? '' : null),
     timestamp: message.timestamp ?? Math.floor(Date.now() / 1_000),
     ack: message.ack ?? 0,
     senderName: nameOf(message._data?.notifyName),
@@ -68,17 +68,22 @@ export function incomingMessage(message: LibraryMessage): IncomingMessage | unde
   }
 }
 
-/** The parts of a message's id, or undefined when it has none. */
-export function keyOf({ id, author }: LibraryMessage): MessageKey | undefined {
+/**
+ * Which message this is, put together from the parts of its id: WhatsApp has renamed the serialized field before. Undefined when parts are
+ * missing. `author` stands in for a participant that is left out.
+ */
+export function identify(
+  id: LibraryId,
+  author?: string,
+): { key: MessageKey; waMessageId: string } | undefined {
   const chatId = addressOf(id.remote)
   if (chatId === undefined || id.id === undefined) return undefined
   const fromMe = id.fromMe === true
-  const inGroup = chatId.endsWith('@g.us') && !fromMe
+  const inGroup = chatId.endsWith('@g.us')
+  const participant = inGroup ? (addressOf(id.participant) ?? addressOf(author) ?? '') : ''
   return {
-    fromMe,
-    chatId,
-    id: id.id,
-    participant: inGroup ? (addressOf(id.participant) ?? author ?? '') : '',
+    key: { fromMe, chatId, id: id.id, participant: fromMe ? '' : participant },
+    waMessageId: serializeKey(fromMe, chatId, id.id, participant),
   }
 }
 
@@ -91,7 +96,9 @@ export function nameOf(name: string | undefined): string | null {
 }
 
 /** An address as text, without the device (`123:4@c.us`) and in the form we use everywhere. */
-function addressOf(value: string | { _serialized?: string } | undefined): string | undefined {
+export function addressOf(
+  value: string | { _serialized?: string } | undefined,
+): string | undefined {
   const text = typeof value === 'string' ? value : value?._serialized
   return text?.replace(/:\d+@/, '@').replace(/@s\.whatsapp\.net$/, '@c.us')
 }

@@ -1,18 +1,32 @@
 /**
- * What runs inside WhatsApp Web's page, beside the library's own code. The function is sent to the page as text: it must not use anything
- * from outside itself.
+ * What runs inside WhatsApp Web's page, beside the library's own code: how messages are found there. The functions are sent to the page as
+ * text: they must not use anything from outside themselves but window.
  */
+import type { MessageKey } from './engine.ts'
+import type { SendingApi, SendingModules } from './webjs-page-send.ts'
 
-interface PageMessage {
-  id: { _serialized: string; id: string; fromMe: boolean }
-  ack: number
-}
-interface Wid {
+export interface Wid {
   _serialized: string
   isLid?(): boolean
   isGroup?(): boolean
 }
-interface PageChat {
+/** A message's id as the page has it. */
+export interface PageKey {
+  fromMe: boolean
+  remote: Wid | string
+  id: string
+  participant?: Wid | string
+  _serialized: string
+}
+export interface PageMessage {
+  id: PageKey
+  ack: number
+  type?: string
+  body?: string
+  caption?: string
+  unsafe?(): PageMessage
+}
+export interface PageChat {
   id: Wid
   msgs?: { getModelsArray?(): PageMessage[] }
   groupMetadata?: { isLidAddressingMode?: boolean }
@@ -22,10 +36,8 @@ interface MsgCollection {
   on(event: 'add', listener: (message: { isNewMsg?: boolean; type?: string }) => void): void
   getMessagesById?(ids: string[]): Promise<{ messages?: PageMessage[] } | undefined>
 }
-type MsgKeyClass = new (parts: object) => { _serialized: string }
-interface Modules {
+interface Modules extends SendingModules {
   WAWebCollections: { Msg: MsgCollection; Chat: { get(wid: Wid): PageChat | undefined } }
-  WAWebMsgKey: MsgKeyClass
   WAWebWidFactory: { createWid(id: string): Wid; asUserWidOrThrow(wid: Wid | null): Wid }
   WAWebUserPrefsMeUser: { getMaybeMeLidUser(): Wid | null; getMaybeMePnUser(): Wid | null }
   WAWebApiContact: {
@@ -34,7 +46,6 @@ interface Modules {
   }
   WAWebChatLoadMessages: { loadEarlierMsgs(of: { chat: PageChat }): Promise<unknown> }
   WAWebSocketModel: { Socket: { state: string; hasSynced: boolean } }
-  WAWebCmd: { Cmd: { refreshQR(): void } }
 }
 
 export interface PageWindow {
@@ -42,43 +53,43 @@ export interface PageWindow {
   WWebJS?: {
     getChat(id: string, options: object): Promise<PageChat | null>
     sendMessage(chat: PageChat, content: string, options: object): Promise<unknown>
+    editMessage(message: PageMessage, body: string, options: object): Promise<unknown>
+    sendSeen(chatId: string): Promise<boolean>
+    mediaInfoToFile(media: { file: File }): File
   }
   AuthStore?: unknown
   onAppStateHasSyncedEvent?(): void
-  awfar?: PageApi
+  awfar?: LookUpApi & SendingApi
 }
 
-/** sent: WhatsApp Web has it. refused: it never will. failed: it has not, a later try may work. vanished: nobody can say. */
-export type SendOutcome =
-  | { outcome: 'sent'; waMessageId: string; ack: number }
-  | { outcome: 'refused' | 'failed' | 'vanished'; error: string }
-
-export interface PageApi {
+export interface LookUpApi {
   /** New messages the page has shown since this was installed, of the kinds the library reports at once. */
   shown: number
-  find(chatId: string, keyId: string): Promise<{ waMessageId: string; ack: number } | null>
-  send(chatId: string, body: string, keyId: string): Promise<SendOutcome>
+  /** The addresses a person or chat may be known under, the given one first: a person has a phone number and a lid. */
+  addressesOf(id: string): string[]
+  /** The open chat with this id, under any of its addresses. */
+  chatOf(id: string): PageChat | undefined
+  /** A message under any address of its chat and author: in memory or in the page's database; `deep` also loads earlier ones of its chat. */
+  lookUp(key: MessageKey, deep: boolean): Promise<PageMessage | undefined>
+  /** Those of these modules the page does not have (any more). */
+  missing(names: string[]): string[]
+  /** What an error says. */
+  text(error: unknown): string
 }
 
 declare const window: PageWindow
 
-/** Defines window.awfar, once a page. */
-export function installPageApi(): void {
+/** Defines window.awfar, once a page. The other parts add to it, right after. */
+export function installLookUps(): void {
   if (window.awfar) return
 
-  const text = (error: unknown): string => {
-    const message = (error as { message?: unknown } | null)?.message
-    return typeof message === 'string' ? message : String(error)
-  }
-
-  /** The addresses a chat may be known under: a person has a phone number and a lid. */
-  const addressesOf = (chatId: string): string[] => {
-    const addresses = [chatId]
+  const addressesOf = (id: string): string[] => {
+    const addresses = [id]
     try {
-      const wid = window.require('WAWebWidFactory').createWid(chatId)
+      const wid = window.require('WAWebWidFactory').createWid(id)
       const contacts = window.require('WAWebApiContact')
       for (const other of [contacts.getCurrentLid?.(wid), contacts.getPhoneNumber?.(wid)]) {
-        if (other) addresses.push(other._serialized)
+        if (other && !addresses.includes(other._serialized)) addresses.push(other._serialized)
       }
     } catch {
       // A contact the page does not know has one address only.
@@ -86,92 +97,75 @@ export function installPageApi(): void {
     return addresses
   }
 
-  const inChat = (chat: PageChat | undefined, keyId: string): PageMessage | undefined =>
-    chat?.msgs?.getModelsArray?.().find(({ id }) => id.fromMe && id.id === keyId)
+  const chatsOf = (id: string): PageChat[] => {
+    const { Chat } = window.require('WAWebCollections')
+    const wids = window.require('WAWebWidFactory')
+    try {
+      return addressesOf(id).flatMap((address) => Chat.get(wids.createWid(address)) ?? [])
+    } catch {
+      return [] // no such form of an address: whoever sends there is told so
+    }
+  }
 
-  const lookUp = async (chatId: string, keyId: string, deep: boolean) => {
-    const { Msg, Chat } = window.require('WAWebCollections')
-    const addresses = addressesOf(chatId)
-    const ids = addresses.map((address) => `true_${address}_${keyId}`)
+  /** Who may stand in the serialized id behind the message's own: nobody outside a group. */
+  const authorsOf = ({ fromMe, chatId, participant }: MessageKey): string[] => {
+    if (!chatId.endsWith('@g.us')) return ['']
+    if (!fromMe) return ['', ...(participant ? addressesOf(participant) : [])]
+    const me = window.require('WAWebUserPrefsMeUser')
+    return ['', me.getMaybeMePnUser(), me.getMaybeMeLidUser()].flatMap((wid) =>
+      wid === null ? [] : typeof wid === 'string' ? wid : wid._serialized,
+    )
+  }
+
+  const lookUp = async (key: MessageKey, deep: boolean): Promise<PageMessage | undefined> => {
+    const { Msg } = window.require('WAWebCollections')
+    const inChat = (chat: PageChat) =>
+      chat.msgs?.getModelsArray?.().find(({ id }) => id.fromMe === key.fromMe && id.id === key.id)
+    const ids = addressesOf(key.chatId).flatMap((address) =>
+      authorsOf(key).map((author) => `${key.fromMe}_${address}_${key.id}${author && `_${author}`}`),
+    )
     for (const id of ids) {
       const message = Msg.get(id)
       if (message) return message
     }
-    const chats = addresses.map((address) =>
-      Chat.get(window.require('WAWebWidFactory').createWid(address)),
-    )
+    const chats = chatsOf(key.chatId)
     for (const chat of chats) {
-      const message = inChat(chat, keyId)
+      const message = inChat(chat)
       if (message) return message
     }
     // Not in memory, but perhaps in the page's database: so it is after a restart.
     const stored = (await Msg.getMessagesById?.(ids))?.messages?.find((message) => message)
     if (stored || !deep) return stored
     for (const chat of chats) {
-      if (!chat) continue
       await window.require('WAWebChatLoadMessages').loadEarlierMsgs({ chat })
-      const message = inChat(chat, keyId)
+      const message = inChat(chat)
       if (message) return message
     }
     return undefined
   }
 
-  const receipt = ({ id, ack }: PageMessage) => ({ waMessageId: id._serialized, ack })
-
-  /** A key as the library makes one, but with our id. */
-  const keyFor = (chat: PageChat, keyId: string) => {
-    const me = window.require('WAWebUserPrefsMeUser')
-    const group = chat.id.isGroup?.() === true
-    const byLid = group
-      ? chat.groupMetadata?.isLidAddressingMode === true
-      : chat.id.isLid?.() === true
-    const from = byLid ? me.getMaybeMeLidUser() : me.getMaybeMePnUser()
-    const participant = group ? window.require('WAWebWidFactory').asUserWidOrThrow(from) : undefined
-    const MsgKey = window.require('WAWebMsgKey')
-    return new MsgKey({ from, to: chat.id, id: keyId, participant, selfDir: 'out' })
-  }
-
-  window.awfar = {
+  const api: LookUpApi = {
     shown: 0,
-
-    async find(chatId, keyId) {
-      const message = await lookUp(chatId, keyId, true)
-      return message ? receipt(message) : null
-    },
-
-    async send(chatId, body, keyId) {
-      const known = await lookUp(chatId, keyId, false)
-      if (known) return { outcome: 'sent', ...receipt(known) }
-
-      let chat: PageChat | null
-      try {
-        chat = await window.WWebJS!.getChat(chatId, { getAsModel: false })
-      } catch (error) {
-        return { outcome: 'refused', error: text(error) }
-      }
-      if (!chat) return { outcome: 'refused', error: 'no such chat' }
-
-      const key = keyFor(chat, keyId)
-      const { Msg } = window.require('WAWebCollections')
-      try {
-        // extraOptions is spread over the message last, so our key replaces the one the library makes up. What the
-        // library answers is the message of its own key, undefined: the truth is in the collection.
-        await window.WWebJS!.sendMessage(chat, body, {
-          mentionedJidList: [],
-          extraOptions: { id: key },
-        })
-      } catch (error) {
-        const added = Msg.get(key._serialized)
-        if (!added) return { outcome: 'failed', error: text(error) }
-      }
-      const sent = Msg.get(key._serialized) ?? (await lookUp(chatId, keyId, false))
-      if (sent) return { outcome: 'sent', ...receipt(sent) }
-      return { outcome: 'vanished', error: 'WhatsApp Web took the message and does not list it' }
+    addressesOf,
+    chatOf: (id) => chatsOf(id)[0],
+    lookUp,
+    missing: (names) =>
+      names.filter((name) => {
+        try {
+          return !(window.require as (name: string) => unknown)(name)
+        } catch {
+          return true
+        }
+      }),
+    text: (error) => {
+      const message = (error as { message?: unknown } | null)?.message
+      return typeof message === 'string' ? message : String(error)
     },
   }
+  window.awfar = api as LookUpApi & SendingApi
 
   window.require('WAWebCollections').Msg.on('add', ({ isNewMsg, type }) => {
-    if (isNewMsg && type !== 'ciphertext' && type !== 'gp2') window.awfar!.shown += 1
+    if (isNewMsg && type !== 'ciphertext' && type !== 'gp2') api.shown += 1
   })
 }
 
@@ -211,7 +205,10 @@ export const startModules = [
   'WAWebCallCollection',
 ]
 
-/** Modules it needs only when a text is sent: one that is gone would let the session look well until then. */
+/**
+ * Modules it needs only when a text is sent: one that is gone would let the session look well until then. What other kinds need besides is
+ * asked for when one is sent.
+ */
 export const sendModules = [
   'WAWebMsgKey',
   'WAWebWidFactory',
@@ -223,7 +220,7 @@ export const sendModules = [
   'WAWebSendMsgChatAction',
 ]
 
-/** Those of these modules the page does not have (any more). */
+/** Those of these modules the page does not have (any more). Asked also before anything is installed. */
 export function missingModules(names: string[]): string[] {
   return names.filter((name) => {
     try {

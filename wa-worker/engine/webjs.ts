@@ -1,24 +1,35 @@
 import { EventEmitter } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Browser, Page } from 'puppeteer'
-import whatsapp from 'whatsapp-web.js'
-import type { Client } from 'whatsapp-web.js'
+import type { Page } from 'puppeteer'
 import { errorText } from '../../shared/errors.ts'
 import type { Logger } from '../../shared/logger.ts'
 import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts'
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
-import type { Engine, EngineEvents, OutgoingText, Pulse, Receipt } from './engine.ts'
-import { incomingMessage, keyOf, nameOf } from './webjs-messages.ts'
+import type {
+  Engine,
+  EngineEvents,
+  MessageKey,
+  NumberCheck,
+  OutgoingMessage,
+  Pulse,
+  Receipt,
+} from './engine.ts'
+import { deadlines, within } from './webjs-call.ts'
+import { closeBrowser, createClient } from './webjs-client.ts'
+import type { LibraryClient } from './webjs-client.ts'
+import { identify, incomingMessage, nameOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
+import * as outgoing from './webjs-outgoing.ts'
 import {
-  installPageApi,
+  installLookUps,
   missingModules,
   reportPasskeys,
   sendModules,
   startModules,
 } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
+import { installSending } from './webjs-page-send.ts'
 
 export interface WebjsOptions {
   sessionId: string
@@ -31,51 +42,18 @@ export interface WebjsOptions {
   webVersion?: { version: string; cacheDir: string } | undefined
 }
 
-/** Milliseconds each call to the browser may take before it counts as hung. */
-const deadlines = {
-  call: 10_000,
-  probe: 4_000,
-  send: 30_000,
-  find: 30_000,
-  launch: 40_000,
-  close: 8_000,
-  exit: 5_000,
-}
 /** WhatsApp shows its first code for a minute, each later one for 20 seconds. */
 const qrLifeMs = (attempt: number) => (attempt === 1 ? 60_000 : 20_000)
 
 const pairingCodeLifeMs = 180_000
 
-/** What the library has and its type declarations leave out. */
-interface Internals {
-  inject(): Promise<void>
-  lastLoggedOut: boolean
-  pupBrowser?: Browser | null
-  pupPage?: Page | null
-}
-
 declare const window: PageWindow
 
-/**
- * The library's strategy for logins, made harmless: the profile's folder is ours, and nothing the library does on a logout or a
- * strange state deletes or moves it.
- */
-class OwnProfile extends whatsapp.NoAuth {
-  constructor(profileDir: string, onBrowser: () => Promise<void>) {
-    super()
-    this.beforeBrowserInitialized = async () => {
-      const { options } = (this as unknown as { client: { options: { puppeteer: object } } }).client
-      options.puppeteer = { ...options.puppeteer, userDataDir: profileDir }
-    }
-    this.afterBrowserInitialized = onBrowser
-  }
-}
-
-/** whatsapp-web.js on a real Chromium. The only file that imports the library. */
+/** whatsapp-web.js on a real Chromium: its life from the start to the stop. What is sent is the concern of webjs-outgoing.ts. */
 export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   readonly #options: WebjsOptions
   readonly #log: Logger
-  #client: (Client & Internals) | undefined
+  #client: LibraryClient | undefined
   /** Settles when the browser runs or will never do. */
   #launched: Promise<void> = Promise.resolve()
   #stopping: Promise<void> | undefined
@@ -85,6 +63,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   #qrAttempt = 0
   /** Messages the library told of since the page API was installed. */
   #reported = 0
+  /** Sends that did not settle in time and are still busy in the page. */
+  readonly #stuck = new Set<string>()
+  readonly #ending = new AbortController()
 
   constructor(options: WebjsOptions) {
     super()
@@ -103,10 +84,17 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
 
     let onBrowser!: () => void
     const running = new Promise<void>((resolve) => (onBrowser = resolve))
-    const client = this.#createClient(browser.path, profileDir, async () => {
-      this.#watchBrowser()
-      onBrowser()
-      await this.#watchForPasskey()
+    const { browserArgs, webVersion } = this.#options
+    const client = createClient({
+      executablePath: browser.path,
+      profileDir,
+      browserArgs,
+      webVersion,
+      onBrowser: async () => {
+        this.#watchBrowser()
+        onBrowser()
+        await this.#watchForPasskey()
+      },
     })
     this.#client = client
     this.#listen(client)
@@ -134,7 +122,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async logout(): Promise<void> {
     try {
       const { page } = this.#mustBeReady()
-      await this.#within(
+      await within(
         deadlines.call,
         'LOGOUT_TIMEOUT',
         page.evaluate(async () => {
@@ -149,49 +137,57 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     }
   }
 
-  async send({ chatId, body, keyId }: OutgoingText): Promise<Receipt> {
+  async send(message: OutgoingMessage): Promise<Receipt> {
+    return outgoing.sendMessage(this.#mustBeReady().page, message)
+  }
+
+  async find(message: Pick<OutgoingMessage, 'chatId' | 'keyId'>): Promise<Receipt | null> {
     const { page } = this.#mustBeReady()
-    const result = await this.#within(
-      deadlines.send,
-      'SEND_TIMEOUT',
-      page.evaluate((chat, text, id) => window.awfar!.send(chat, text, id), chatId, body, keyId),
-    )
-    switch (result.outcome) {
-      case 'sent':
-        return { waMessageId: result.waMessageId, ack: result.ack }
-      case 'vanished':
-        throw new EngineError('unknown', 'SEND_VANISHED', result.error)
-      case 'failed':
-      case 'refused':
-        throw refusal(chatId, result.error)
+    try {
+      return await outgoing.findMessage(page, message)
+    } catch (error) {
+      // Nobody can tell what becomes of it while the page hangs over it; a page that is loaded anew knows.
+      if (error instanceof EngineError && error.code === 'SEND_UNDERWAY') this.#tellStuck(message)
+      throw error
     }
   }
 
-  async find({ chatId, keyId }: Pick<OutgoingText, 'chatId' | 'keyId'>): Promise<Receipt | null> {
-    const { page } = this.#mustBeReady()
-    return this.#within(
-      deadlines.find,
-      'FIND_TIMEOUT',
-      page.evaluate((chat, id) => window.awfar!.find(chat, id), chatId, keyId),
-    )
+  async react({ target, emoji }: { target: MessageKey; emoji: string }): Promise<void> {
+    await outgoing.react(this.#mustBeReady().page, target, emoji)
+  }
+
+  async edit({ target, body }: { target: MessageKey; body: string }): Promise<void> {
+    await outgoing.edit(this.#mustBeReady().page, target, body)
+  }
+
+  async revoke({ target }: { target: MessageKey }): Promise<void> {
+    await outgoing.revoke(this.#mustBeReady().page, target)
+  }
+
+  async typing(chatId: string, on: boolean | number): Promise<void> {
+    await outgoing.typing(this.#mustBeReady().page, chatId, on, this.#ending.signal)
+  }
+
+  async seen(chatId: string): Promise<void> {
+    await outgoing.seen(this.#mustBeReady().page, chatId)
+  }
+
+  async checkNumber(phone: string): Promise<NumberCheck> {
+    return outgoing.checkNumber(this.#mustBeReady().page, phone)
   }
 
   async reload(): Promise<void> {
     const { page } = this.#mustBeReady()
     this.#setLink(false)
     // Not evaluated in the page: that page may be the one that hangs.
-    await this.#within(
-      deadlines.call,
-      'PAGE_UNRESPONSIVE',
-      page.reload({ timeout: deadlines.call }),
-    )
+    await within(deadlines.call, 'PAGE_UNRESPONSIVE', page.reload({ timeout: deadlines.call }))
   }
 
   async pairingCode(phone: string): Promise<{ code: string; expiresAt: Date }> {
     this.#running()
     if (this.#ready)
       throw new EngineError('permanent', 'SESSION_NOT_READY', 'It is linked already.')
-    const code = await this.#within(
+    const code = await within(
       deadlines.send,
       'PAIRING_TIMEOUT',
       this.#client!.requestPairingCode(phone, true, pairingCodeLifeMs),
@@ -207,7 +203,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async probe(): Promise<Pulse> {
     const { page } = this.#mustBeReady()
     const reported = this.#reported
-    const pulse = await this.#within(
+    const pulse = await within(
       deadlines.probe,
       'PAGE_UNRESPONSIVE',
       page.evaluate(() => ({
@@ -220,32 +216,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     return { online: pulse.state === 'CONNECTED', unreported: pulse.shown - reported }
   }
 
-  #createClient(executablePath: string, profileDir: string, onBrowser: () => Promise<void>) {
-    const { browserArgs, webVersion } = this.#options
-    return new whatsapp.Client({
-      authStrategy: new OwnProfile(profileDir, onBrowser),
-      puppeteer: {
-        headless: true,
-        executablePath,
-        // Over a pipe Chromium ends with this process, however it ends; over a WebSocket it would live on and hold the profile.
-        pipe: true,
-        // puppeteer would kill the browser in the middle of our own shutdown.
-        handleSIGINT: false,
-        handleSIGTERM: false,
-        handleSIGHUP: false,
-        args: [...(mustRunWithoutSandbox() ? ['--no-sandbox'] : []), ...browserArgs],
-      },
-      ...(webVersion
-        ? {
-            webVersion: webVersion.version,
-            webVersionCache: { type: 'local', path: webVersion.cacheDir, strict: true },
-          }
-        : { webVersionCache: { type: 'none' } }),
-    }) as Client & Internals
-  }
-
   /** A listener that throws would be answered into the page and heard by nobody. */
-  #listen(client: Client): void {
+  #listen(client: LibraryClient): void {
     const on = (event: string, handle: (...args: never[]) => void) => {
       client.on(event, (...args: unknown[]) => {
         try {
@@ -267,12 +239,21 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       if (incoming) this.emit('message', incoming)
     })
     on('message_ack', (message: LibraryMessage, ack: number) => {
-      const key = keyOf(message)
-      const incoming = incomingMessage(message)
-      if (key?.fromMe && incoming) {
-        this.emit('ack', { keyId: key.id, waMessageId: incoming.waMessageId, ack })
-      }
+      const identity = identify(message.id, message.author)
+      if (!identity?.key.fromMe || !incomingMessage(message)) return
+      const { key, waMessageId } = identity
+      if (ack === -1) void this.#refused(key, waMessageId)
+      else this.emit('ack', { keyId: key.id, waMessageId, ack })
     })
+  }
+
+  /** The event of a refusal does not say why; the page may know. */
+  async #refused(key: MessageKey, waMessageId: string): Promise<void> {
+    const refused = { waMessageId, ack: -1, code: 'REFUSED_BY_WHATSAPP' as const }
+    const receipt = await this.find({ chatId: key.chatId, keyId: key.id }).catch(() => null)
+    if (this.#dead) return
+    // Acknowledged meanwhile, it is no refusal any more.
+    this.emit('ack', { keyId: key.id, ...(receipt ?? refused) })
   }
 
   /** A crash of the browser or its page makes no event in the library. */
@@ -320,7 +301,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       this.emit('loggedOut')
       return
     }
-    const injected = await this.#within(
+    const injected = await within(
       deadlines.call,
       'PAGE_UNRESPONSIVE',
       page.evaluate(() => window.AuthStore !== undefined),
@@ -343,14 +324,17 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async #becomeReady(): Promise<void> {
     try {
       const { page } = this.#running()
-      await this.#within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(installPageApi))
+      for (const install of [installLookUps, installSending]) {
+        await within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(install))
+      }
+      this.#stuck.clear()
       this.#reported = 0
       // Some modules may load a moment later than others.
       const missing = await this.#missingModules(sendModules, 5)
       if (missing) return this.#closed('MODULE_MISSING', missing)
       if (this.#ready) return this.#setLink(true)
       const { wid, pushname } = this.#client!.info
-      const lid = await this.#within(
+      const lid = await within(
         deadlines.call,
         'PAGE_UNRESPONSIVE',
         page.evaluate(
@@ -390,7 +374,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     while (!this.#dead && (!this.#ready || !this.#linkUp)) {
       try {
         const { page } = this.#running()
-        const { hasSynced, begun } = await this.#within(
+        const { hasSynced, begun } = await within(
           deadlines.call,
           'PAGE_UNRESPONSIVE',
           page.evaluate(() => {
@@ -418,7 +402,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async #missingModules(names: string[], tries = 1): Promise<string | undefined> {
     try {
       const { page } = this.#running()
-      const missing = await this.#within(
+      const missing = await within(
         deadlines.call,
         'PAGE_UNRESPONSIVE',
         page.evaluate(missingModules, names),
@@ -445,25 +429,20 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     this.emit('closed', { reason, ...(detail !== undefined && { detail }) })
   }
 
+  /** Once a message. */
+  #tellStuck({ keyId }: { keyId: string }): void {
+    if (this.#stuck.has(keyId)) return
+    this.#stuck.add(keyId)
+    this.#trouble('SEND_STUCK', `Message ${keyId} has been handed to WhatsApp Web and hangs there.`)
+  }
+
   async #close(): Promise<void> {
     this.#dead = true
+    this.#ending.abort()
     // Before the browser runs the library's destroy() does nothing, and the browser would come up behind our back.
     await withDeadline(this.#launched, deadlines.launch, () => new Error()).catch(() => {})
     const browser = this.#client?.pupBrowser
-    const child = browser?.process()
-    if (!browser || !child?.pid) return
-    const exited = new Promise<void>((resolve) => {
-      if (child.exitCode !== null || child.signalCode !== null) resolve()
-      else child.once('exit', () => resolve())
-    })
-    // A graceful close writes the login to the disk; a frozen browser never answers.
-    await withDeadline(browser.close(), deadlines.close, () => new Error('did not close')).catch(
-      (error: unknown) => this.#log.warn('browser killed', { error: errorText(error) }),
-    )
-    killGroup(child.pid)
-    await withDeadline(exited, deadlines.exit, () => new Error('did not exit')).catch(
-      (error: unknown) => this.#log.error('browser left behind', { pid: child.pid, error }),
-    )
+    if (browser) await closeBrowser(browser, this.#log)
   }
 
   #running(): { page: Page } {
@@ -480,30 +459,4 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     }
     return this.#running()
   }
-
-  /** A call into the browser with a deadline. Whether a call that failed on the way did its work is unknown. */
-  async #within<T>(ms: number, code: string, call: Promise<T>): Promise<T> {
-    const late = () =>
-      new EngineError('unknown', code, `No answer from the browser within ${ms} ms.`)
-    try {
-      return await withDeadline(call, ms, late)
-    } catch (error) {
-      if (error instanceof EngineError) throw error
-      throw new EngineError('unknown', 'BROWSER_GONE', errorText(error), { cause: error })
-    }
-  }
 }
-
-/** What WhatsApp Web says when it does not take a message. */
-function refusal(chatId: string, error: string): EngineError {
-  if (/No LID for user/i.test(error)) {
-    return new EngineError('permanent', 'NUMBER_NOT_ON_WHATSAPP', `${chatId} is not on WhatsApp.`)
-  }
-  if (/invalid wid/i.test(error)) {
-    return new EngineError('permanent', 'INVALID_RECIPIENT', `WhatsApp knows no address ${chatId}.`)
-  }
-  return new EngineError('transient', 'SEND_FAILED', `WhatsApp Web did not take it: ${error}`)
-}
-
-/** Chromium refuses to run as root with its sandbox. */
-const mustRunWithoutSandbox = () => process.getuid?.() === 0

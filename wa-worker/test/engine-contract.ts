@@ -1,8 +1,17 @@
-import { randomUUID } from 'node:crypto'
+import { createHash, randomBytes, randomUUID } from 'node:crypto'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import type { Test } from 'tap'
+import type { MediaType } from '../../shared/message-content.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { EngineError } from '../engine/engine.ts'
-import type { Engine } from '../engine/engine.ts'
+import type {
+  Engine,
+  MessageKey,
+  OutgoingContent,
+  OutgoingMessage,
+  Receipt,
+} from '../engine/engine.ts'
 import { nextEvent, until } from './waiting.ts'
 
 /** The far side of an engine: the phone it is linked to and the people it writes to. */
@@ -14,10 +23,35 @@ export interface Rig {
   dropLink(engine: Engine): Promise<void>
   restoreLink(engine: Engine): Promise<void>
   logoutFromPhone(engine: Engine): Promise<void>
-  /** How often a message of this id reached WhatsApp's server; undefined where the rig cannot count. */
-  transmissions(keyId: string): number | undefined
+  /** How often a message of this id reached WhatsApp's server. */
+  transmissions(engine: Engine, keyId: string): number
+  /** Whether that count goes on over a restart of the engine. */
+  countsOn: boolean
+  /** What WhatsApp's server has of a message. */
+  state(engine: Engine, keyId: string): MessageState | undefined
+  /** What contacts have been shown besides messages, in order: `typing`, `paused`, `seen`. */
+  signals(engine: Engine): string[]
   customer: string
+  /** The same person. */
+  customerLid: string
+  group: string
   unregistered: string
+  /** Refuses, and does not say why. */
+  refusing: string
+  /** Refuses because of a reach-out lock. */
+  locked: string
+  /** A message at which WhatsApp Web throws. */
+  poison: { chatId: string; body: string }
+  /** A number whose address on WhatsApp is another. */
+  alias: { phone: string; waId: string }
+}
+
+export interface MessageState {
+  type: string
+  body: string | null
+  sha256?: string | undefined
+  reaction?: string | undefined
+  revoked?: boolean | undefined
 }
 
 /** What every engine owes the worker. The same suite runs over each adapter. */
@@ -50,7 +84,11 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
       const levels: number[] = []
       engine.on('ack', (ack) => ack.keyId === keyId && levels.push(ack.ack))
 
-      const receipt = await engine.send({ chatId: rig.customer, body: 'Good morning ☀️', keyId })
+      const receipt = await engine.send({
+        chatId: rig.customer,
+        content: text('Good morning ☀️'),
+        keyId,
+      })
 
       t.equal(receipt.waMessageId, `true_${rig.customer}_${keyId}`)
       const [echo] = await echoed
@@ -65,28 +103,215 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
   )
 
   await t.test('sends nothing when it has a message of that id', async (t) => {
-    const message = { chatId: rig.customer, body: 'only once', keyId: newKey() }
+    const message = { chatId: rig.customer, content: text('only once'), keyId: newKey() }
     await sendAndWait(engine, message)
     const again = await engine.send(message)
     t.ok(again.ack >= 1)
-    const count = rig.transmissions(message.keyId)
-    t.ok(count === undefined || count === 1, `transmitted once (${count})`)
+    t.equal(rig.transmissions(engine, message.keyId), 1)
   })
 
   await t.test('tells what became of a message, or that it never took it', async (t) => {
     const keyId = newKey()
     t.equal(await engine.find({ chatId: rig.customer, keyId }), null)
-    await sendAndWait(engine, { chatId: rig.customer, body: 'find me', keyId })
+    await sendAndWait(engine, { chatId: rig.customer, content: text('find me'), keyId })
     const found = await engine.find({ chatId: rig.customer, keyId })
     t.ok(found && found.ack >= 1)
   })
 
-  await t.test('refuses a number that is not on WhatsApp for good', async (t) => {
-    const failure = await fails(
-      engine.send({ chatId: rig.unregistered, body: 'hello?', keyId: newKey() }),
-    )
-    t.match(failure, { certainty: 'permanent', code: 'NUMBER_NOT_ON_WHATSAPP' })
+  await t.test('finds a message under both addresses of its chat', async (t) => {
+    const { customer, customerLid } = rig
+    for (const [sentTo, other] of [
+      [customer, customerLid],
+      [customerLid, customer],
+    ] as const) {
+      const keyId = newKey()
+      await sendAndWait(engine, { chatId: sentTo, content: text(`to ${sentTo}`), keyId })
+      t.ok(await engine.find({ chatId: other, keyId }), `sent to ${sentTo}`)
+      await engine.send({ chatId: other, content: text(`to ${sentTo}`), keyId })
+      t.equal(rig.transmissions(engine, keyId), 1, 'and not sent again')
+    }
   })
+
+  for (const [kind, content] of Object.entries(plainKinds)) {
+    await t.test(`sends a ${kind}, once`, async (t) => {
+      const message = { chatId: rig.customer, content, keyId: newKey() }
+      const echoed = nextEvent(engine, 'message', ({ key }) => key.id === message.keyId)
+      await sendAndWait(engine, message)
+      t.equal((await echoed)[0].type, content.type)
+      await engine.send(message)
+      t.equal(rig.transmissions(engine, message.keyId), 1)
+      t.equal(rig.state(engine, message.keyId)?.type, content.type)
+    })
+  }
+
+  for (const [type, [mimeType, filename, caption]] of Object.entries(mediaKinds)) {
+    await t.test(`sends media as ${type}: the bytes arrive as they are, once`, async (t) => {
+      const bytes = randomBytes(type === 'video' ? 3_000_000 : 30_000)
+      const path = join(t.testdir(), 'stored-without-a-name')
+      await writeFile(path, bytes)
+      const keyId = newKey()
+      const content = { type: type as MediaType, mimeType, filename, caption, mediaId: 'm', path }
+      const message = { chatId: rig.customer, content, keyId }
+      const echoed = nextEvent(engine, 'message', ({ key }) => key.id === keyId)
+      await sendAndWait(engine, message)
+      t.match((await echoed)[0], { type, body: caption })
+      await engine.send(message)
+      t.equal(rig.transmissions(engine, keyId), 1)
+      const state = rig.state(engine, keyId)
+      t.equal(state?.type, type)
+      t.equal(state?.sha256, createHash('sha256').update(bytes).digest('hex'))
+      t.equal(state?.body || null, caption)
+    })
+  }
+
+  await t.test('says so when a file cannot be read, or is empty', async (t) => {
+    const folder = t.testdir({ empty: '' })
+    const send = (path: string) =>
+      engine.send({
+        chatId: rig.customer,
+        keyId: newKey(),
+        content: { ...pdf, path: join(folder, path) },
+      })
+    t.match(await fails(send('gone')), { certainty: 'transient', code: 'MEDIA_UNREADABLE' })
+    t.match(await fails(send('empty')), { certainty: 'permanent', code: 'MEDIA_REFUSED' })
+  })
+
+  await t.test('answers a message, and names people; to a group as well', async (t) => {
+    const came = nextEvent(engine, 'message', ({ key }) => !key.fromMe)
+    await rig.deliver(engine, rig.customer, 'How much is it?')
+    const [{ key: quoted }] = await came
+    const answer = { chatId: rig.customer, content: text('Two euros'), keyId: newKey(), quoted }
+    await sendAndWait(engine, answer)
+    t.equal(rig.state(engine, answer.keyId)?.body, 'Two euros')
+
+    const missing = { ...answer, keyId: newKey(), quoted: { ...quoted, id: '3AFFFFFF' } }
+    t.match(await fails(engine.send(missing)), { certainty: 'permanent', code: 'QUOTED_NOT_FOUND' })
+    t.equal(rig.transmissions(engine, missing.keyId), 0)
+
+    const toGroup = {
+      chatId: rig.group,
+      content: text('Thanks @12025550100'),
+      keyId: newKey(),
+      mentions: [rig.customer],
+    }
+    const receipt = await sendAndWait(engine, toGroup)
+    t.match(receipt.waMessageId, new RegExp(`^true_${rig.group}_${toGroup.keyId}`))
+    await engine.send(toGroup)
+    t.equal(rig.transmissions(engine, toGroup.keyId), 1)
+    t.ok(await engine.find(toGroup))
+    const nobody = { ...toGroup, keyId: newKey(), mentions: ['the baker'] }
+    t.match(await fails(engine.send(nobody)), { certainty: 'permanent', code: 'INVALID_MENTION' })
+  })
+
+  await t.test('reacts, edits and deletes for everyone', async (t) => {
+    const message = { chatId: rig.customer, content: text('Open at 9'), keyId: newKey() }
+    await sendAndWait(engine, message)
+    const target = ownKey(message)
+    const state = () => rig.state(engine, message.keyId)
+
+    await engine.react({ target, emoji: '👍' })
+    t.equal(state()?.reaction, '👍')
+    await engine.react({ target: { ...target, chatId: rig.customerLid }, emoji: '' })
+    t.equal(state()?.reaction, '', 'and takes it back, under the other address')
+
+    await engine.edit({ target, body: 'Open at 10' })
+    await engine.edit({ target, body: 'Open at 10' })
+    t.equal(state()?.body, 'Open at 10')
+    t.ok(await engine.find(message), 'found as before')
+
+    await engine.revoke({ target })
+    await engine.revoke({ target })
+    t.equal(state()?.revoked, true)
+    t.match(await fails(engine.edit({ target, body: 'x' })), {
+      certainty: 'permanent',
+      code: 'NOT_EDITABLE',
+    })
+  })
+
+  await t.test('does not do to a message what cannot be done', async (t) => {
+    const came = nextEvent(engine, 'message', ({ key }) => !key.fromMe)
+    await rig.deliver(engine, rig.customer, 'mine')
+    const [{ key: target }] = await came
+    t.match(await fails(engine.edit({ target, body: 'yours' })), {
+      certainty: 'permanent',
+      code: 'NOT_EDITABLE',
+    })
+    t.match(await fails(engine.revoke({ target })), {
+      certainty: 'permanent',
+      code: 'NOT_REVOCABLE',
+    })
+    const gone = { ...target, id: '3AFFFFFF' }
+    for (const act of [
+      () => engine.react({ target: gone, emoji: '👍' }),
+      () => engine.edit({ target: gone, body: 'x' }),
+      () => engine.revoke({ target: gone }),
+    ]) {
+      t.match(await fails(act()), { certainty: 'permanent', code: 'MESSAGE_NOT_FOUND' })
+    }
+  })
+
+  await t.test('shows typing and marks as read', async (t) => {
+    const before = rig.signals(engine).length
+    await engine.typing(rig.customer, true)
+    await engine.typing(rig.customer, false)
+    await engine.typing(rig.customer, 50)
+    await engine.seen(rig.customer)
+    await engine.seen('12025559999@c.us')
+    const signals = rig.signals(engine).slice(before, before + 5)
+    t.same(signals, ['typing', 'paused', 'typing', 'paused', 'seen'])
+  })
+
+  await t.test('knows who is on WhatsApp, and under which address', async (t) => {
+    const phone = `+${rig.customer.slice(0, -5)}`
+    t.same(await engine.checkNumber(phone), { exists: true, waId: rig.customer })
+    t.same(await engine.checkNumber(rig.alias.phone), { exists: true, waId: rig.alias.waId })
+    const unknown = rig.unregistered.slice(0, -5)
+    t.same(await engine.checkNumber(unknown), { exists: false, waId: null })
+  })
+
+  await t.test('tells why a message was refused, as far as WhatsApp says', async (t) => {
+    for (const [chatId, code] of [
+      [rig.refusing, 'REFUSED_BY_WHATSAPP'],
+      [rig.locked, 'REACHOUT_LOCKED'],
+    ] as const) {
+      const keyId = newKey()
+      const refused = nextEvent(engine, 'ack', (ack) => ack.keyId === keyId && ack.ack === -1)
+      await engine.send({ chatId, content: text('hello'), keyId })
+      const [ack] = await refused
+      t.equal(ack.code, code)
+      const found = await engine.find({ chatId, keyId })
+      t.match(found, { ack: -1, code })
+      if (code === 'REACHOUT_LOCKED') {
+        t.ok(ack.until && ack.until.getTime() > Date.now())
+        t.same(found?.until, ack.until)
+      }
+    }
+  })
+
+  await t.test('refuses for good what can never be sent', async (t) => {
+    const send = (chatId: string) =>
+      fails(engine.send({ chatId, content: text('hello?'), keyId: newKey() }))
+    t.match(await send(rig.unregistered), {
+      certainty: 'permanent',
+      code: 'NUMBER_NOT_ON_WHATSAPP',
+    })
+    t.match(await send('nobody@c.us'), { certainty: 'permanent', code: 'INVALID_RECIPIENT' })
+  })
+
+  await t.test(
+    'survives a message at which WhatsApp Web throws, and knows it is not out',
+    async (t) => {
+      const { chatId, body } = rig.poison
+      const keyId = newKey()
+      t.match(await fails(engine.send({ chatId, content: text(body), keyId })), {
+        certainty: 'transient',
+        code: 'SEND_FAILED',
+      })
+      t.equal(await engine.find({ chatId, keyId }), null)
+      t.equal(rig.transmissions(engine, keyId), 0)
+      await sendAndWait(engine, { chatId: rig.customer, content: text('next'), keyId: newKey() })
+    },
+  )
 
   await t.test('tells of a message that comes in', async (t) => {
     const came = nextEvent(engine, 'message', ({ key }) => !key.fromMe)
@@ -105,7 +330,7 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     await rig.dropLink(engine)
     await lost
     const keyId = newKey()
-    const receipt = await engine.send({ chatId: rig.customer, body: 'while away', keyId })
+    const receipt = await engine.send({ chatId: rig.customer, content: text('while away'), keyId })
     t.equal(receipt.ack, 0)
     const confirmed = nextEvent(engine, 'ack', (ack) => ack.keyId === keyId && ack.ack === 1)
     const restored = nextEvent(engine, 'link', (state) => state === 'restored')
@@ -116,13 +341,17 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
 
   await t.test('keeps the login over a stop, and remembers what it sent', async (t) => {
     const keyId = newKey()
-    await sendAndWait(engine, { chatId: rig.customer, body: 'before the stop', keyId })
+    await sendAndWait(engine, { chatId: rig.customer, content: text('before the stop'), keyId })
+    const transmittedBefore = rig.transmissions(engine, keyId)
     await engine.stop()
     await engine.stop()
-    t.match(await fails(engine.send({ chatId: rig.customer, body: 'x', keyId: newKey() })), {
-      certainty: 'transient',
-      code: 'SESSION_NOT_READY',
-    })
+    t.match(
+      await fails(engine.send({ chatId: rig.customer, content: text('x'), keyId: newKey() })),
+      {
+        certainty: 'transient',
+        code: 'SESSION_NOT_READY',
+      },
+    )
 
     engine = rig.createEngine()
     let codes = 0
@@ -133,10 +362,14 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     t.equal(codes, 0)
     const found = await engine.find({ chatId: rig.customer, keyId })
     t.ok(found && found.ack >= 1, 'the message of before is found')
-    const again = await engine.send({ chatId: rig.customer, body: 'before the stop', keyId })
+    const again = await engine.send({
+      chatId: rig.customer,
+      content: text('before the stop'),
+      keyId,
+    })
     t.ok(again.ack >= 1, 'and not sent again')
-    const count = rig.transmissions(keyId)
-    t.ok(count === undefined || count === 1)
+    t.equal(transmittedBefore, 1)
+    t.equal(rig.transmissions(engine, keyId), rig.countsOn ? 1 : 0)
   })
 
   await t.test(
@@ -189,16 +422,57 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
 }
 
 const newKey = () => keyIdOf(randomUUID())
+const text = (body: string) => ({ type: 'text' as const, body })
+const ownKey = ({ chatId, keyId }: { chatId: string; keyId: string }): MessageKey => ({
+  fromMe: true,
+  chatId,
+  id: keyId,
+  participant: '',
+})
 
-async function sendAndWait(
-  engine: Engine,
-  message: { chatId: string; body: string; keyId: string },
-): Promise<void> {
+const plainKinds = {
+  text: text('*bold* https://example.com BEGIN:VCARD'),
+  location: {
+    type: 'location',
+    latitude: 52.5163,
+    longitude: 13.3777,
+    name: 'Bakery',
+    address: 'Pariser Platz 1',
+  },
+  'location without a name': { type: 'location', latitude: -33.9, longitude: 18.4 },
+  'contact card': { type: 'contact', name: 'Ann; the baker, really', phone: '+12025550142' },
+  poll: { type: 'poll', question: 'Tea?', options: ['yes', 'no'], multiple: false },
+} satisfies Record<string, OutgoingContent>
+
+/** MIME type, filename and caption of each kind of media. */
+const mediaKinds: Record<MediaType, [string, string, string | null]> = {
+  image: ['image/png', 'photo.png', 'look'],
+  video: ['video/mp4', 'clip.mp4', null],
+  document: ['application/pdf', 'Rechnung Ü.pdf', 'the bill'],
+  audio: ['audio/mpeg', 'song.mp3', null],
+  voice: ['audio/ogg; codecs=opus', 'voice.ogg', null],
+  sticker: ['image/webp', 'sticker.webp', null],
+}
+const pdf = {
+  type: 'document' as const,
+  mimeType: 'application/pdf',
+  filename: 'bill.pdf',
+  caption: null,
+  mediaId: 'm',
+}
+
+/** Sends, and waits until the server has confirmed. */
+async function sendAndWait(engine: Engine, message: OutgoingMessage): Promise<Receipt> {
   let confirmed = false
-  engine.on('ack', ({ keyId, ack }) => (confirmed ||= keyId === message.keyId && ack >= 1))
-  const { ack } = await engine.send(message)
-  confirmed ||= ack >= 1
+  const listen = ({ keyId, ack }: { keyId: string; ack: number }) => {
+    confirmed ||= keyId === message.keyId && ack >= 1
+  }
+  engine.on('ack', listen)
+  const receipt = await engine.send(message)
+  confirmed ||= receipt.ack >= 1
   await until('the server confirms', () => confirmed)
+  engine.off('ack', listen)
+  return receipt
 }
 
 async function fails(promise: Promise<unknown>): Promise<EngineError> {

@@ -1,11 +1,13 @@
 import t from 'tap'
 import { SimulatorEngine } from '../engine/simulator.ts'
-import { contactFor, seededRandom } from '../engine/simulator-contacts.ts'
+import { contactFor, lidOf, seededRandom } from '../engine/simulator-contacts.ts'
+import { bodyOf } from '../engine/simulator-phone.ts'
 import type { Engine } from '../engine/engine.ts'
 import { engineContract } from './engine-contract.ts'
 import type { Rig } from './engine-contract.ts'
 import { nextEvent } from './waiting.ts'
 
+const hello = { type: 'text' as const, body: 'hello' }
 const simulator = (engine: Engine) => engine as SimulatorEngine
 
 void t.test('the simulator keeps the engine contract', async (t) => {
@@ -23,9 +25,29 @@ void t.test('the simulator keeps the engine contract', async (t) => {
     dropLink: async (engine) => simulator(engine).dropLink(),
     restoreLink: async (engine) => simulator(engine).restoreLink(),
     logoutFromPhone: async (engine) => simulator(engine).logoutFromPhone(),
-    transmissions: () => undefined,
+    transmissions: (engine, keyId) => simulator(engine).transmissions(keyId),
+    countsOn: false,
+    state: (engine, keyId) => {
+      const message = simulator(engine).arrived(keyId)
+      if (!message) return undefined
+      const { content, sha256, reactions, revoked } = message
+      return {
+        type: content.type,
+        body: bodyOf(content),
+        sha256,
+        reaction: reactions?.[''],
+        revoked,
+      }
+    },
+    signals: (engine) => simulator(engine).signals.map(({ kind }) => kind),
     customer: '12025550100@c.us',
+    customerLid: lidOf('12025550100@c.us'),
+    group: '120363000000000011@g.us',
     unregistered: '12025550001@c.us',
+    refusing: '12025550002@c.us',
+    locked: '12025550007@c.us',
+    poison: { chatId: '12025550008@c.us', body: 'poison' },
+    alias: { phone: '5541988887777', waId: '554188887777@c.us' },
   }))
 })
 
@@ -44,11 +66,11 @@ void t.test(
     await ready
 
     const answer = nextEvent(engine, 'message', ({ key }) => !key.fromMe)
-    await engine.send({ chatId: '12025550100@c.us', body: 'hello', keyId: '3EB0A' })
+    await engine.send({ chatId: '12025550100@c.us', content: hello, keyId: '3EB0A' })
     t.equal((await answer)[0].body, 'You wrote: hello')
 
     const refused = nextEvent(engine, 'ack', ({ ack }) => ack === -1)
-    await engine.send({ chatId: '12025550002@c.us', body: 'hello', keyId: '3EB0B' })
+    await engine.send({ chatId: '12025550002@c.us', content: hello, keyId: '3EB0B' })
     await refused
     await engine.stop()
 

@@ -265,9 +265,12 @@ export class EmulatedWhatsApp {
     await this.#pages.command(number, 'resync')
   }
 
-  /** A call of every page rejects from now on. */
-  async failCall(call: string, message: string, status?: number): Promise<void> {
-    const details = status === undefined ? {} : { status }
+  /** A call of every page rejects from now on; with `matching`, only for a message whose text contains it. */
+  async failCall(call: string, message: string, status?: number, matching?: string): Promise<void> {
+    const details = {
+      ...(status === undefined ? {} : { status }),
+      ...(matching === undefined ? {} : { matching }),
+    }
     await this.#pages.setFault(call, { kind: 'fail', message, ...details })
   }
 

@@ -3,7 +3,10 @@
 const faults = new Map()
 const waiting = new Map()
 
-/** `faults`: { [call]: { kind: 'fail', message, status? } | { kind: 'hang' } }; calls left out work again. */
+/**
+ * `faults`: { [call]: { kind: 'fail', message, status?, matching? } | { kind: 'hang' } }; calls left out work again. With `matching` a
+ * call fails only for what contains this text.
+ */
 export function setFaults(wanted) {
   faults.clear()
   for (const [name, fault] of Object.entries(wanted)) faults.set(name, fault)
@@ -15,13 +18,14 @@ export function setFaults(wanted) {
 }
 
 /** Resolves when the call may go on, rejects when it is to fail; a hung call goes on once restored. */
-export async function checkpoint(name) {
+export async function checkpoint(name, subject = '') {
   const fault = faults.get(name)
   if (fault?.kind === 'hang') {
     await new Promise((go) => waiting.set(name, [...(waiting.get(name) ?? []), go]))
-    return checkpoint(name)
+    return checkpoint(name, subject)
   }
-  if (fault) throw Object.assign(new Error(fault.message), { status: fault.status })
+  if (fault && subject.includes(fault.matching ?? ''))
+    throw Object.assign(new Error(fault.message), { status: fault.status })
 }
 
 export const guarded =

@@ -132,7 +132,9 @@ async function sha256(blob) {
 define({
   WAWebMediaOpaqueData: OpaqueData,
   WAWebPrepRawMedia: {
-    prepRawMedia: (opaque, params) => ({ waitForPrep: () => prepare(opaque, params) }),
+    prepRawMedia: (opaque, params) => ({
+      waitForPrep: guarded('prepRawMedia', () => prepare(opaque, params)),
+    }),
   },
   WAWebMediaStorage: { getOrCreateMediaObject },
   WAWebMmsMediaTypes: { msgToMediaType: ({ type }) => type, castToV4: (type) => type },

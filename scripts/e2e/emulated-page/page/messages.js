@@ -12,6 +12,10 @@ import { Cmd, link, onConnected, onEvent } from './session.js'
 
 const IN_MEMORY_PER_CHAT = 20
 const SLICE = 20
+/** For so many seconds a message of ours can be edited, and be deleted for everyone. */
+const EDITABLE_S = 15 * 60
+const REVOCABLE_S = 60 * 3600
+const age = (t) => Date.now() / 1000 - t
 
 /** Every message of the profile by serialized key; only some are models in memory. */
 const archive = new Map()
@@ -148,11 +152,20 @@ onEvent('message', async ({ record, again }) => {
   ])
 })
 
-onEvent('ack', async ({ key, level, again }) => {
+/** When the reach-out lock of this account ends, in milliseconds; Infinity where the server does not say. */
+let lockedUntil = 0
+
+onEvent('ack', async ({ key, level, again, errorCode, lockedUntil: until }) => {
   const msg = load(key)
+  if (errorCode === 463) lockedUntil = until ? until * 1000 : Infinity
   if (!msg) return
   if (msg.ack === level && again) msg.trigger('change:ack', msg, level, level)
-  msg.set({ ack: level, ...(level > 0 && msg.isUnsentMedia ? { isUnsentMedia: false } : {}) })
+  msg.set({
+    ack: level,
+    ...(level > 0 && msg.isUnsentMedia ? { isUnsentMedia: false } : {}),
+    ...(errorCode ? { errorCode } : {}),
+    ...(until ? { timeEnforcementEnds: until } : {}),
+  })
   await msg.persist()
 })
 
@@ -179,7 +192,7 @@ Cmd.sendUnstarMsgs = star(false)
 
 define({
   WAWebMsgKey: MsgKey,
-  WAWebMsgReply: { canReplyMsg: () => true },
+  WAWebMsgReply: { canReplyMsg: ({ type }) => type !== 'revoked' },
   WAWebChatLoadMessages: { loadEarlierMsgs },
   WAWebChatClearBridge: {
     sendClear: (chat) => Cmd.sendDeleteMsgs(chat, { list: chat.msgs.getModelsArray() }),
@@ -196,11 +209,13 @@ define({
   },
   WAWebMsgActionCapability: {
     canStarMsg: () => true,
-    canEditText: ({ id, type }) => id.fromMe && type === 'chat',
-    canEditCaption: ({ id, mediaObject }) => id.fromMe && mediaObject !== undefined,
-    canSenderRevokeMsg: ({ id }) => id.fromMe,
+    canEditText: ({ id, type, t }) => id.fromMe && type === 'chat' && age(t) < EDITABLE_S,
+    canEditCaption: ({ id, t, mediaObject }) =>
+      id.fromMe && mediaObject !== undefined && age(t) < EDITABLE_S,
+    canSenderRevokeMsg: ({ id, t }) => id.fromMe && age(t) < REVOCABLE_S,
     canAdminRevokeMsg: () => false,
   },
+  WAWebReachoutTimelockUtils: { isUserReachoutTimelocked: () => Date.now() < lockedUntil },
   WAWebApiMessageInfoStore: {
     queryMsgInfo: async (key) => {
       const { ack, to, t } = load(String(key))

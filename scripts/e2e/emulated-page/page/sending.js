@@ -29,7 +29,7 @@ function addAndSendMsgToChat(chat, data) {
 }
 
 async function addToChat(data) {
-  await checkpoint('addAndSendMsgToChat')
+  await checkpoint('addAndSendMsgToChat', String(data.body ?? ''))
   // Only what the profile could hold becomes part of the message.
   const attributes = decode(encode({ ...data }))
   if (attributes.directPath) attributes.isUnsentMedia = true

@@ -10,6 +10,10 @@ export interface AckPlan {
   serverMs?: number | null
   deliveredMs?: number | null
   readMs?: number | null
+  /** With `fail`: the reason the page is told, e.g. 463 (a reach-out lock); null: none. */
+  errorCode?: number | null
+  /** With `fail`: until when, in seconds since the epoch. */
+  lockedUntil?: number | null
 }
 
 export interface AckRule extends AckPlan {
@@ -20,9 +24,17 @@ export interface AckRule extends AckPlan {
 interface Ack {
   level: number
   again: boolean
+  refusal: Pick<Required<AckPlan>, 'errorCode' | 'lockedUntil'>
 }
 
-const DEFAULT = { mode: 'normal', serverMs: 10, deliveredMs: 20, readMs: 30 } as const
+const DEFAULT = {
+  mode: 'normal',
+  serverMs: 10,
+  deliveredMs: 20,
+  readMs: 30,
+  errorCode: null,
+  lockedUntil: null,
+} as const
 
 /** When which acknowledgement goes back; the last rule that fits a message wins. */
 export class Acks {
@@ -44,10 +56,12 @@ export class Acks {
 
   schedule(account: string, plan: Required<AckPlan>, send: (ack: Ack) => void): void {
     if (plan.mode === 'lose') return
+    const { errorCode, lockedUntil } = plan
     for (const { level, ms } of steps(plan)) {
       const say = () => {
-        send({ level, again: false })
-        if (plan.mode === 'duplicate') send({ level, again: true })
+        const ack = { level, again: false, refusal: { errorCode, lockedUntil } }
+        send(ack)
+        if (plan.mode === 'duplicate') send({ ...ack, again: true })
       }
       if (plan.mode === 'hold') this.#held.push({ account, send: say })
       else this.#after(ms, say)

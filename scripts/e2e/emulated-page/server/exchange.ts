@@ -91,8 +91,8 @@ export class Exchange {
         this.#arrive(recipient, inbound(record, `${sender.number}@c.us`, account.pushName))
       }
     }
-    this.#parts.acks.schedule(account.number, plan, ({ level, again }) =>
-      this.ack(account, serializeKey(keyOf(record)), level, again),
+    this.#parts.acks.schedule(account.number, plan, ({ level, again, refusal }) =>
+      this.ack(account, serializeKey(keyOf(record)), level, again, refusal),
     )
   }
 
@@ -110,10 +110,10 @@ export class Exchange {
     this.#parts.book.handOver(stanza)
   }
 
-  ack(account: Account, key: string, level: number, again = false): void {
+  ack(account: Account, key: string, level: number, again = false, refusal: Wire = {}): void {
     const record = account.history.get(key)
     if (record) record.ack = level
-    account.tell('ack', { key, level, again })
+    account.tell('ack', { key, level, again, ...(level < 0 ? refusal : {}) })
   }
 
   /** Acknowledges by bare id: the account's latest message of that id. */

@@ -1,6 +1,7 @@
 import type { WebSocket } from 'ws'
 
-export type Fault = { kind: 'hang' } | { kind: 'fail'; message: string; status?: number }
+export type Fault =
+  { kind: 'hang' } | { kind: 'fail'; message: string; status?: number; matching?: string }
 
 export interface PageSettings {
   /** How long the first sync takes after the connection. */
