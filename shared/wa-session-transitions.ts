@@ -91,6 +91,11 @@ export async function writeMemory(sql: Sql, session: OwnedSession, bytes: number
   await sql`update wa_sessions set memory_bytes = ${bytes} where id = ${session.id} and fence = ${session.fence}`
 }
 
+/** The login on disk is another than before: it cannot say what was sent under that one. */
+export async function newLogin(sql: Sql, session: OwnedSession): Promise<void> {
+  await sql`update wa_sessions set login_epoch = login_epoch + 1 where id = ${session.id} and fence = ${session.fence}`
+}
+
 /** Marks a wish as fulfilled, or as tried and failed with the reason. */
 export async function closeRequest(
   sql: Sql,

@@ -62,11 +62,18 @@ export class Delivery {
           'This number is not on WhatsApp.',
         )
       }
-      if (message.typing) await engine.typing(chatId, typingMs(message))
+      if (message.typing) {
+        // For show only: where it fails, the send will tell what is wrong.
+        await engine.typing(chatId, typingMs(message)).catch((error: unknown) => {
+          log.warn('typing not shown', fieldsOf(message, { error }))
+        })
+      }
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
       if (!ownsLeases()) throw new LeaseLost(message.sessionId)
       const { keyId, content, mentions, quoted } = message
+      if ('mediaId' in content)
+        return await this.#refuse(line, message, 'MEDIA_GONE', 'The file of this message is gone.')
       const receipt = await engine.send({
         chatId,
         keyId,

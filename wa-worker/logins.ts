@@ -1,6 +1,7 @@
 import type { Logger } from '../shared/logger.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { newLogin } from '../shared/wa-session-transitions.ts'
 import { currentSnapshot } from '../shared/wa-snapshots.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Profiles } from './profiles.ts'
@@ -102,6 +103,7 @@ export class Logins {
     for (const { generation: bad, why } of refused) {
       this.#log.error('login snapshot unusable', { sessionId: session.id, generation: bad, why })
     }
+    await newLogin(this.#sql, session)
     const passed = refused.map((snapshot) => snapshot.generation).join(', ')
     const said =
       generation === null ? 'No snapshot could be used' : `Restored snapshot ${generation}`

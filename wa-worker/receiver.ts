@@ -25,10 +25,10 @@ export class Receiver {
     engine.on('message', (message) => {
       this.#enqueue(session, engine, 'message', () => this.#store(session, message))
     })
-    engine.on('ack', ({ keyId, waMessageId, ack }) => {
+    engine.on('ack', (receipt) => {
       this.#enqueue(session, engine, 'acknowledgement', async () => {
-        await recordAck(this.#sql, session, { keyId, waMessageId, ack })
-        if (ack !== 0) this.#onAck(keyId)
+        await recordAck(this.#sql, session, receipt)
+        if (receipt.ack !== 0) this.#onAck(receipt.keyId)
       })
     })
   }

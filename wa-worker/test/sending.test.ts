@@ -1,0 +1,339 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import type { Test } from 'tap'
+import type { MessageContent } from '../../shared/message-content.ts'
+import { findMessage, messageResource } from '../../shared/messages.ts'
+import type { Message } from '../../shared/messages.ts'
+import { accept } from '../../shared/outbound.ts'
+import type { NewMessage } from '../../shared/outbound.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
+import { keyIdOf } from '../../shared/wa-id.ts'
+import { findSession } from '../../shared/wa-sessions.ts'
+import { EngineError } from '../engine/engine.ts'
+import type { Engine, OutgoingMessage } from '../engine/engine.ts'
+import type { SimulatorEngine } from '../engine/simulator.ts'
+import { until } from './waiting.ts'
+import { givenSession, startWorker } from './worker.ts'
+
+const ada = '12025550101@c.us'
+
+async function rig(t: Test, options: Partial<Parameters<typeof startWorker>[2]> = {}) {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const worker = startWorker(t, sql, { dataDir, ...options })
+  await until('the session to work', async () => {
+    const session = await findSession(sql, workspaceId, sessionId)
+    return session?.status === 'WORKING'
+  })
+  const queue = async (
+    waChatId: string,
+    content: MessageContent | string,
+    more: Partial<NewMessage> = {},
+  ) => {
+    const message: NewMessage = {
+      waChatId,
+      content: typeof content === 'string' ? { type: 'text', body: content } : content,
+      ...more,
+    }
+    const [outcome] = await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: randomUUID(),
+      messages: [message],
+    })
+    if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
+    return messageResource(outcome.message)
+  }
+  const message = (id: string, what: string, fits: (message: Message) => boolean) =>
+    until(what, async () => {
+      const row = await findMessage(sql, workspaceId, id)
+      const found = row && messageResource(row)
+      return found && fits(found) && found
+    })
+  return { sql, workspaceId, sessionId, dataDir, worker, queue, message }
+}
+
+const is =
+  (status: Message['status']) =>
+  (message: Message): boolean =>
+    message.status === status
+
+const textOf = ({ content }: OutgoingMessage) => (content.type === 'text' ? content.body : '')
+
+void t.test('every kind arrives as it was accepted', async (t) => {
+  const { worker, queue, message } = await rig(t)
+  const first = await queue(ada, 'Hello')
+  await message(first.id, 'the first', is('read'))
+  const contents: MessageContent[] = [
+    { type: 'location', latitude: 52.5, longitude: 13.4, name: 'Office' },
+    { type: 'contact', name: 'Cleo', phone: '+12025550103' },
+    { type: 'poll', question: 'When?', options: ['Mon', 'Tue'], multiple: true },
+  ]
+  for (const content of contents) {
+    const sent = await queue(ada, content, { quotedMessageId: first.id, mentions: [ada] })
+    await message(sent.id, content.type, is('read'))
+    const arrived = worker.engine().arrived(keyIdOf(sent.id))
+    t.strictSame(arrived?.content, content)
+    t.match(arrived, { quoted: { id: keyIdOf(first.id), fromMe: true }, mentions: [ada] })
+  }
+})
+
+void t.test(
+  'reactions, edits and deletions reach WhatsApp once the message is there',
+  async (t) => {
+    const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)
+    const sent = await queue(ada, 'Helo')
+    const wish = (kind: 'react' | 'edit' | 'revoke', payload: object) =>
+      askAction(sql, { workspaceId, sessionId, chatId: sent.chatId }, {
+        kind,
+        messageId: sent.id,
+        payload,
+      } as Parameters<typeof askAction>[2])
+    await wish('edit', { body: 'Hello' })
+    await wish('react', { emoji: '👍' })
+    const changed = await message(
+      sent.id,
+      'both',
+      ({ editedAt, reactions }) => !!editedAt && reactions.length > 0,
+    )
+    t.match(changed, { body: 'Hello', reactions: [{ emoji: '👍', waId: 'me', fromMe: true }] })
+    t.match(worker.engine().arrived(keyIdOf(sent.id)), {
+      content: { body: 'Hello' },
+      reactions: { '': '👍' },
+    })
+    await wish('react', { emoji: '' })
+    await message(sent.id, 'no reaction', ({ reactions }) => reactions.length === 0)
+    await wish('revoke', {})
+    await message(sent.id, 'the deletion', ({ revokedAt }) => revokedAt !== null)
+    t.equal(worker.engine().arrived(keyIdOf(sent.id))?.revoked, true)
+    await wish('edit', { body: 'too late' })
+    const refused = await message(sent.id, 'the refusal', ({ error }) => error !== null)
+    t.match(refused, { error: { code: 'NOT_EDITABLE' }, body: 'Hello' })
+    t.same(
+      await sql`
+      select distinct type from events where type in ('message.edited', 'message.reaction', 'message.revoked') order by type`,
+      [{ type: 'message.edited' }, { type: 'message.reaction' }, { type: 'message.revoked' }],
+    )
+  },
+)
+
+void t.test('seen, typing and a look-up of a number', async (t) => {
+  const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)
+  const { id, chatId } = await queue(ada, 'Hello')
+  await message(id, 'the ack', is('read'))
+  const session = { workspaceId, sessionId, chatId }
+  await askAction(sql, session, { kind: 'typing', payload: { on: true } })
+  await askAction(sql, session, { kind: 'seen', payload: {} })
+  await until('both', () => worker.engine().signals.length === 2)
+  t.same(worker.engine().signals, [
+    { kind: 'typing', chatId: ada },
+    { kind: 'seen', chatId: ada },
+  ])
+  const asked = await askAction(sql, session, {
+    kind: 'check_number',
+    payload: { phone: '5531987654321' },
+  })
+  const answer = await until('the answer', () => actionAnswer(sql, workspaceId, asked))
+  t.match(answer, { result: { exists: true, waId: '553187654321@c.us' } })
+})
+
+void t.test('a stranger’s number is looked up once, and his answer finds its chat', async (t) => {
+  const { sql, workspaceId, worker, queue, message } = await rig(t)
+  let checks = 0
+  const engine = worker.engine()
+  const check = engine.checkNumber.bind(engine)
+  engine.checkNumber = async (phone) => {
+    checks += 1
+    return check(phone)
+  }
+  const sent = await queue('5531987654321@c.us', 'Olá')
+  await message(sent.id, 'the ack', is('read'))
+  t.equal(sent.waChatId, '5531987654321@c.us', 'the chat keeps the number that was dialled')
+  t.match(engine.arrived(keyIdOf(sent.id)), { key: { chatId: '553187654321@c.us' } })
+  const [answer] = await until('the answer', async () => {
+    const rows = await sql<{
+      chatId: string
+    }>`select chat_id from messages where direction = 'inbound'`
+    return rows.length > 0 && rows
+  })
+  t.equal(answer!.chatId, sent.chatId)
+  const again = await queue('5531987654321@c.us', 'Tudo bem?')
+  await message(again.id, 'the ack', is('read'))
+  t.equal(checks, 1)
+
+  const nobody = await queue('12025550001@c.us', 'hello?')
+  t.match(await message(nobody.id, 'the failure', is('failed')), {
+    error: { code: 'NUMBER_NOT_ON_WHATSAPP' },
+  })
+  t.match(
+    await sql`select phone, wa_id from wa_numbers where workspace_id = ${workspaceId} order by phone`,
+    [
+      { phone: '12025550001', waId: null },
+      { phone: '5531987654321', waId: '553187654321@c.us' },
+    ],
+  )
+  t.equal(engine.transmissions(keyIdOf(nobody.id)), 0)
+})
+
+void t.test('a check WhatsApp Web has lost does not keep a message back', async (t) => {
+  const { worker, queue, message } = await rig(t)
+  worker.engine().checkNumber = async () => {
+    throw new EngineError('transient', 'MODULE_MISSING', 'WAWebQueryExistsJob')
+  }
+  const sent = await queue(ada, 'Hello')
+  await message(sent.id, 'the ack', is('read'))
+})
+
+void t.test('typing is shown before a message, for as long as it takes', async (t) => {
+  const { worker, queue, message } = await rig(t, { pacing: { WA_TYPING: true } })
+  const sent = await queue(ada, 'Hello')
+  await message(sent.id, 'the ack', is('read'))
+  t.same(
+    worker.engine().signals.map(({ kind }) => kind),
+    ['typing', 'paused'],
+  )
+})
+
+void t.test('a recipient who opted out after the message was accepted gets nothing', async (t) => {
+  const { sql, worker, queue, message } = await rig(t)
+  worker.engine().dropLink()
+  await until(
+    'no link',
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+  )
+  const sent = await queue(ada, 'offer')
+  await sql`update contacts set opted_out = true`
+  worker.engine().restoreLink()
+  t.match(await message(sent.id, 'the refusal', is('failed')), {
+    error: { code: 'RECIPIENT_OPTED_OUT' },
+  })
+  t.equal(worker.engine().transmissions(keyIdOf(sent.id)), 0)
+})
+
+/** An engine that misbehaves over some messages. */
+const spoiling =
+  (spoil: (message: OutgoingMessage, engine: SimulatorEngine) => Promise<void>) =>
+  (engine: SimulatorEngine): Engine => {
+    const send = engine.send.bind(engine)
+    engine.send = async (message) => {
+      await spoil(message, engine)
+      return send(message)
+    }
+    return engine
+  }
+
+void t.test('a message the page breaks down over is given up, the others are sent', async (t) => {
+  let breaks = 0
+  const { queue, message, worker } = await rig(t, {
+    changeEngine: spoiling(async (message, engine) => {
+      if (textOf(message) !== 'poison') return
+      breaks += 1
+      engine.crash()
+      throw new EngineError('unknown', 'BROWSER_GONE', 'Target closed.')
+    }),
+  })
+  // The third time comes after a pause in which the others go first; the test does not wait for it.
+  const poison = await queue(ada, 'poison')
+  const other = await queue('12025550102@c.us', 'fine')
+  await message(other.id, 'the other', is('read'))
+  await until('two tries', () => breaks >= 2)
+  t.ok(worker.engines.length >= 2)
+  const waiting = await message(poison.id, 'its pause', ({ heldBy }) => heldBy === 'RETRY_BACKOFF')
+  t.ok(waiting.notBefore)
+})
+
+void t.test('the third breakdown over a message is its last', async (t) => {
+  let breaks = 0
+  const { sql, queue, message } = await rig(t, {
+    changeEngine: spoiling(async (_message, engine) => {
+      breaks += 1
+      engine.crash()
+      throw new EngineError('unknown', 'BROWSER_GONE', 'Target closed.')
+    }),
+  })
+  const poison = await queue(ada, 'poison')
+  await until('two tries', () => breaks === 2)
+  await message(poison.id, 'its pause', ({ heldBy }) => heldBy === 'RETRY_BACKOFF')
+  await sql`update outbox_lanes set due_at = now()`
+  t.match(await message(poison.id, 'the end', is('failed')), { error: { code: 'PAGE_CRASHED' } })
+  t.equal(breaks, 3)
+})
+
+void t.test(
+  'what the page throws over is tried again, then given up; its chat goes on',
+  async (t) => {
+    const { sql, queue, message } = await rig(t)
+    const poison = await queue('12025550008@c.us', 'poison')
+    await message(poison.id, 'a try', ({ attempts }) => attempts >= 1)
+    for (let tries = 1; tries < 5; tries += 1) {
+      await message(
+        poison.id,
+        'a pause',
+        ({ heldBy, attempts }) => heldBy === 'RETRY_BACKOFF' && attempts === tries,
+      )
+      await sql`update outbox_lanes set due_at = now()`
+    }
+    t.match(await message(poison.id, 'the end', is('failed')), {
+      error: { code: 'SEND_FAILED' },
+      attempts: 5,
+    })
+  },
+)
+
+void t.test(
+  'a session that lacks what sending needs is healed, and the message is not blamed',
+  async (t) => {
+    let missing = true
+    const { sql, queue, message } = await rig(t, {
+      changeEngine: spoiling(async () => {
+        if (!missing) return
+        missing = false
+        throw new EngineError('transient', 'MODULE_MISSING', 'WAWebSendMsgChatAction')
+      }),
+    })
+    const sent = await queue(ada, 'Hello')
+    t.match(await message(sent.id, 'the ack', is('read')), { attempts: 1 })
+    t.match(await sql`select reason from wa_session_history where reason = 'MODULE_MISSING'`, [
+      { reason: 'MODULE_MISSING' },
+    ])
+  },
+)
+
+void t.test('what is never confirmed ends as unknown', async (t) => {
+  const { worker, queue, message } = await rig(t, { unknownMs: 1_200 })
+  const sent = await queue('12025550003@c.us', 'into the void')
+  t.match(await message(sent.id, 'the end', is('unknown')), { error: { code: 'OUTCOME_UNKNOWN' } })
+  worker.engine().emit('ack', { keyId: keyIdOf(sent.id), waMessageId: 'x', ack: 1 })
+  t.match(await message(sent.id, 'the late ack', is('sent')), { error: null })
+})
+
+void t.test(
+  'under another login nobody knows what became of a message: the workspace’s policy decides',
+  async (t) => {
+    const { sql, workspaceId, sessionId, dataDir, worker, queue, message } = await rig(t)
+    await worker.stop()
+    const resent = await queue(ada, 'resent')
+    const doubted = await queue('12025550102@c.us', 'doubted twice')
+    await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = -1`
+    await sql`update outbox set doubts = 1 where message_id = ${doubted.id}`
+    await sql`update outbox_lanes set due_at = 'infinity'`
+    const second = startWorker(t, sql, { dataDir })
+    t.match(await message(resent.id, 'the second try', is('read')), { attempts: 2 })
+    t.match(await message(doubted.id, 'the end', is('unknown')), {
+      error: { code: 'OUTCOME_UNKNOWN' },
+    })
+    await second.stop()
+
+    await sql`update workspaces set unknown_policy = 'at_most_once' where id = ${workspaceId}`
+    const once = await queue(ada, 'at most once')
+    await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = -1`
+    await sql`update outbox_lanes set due_at = 'infinity' where waiting > 0`
+    const third = startWorker(t, sql, { dataDir })
+    t.match(await message(once.id, 'the end', is('unknown')), { attempts: 1 })
+    t.equal(third.engine().transmissions(keyIdOf(once.id)), 0)
+    t.match(await findSession(sql, workspaceId, sessionId), { status: 'WORKING' })
+  },
+)
