@@ -29,8 +29,14 @@ const settings = {
   newContactsPerDay: number(1_000_000).description('Conversations opened a day; 0 for no limit'),
   typing: Joi.boolean().allow(null).default(null).description('Show "typing…" first'),
   numberSince: Joi.string()
-    .isoDate()
-    .pattern(/^\d{4}-\d\d-\d\d$/, 'a day, as 2024-05-31')
+    .custom((value: string) => {
+      const at = new Date(`${value}T00:00:00Z`)
+      // 31 February becomes a day in March.
+      if (Number.isNaN(at.getTime()) || at.toISOString().slice(0, 10) !== value) {
+        throw new Error('must be a day, as 2024-05-31')
+      }
+      return value
+    })
     .allow(null)
     .default(null)
     .description('Since when the number is in use; a number that is not new needs no warm-up'),

@@ -441,23 +441,22 @@ interface Samples {
 }
 
 /** A request for every POST route that creates or sends. */
-const samples: Record<string, (ids: Samples) => { url?: string; body?: object }> =
-  {
-    [sends]: () => ({ body: hello }),
-    [sessions]: () => ({ body: { name: 'Another' } }),
-    [`${sends}/bulk`]: () => ({ body: { messages: [hello] } }),
-    '/api/messages/:id/reaction': ({ messageId }) => ({
-      url: `/api/messages/${messageId}/reaction`,
-      body: { emoji: '👍' },
-    }),
-    '/api/messages/:id/retry': ({ cancelledId }) => ({ url: `/api/messages/${cancelledId}/retry` }),
-    ...Object.fromEntries(
-      ['start', 'stop', 'restart', 'logout'].map((command) => [
-        `${sessions}/:id/${command}`,
-        ({ sessionId }: { sessionId: string }) => ({ url: `${sessions}/${sessionId}/${command}` }),
-      ]),
-    ),
-  }
+const samples: Record<string, (ids: Samples) => { url?: string; body?: object }> = {
+  [sends]: () => ({ body: hello }),
+  [sessions]: () => ({ body: { name: 'Another' } }),
+  [`${sends}/bulk`]: () => ({ body: { messages: [hello] } }),
+  '/api/messages/:id/reaction': ({ messageId }) => ({
+    url: `/api/messages/${messageId}/reaction`,
+    body: { emoji: '👍' },
+  }),
+  '/api/messages/:id/retry': ({ cancelledId }) => ({ url: `/api/messages/${cancelledId}/retry` }),
+  ...Object.fromEntries(
+    ['start', 'stop', 'restart', 'logout'].map((command) => [
+      `${sessions}/:id/${command}`,
+      ({ sessionId }: { sessionId: string }) => ({ url: `${sessions}/${sessionId}/${command}` }),
+    ]),
+  ),
+}
 
 /** Shown to be answered once by a test of their own: they wait for a worker. */
 const shownElsewhere = [`${sessions}/:id/pairing-code`]
@@ -490,7 +489,8 @@ void t.test('every POST that needs a sign-in takes a key, or is known not to', a
       continue
     }
     const person = await withSession()
-    const queued = async () => (await post(person, sends, undefined, hello)).json<{ id: string }>().id
+    const queued = async () =>
+      (await post(person, sends, undefined, hello)).json<{ id: string }>().id
     const [messageId, cancelledId] = [await queued(), await queued()]
     await person.call('DELETE', `/api/messages/${cancelledId}`)
     const { url: sampleUrl = url, body } = sample({ ...person, messageId, cancelledId })

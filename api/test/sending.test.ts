@@ -1,0 +1,368 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { errorShape, signIn, testApp } from './app.ts'
+import type { Person } from './app.ts'
+
+const it = await testApp(t)
+const send = '/api/whatsapp/send'
+const to = '+1 202 555 0101'
+
+async function withSession(): Promise<Person & { sessionId: string }> {
+  const person = await signIn(it)
+  const created = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
+  return { ...person, sessionId: created.json<{ id: string }>().id }
+}
+
+const working = (id: string) => it.sql`
+  update wa_sessions set status = 'WORKING', owner = 'w', lease_until = now() + interval '1 hour' where id = ${id}`
+
+interface Message {
+  id: string
+  chatId: string
+  heldBy: string | null
+}
+
+void t.test('every kind is accepted and answered as it was given', async (t) => {
+  const { call } = await withSession()
+  const location = { latitude: 52.5, longitude: 13.4, name: 'Office', address: 'Main St 1' }
+  const card = { name: 'Cleo', phone: '+49 (30) 1234-5678' }
+  const poll = { question: 'When?', options: ['Mon', 'Tue'] }
+  t.match((await call('POST', send, { to, location })).json(), {
+    type: 'location',
+    body: 'Office',
+    location,
+    poll: null,
+  })
+  t.match((await call('POST', send, { to, contactCard: card })).json(), {
+    type: 'contact',
+    contactCard: { name: 'Cleo', phone: '+493012345678' },
+  })
+  t.match((await call('POST', send, { to, poll })).json(), {
+    type: 'poll',
+    body: 'When?',
+    poll: { ...poll, multiple: false },
+  })
+  const [contact] = await it.sql<{
+    id: string
+  }>`select id from contacts where wa_id = '12025550101@c.us'`
+  t.match((await call('POST', send, { to, contactCard: { contactId: contact!.id } })).json(), {
+    contactCard: { phone: '+12025550101' },
+  })
+  const first = (await call('POST', send, { to, message: 'Hi @49301234' })).json<Message>()
+  t.match(
+    (
+      await call('POST', send, {
+        to,
+        message: 'Hi @49301234',
+        quotedMessageId: first.id,
+        mentions: ['+49 30 1234'],
+      })
+    ).json(),
+    { quotedMessageId: first.id, mentions: ['49301234@c.us'] },
+  )
+})
+
+void t.test('what is wrong with a kind is named', async (t) => {
+  const { call } = await withSession()
+  const future = new Date(Date.now() + 3_600_000).toISOString()
+  const refused: [string, object, string[]][] = [
+    ['two contents', { to, message: 'x', poll: { question: 'q', options: ['a', 'b'] } }, ['body']],
+    [
+      'a place off the globe',
+      { to, location: { latitude: 91, longitude: 181 } },
+      ['body.location.latitude', 'body.location.longitude'],
+    ],
+    ['half a place', { to, location: { latitude: 1 } }, ['body.location.longitude']],
+    ['a card without a number', { to, contactCard: { name: 'x' } }, ['body.contactCard']],
+    [
+      'a card of both sorts',
+      { to, contactCard: { contactId: randomUUID(), name: 'x', phone: to } },
+      ['body.contactCard'],
+    ],
+    ['a poll of one', { to, poll: { question: 'q', options: ['a'] } }, ['body.poll.options']],
+    [
+      'a poll of the same',
+      { to, poll: { question: 'q', options: ['a', 'a'] } },
+      ['body.poll.options.1'],
+    ],
+    [
+      'a poll of thirteen',
+      { to, poll: { question: 'q', options: [...'abcdefghijklm'] } },
+      ['body.poll.options'],
+    ],
+    ['a mention that is none', { to, message: 'x', mentions: ['Ada'] }, ['body.mentions.0']],
+    [
+      'a time without its offset',
+      { to, message: 'x', sendAt: '2099-01-01T10:00:00' },
+      ['body.sendAt'],
+    ],
+    [
+      'a time that does not exist',
+      { to, message: 'x', sendAt: '2027-13-41T10:00:00Z' },
+      ['body.sendAt'],
+    ],
+    [
+      'yesterday',
+      { to, message: 'x', sendAt: new Date(Date.now() - 86_400_000).toISOString() },
+      ['body.sendAt'],
+    ],
+    ['in ten years', { to, message: 'x', sendAt: '2099-01-01T10:00:00Z' }, ['body.sendAt']],
+    [
+      'no reason',
+      { to, message: 'x', sendAt: future, optOutOverride: '' },
+      ['body.optOutOverride'],
+    ],
+  ]
+  for (const [what, body, paths] of refused) {
+    const answer = await call('POST', send, body)
+    t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), what)
+    const { details } = answer.json<{ details: { path: string }[] }>()
+    t.strictSame([...new Set(details.map((fault) => fault.path))], paths, what)
+  }
+  t.match(
+    (await call('POST', send, { to, message: 'x', quotedMessageId: randomUUID() })).json(),
+    errorShape(422, 'QUOTED_NOT_FOUND'),
+  )
+  t.match(
+    (await call('POST', send, { to, contactCard: { contactId: randomUUID() } })).json(),
+    errorShape(422, 'CONTACT_NOT_FOUND'),
+  )
+})
+
+void t.test('a scheduled message waits, can be edited and taken back', async (t) => {
+  const { call } = await withSession()
+  const sendAt = new Date(Date.now() + 3_600_000).toISOString()
+  const sent = (await call('POST', send, { to, message: 'Later', sendAt })).json<Message>()
+  t.match(sent, { status: 'queued', heldBy: 'SCHEDULED', notBefore: sendAt, sendAt })
+  const url = `/api/messages/${sent.id}`
+  const edited = await call('PATCH', url, { message: 'Later, changed' })
+  t.equal(edited.statusCode, 200)
+  t.match(edited.json(), { body: 'Later, changed', editedAt: null })
+  for (const _ of [1, 2]) {
+    const cancelled = await call('DELETE', url)
+    t.equal(cancelled.statusCode, 200)
+    t.match(cancelled.json(), { status: 'cancelled', heldBy: null })
+  }
+  t.match((await call('PATCH', url, { message: 'x' })).json(), errorShape(409, 'NOT_EDITABLE'))
+  const again = await call('POST', `${url}/retry`)
+  t.equal(again.statusCode, 202)
+  t.match(again.json(), { id: sent.id, status: 'queued', heldBy: 'SESSION_STOPPED', sendAt: null })
+  t.match((await call('POST', `${url}/retry`)).json(), errorShape(409, 'NOT_RETRYABLE'))
+  t.match(
+    (await call('DELETE', `/api/messages/${randomUUID()}`)).json(),
+    errorShape(404, 'NOT_FOUND'),
+  )
+})
+
+void t.test('what was sent is changed by a worker', async (t) => {
+  const { call, workspaceId } = await withSession()
+  const sent = (await call('POST', send, { to, message: 'Hi' })).json<Message>()
+  await it.sql`delete from outbox where message_id = ${sent.id}`
+  await it.sql`update messages set status = 'delivered', ack = 2 where id = ${sent.id}`
+  const url = `/api/messages/${sent.id}`
+  t.match((await call('DELETE', url)).json(), errorShape(409, 'ALREADY_SENT'))
+  for (const [method, path, body] of [
+    ['PATCH', url, { message: 'Hello' }],
+    ['POST', `${url}/reaction`, { emoji: '👍🏽' }],
+    ['POST', `${url}/reaction`, { emoji: '' }],
+    ['DELETE', `${url}?forEveryone=true`, undefined],
+    ['POST', `/api/chats/${sent.chatId}/seen`, undefined],
+    ['POST', `/api/chats/${sent.chatId}/typing`, undefined],
+    ['POST', `/api/chats/${sent.chatId}/typing`, { on: false }],
+  ] as const) {
+    t.equal((await call(method, path, body)).statusCode, 202, `${method} ${path}`)
+  }
+  t.match(
+    await it.sql`select kind, payload from wa_actions where workspace_id = ${workspaceId} order by id`,
+    [
+      { kind: 'edit', payload: { body: 'Hello' } },
+      { kind: 'react', payload: { emoji: '👍🏽' } },
+      { kind: 'react', payload: { emoji: '' } },
+      { kind: 'revoke' },
+      { kind: 'seen' },
+      { kind: 'typing', payload: { on: true } },
+      { kind: 'typing', payload: { on: false } },
+    ],
+  )
+  for (const emoji of ['x', '👍👍', '1', 'thumbs up']) {
+    t.match(
+      (await call('POST', `${url}/reaction`, { emoji })).json(),
+      errorShape(400, 'VALIDATION_FAILED'),
+      emoji,
+    )
+  }
+})
+
+void t.test('an inbound message can be reacted to, not changed', async (t) => {
+  const { call } = await withSession()
+  const { id } = (await call('POST', send, { to, message: 'x' })).json<Message>()
+  await it.sql`delete from outbox where message_id = ${id}`
+  await it.sql`update messages set direction = 'inbound', source = 'live', status = 'received' where id = ${id}`
+  t.match(
+    (await call('PATCH', `/api/messages/${id}`, { message: 'y' })).json(),
+    errorShape(409, 'NOT_EDITABLE'),
+  )
+  t.match(
+    (await call('DELETE', `/api/messages/${id}?forEveryone=true`)).json(),
+    errorShape(409, 'NOT_REVOCABLE'),
+  )
+  t.match((await call('POST', `/api/messages/${id}/retry`)).json(), errorShape(404, 'NOT_FOUND'))
+  t.equal((await call('POST', `/api/messages/${id}/reaction`, { emoji: '❤️' })).statusCode, 202)
+})
+
+void t.test('a dry run foretells and writes nothing', async (t) => {
+  const { call, sessionId } = await withSession()
+  const dry = async (body: object) =>
+    (await call('POST', `${send}?dryRun=true`, body)).json<object>()
+  t.match(await dry({ to, message: 'x' }), {
+    sessionId,
+    chatId: null,
+    waChatId: '12025550101@c.us',
+    blockedBy: [],
+    heldBy: 'SESSION_STOPPED',
+    estimatedSendAt: null,
+    ahead: 0,
+  })
+  await working(sessionId)
+  const foreseen = await dry({ to, message: 'x' })
+  t.match(foreseen, { heldBy: null, notBefore: null })
+  t.ok((foreseen as { estimatedSendAt: string }).estimatedSendAt)
+  const sendAt = new Date(Date.now() + 3_600_000).toISOString()
+  t.match(await dry({ to, message: 'x', sendAt }), { heldBy: 'SCHEDULED', estimatedSendAt: sendAt })
+  t.strictSame(await it.sql`select from outbox where session_id = ${sessionId}`, [])
+  t.strictSame(await it.sql`select from chats where session_id = ${sessionId}`, [])
+})
+
+void t.test('an opt-out holds unless somebody in charge has a reason', async (t) => {
+  const owner = await withSession()
+  const { call, workspaceId, profile } = owner
+  await call('POST', send, { to, message: 'x' })
+  await it.sql`update contacts set opted_out = true where workspace_id = ${workspaceId}`
+  t.match(
+    (await call('POST', send, { to, message: 'x' })).json(),
+    errorShape(403, 'RECIPIENT_OPTED_OUT'),
+  )
+  const override = { to, message: 'x', optOutOverride: 'a recall, by law' }
+  t.equal((await call('POST', send, override)).statusCode, 202)
+  t.match(
+    await it.sql`select opt_out_override from messages where opt_out_override is not null and workspace_id = ${workspaceId}`,
+    [{ optOutOverride: 'a recall, by law' }],
+  )
+  await it.sql`update profiles set role = 'agent' where id = ${profile.id}`
+  t.match((await call('POST', send, override)).json(), errorShape(403, 'FORBIDDEN'))
+})
+
+void t.test('a batch is accepted row by row, watched and cancelled', async (t) => {
+  const { call, workspaceId } = await withSession()
+  const bulk = (messages: unknown) => call('POST', `${send}/bulk`, { messages })
+  const answer = await bulk([
+    { to, message: 'one' },
+    { to: 'Ada', message: 'two' },
+    'three',
+    { to, poll: { question: 'q', options: ['a', 'b'] } },
+    { to, message: 'five', quotedMessageId: randomUUID() },
+    { to },
+  ])
+  t.equal(answer.statusCode, 202)
+  const { batchId } = answer.json<{ batchId: string }>()
+  t.match(answer.json(), {
+    accepted: 2,
+    rejected: [
+      { index: 1, code: 'VALIDATION_FAILED', message: /to/ },
+      { index: 2, code: 'VALIDATION_FAILED' },
+      { index: 4, code: 'QUOTED_NOT_FOUND' },
+      { index: 5, code: 'VALIDATION_FAILED' },
+    ],
+  })
+  t.match((await call('GET', `/api/batches/${batchId}`)).json(), {
+    id: batchId,
+    accepted: 2,
+    statuses: { queued: 2 },
+    cancelledAt: null,
+  })
+  t.match((await call('DELETE', `/api/batches/${batchId}`)).json(), { statuses: { cancelled: 2 } })
+  t.match((await call('GET', `/api/batches/${randomUUID()}`)).json(), errorShape(404, 'NOT_FOUND'))
+  t.match((await bulk([])).json(), errorShape(400, 'VALIDATION_FAILED'))
+  t.match(
+    (await bulk(Array(1_001).fill({ to, message: 'x' }))).json(),
+    errorShape(400, 'VALIDATION_FAILED'),
+  )
+
+  const thousand = Array.from({ length: 1_000 }, (_, i) => ({
+    to: `1202555${String(i).padStart(4, '0')}`,
+    message: `offer ${i}`,
+  }))
+  const accepted = await bulk(thousand)
+  t.match(accepted.json(), { accepted: 1_000, rejected: [] })
+  const [counted] =
+    await it.sql`select count(*)::int as n from outbox where workspace_id = ${workspaceId}`
+  t.strictSame(counted, { n: 1_000 })
+})
+
+void t.test('the pace of a session is set by who is in charge', async (t) => {
+  const { call, sessionId, profile } = await withSession()
+  const url = `/api/whatsapp/sessions/${sessionId}/pacing`
+  t.match((await call('GET', url)).json(), {
+    minGapMs: null,
+    quietHours: null,
+    timeZone: 'UTC',
+    state: { newContactsToday: 0 },
+  })
+  const wanted = {
+    minGapMs: 3_000,
+    perMinute: 10,
+    newContactsPerDay: 50,
+    typing: true,
+    numberSince: '2020-05-31',
+    quietHours: { from: '21:00', to: '08:00' },
+    timeZone: 'Europe/Berlin',
+  }
+  t.match((await call('PUT', url, wanted)).json(), { ...wanted, jitterMs: null })
+  t.match((await call('GET', url)).json(), wanted)
+  for (const wrong of [
+    { minGapMs: -1 },
+    { timeZone: 'Nowhere/Town' },
+    { quietHours: { from: '25:00', to: '08:00' } },
+    { quietHours: { from: '21:00' } },
+    { numberSince: '2020-02-31' },
+    { speed: 1 },
+  ]) {
+    t.match(
+      (await call('PUT', url, wrong)).json(),
+      errorShape(400, 'VALIDATION_FAILED'),
+      JSON.stringify(wrong),
+    )
+  }
+  await it.sql`update profiles set role = 'agent' where id = ${profile.id}`
+  t.match((await call('PUT', url, wanted)).json(), errorShape(403, 'FORBIDDEN'))
+  t.match(
+    (await call('GET', `/api/whatsapp/sessions/${randomUUID()}/pacing`)).json(),
+    errorShape(404, 'NOT_FOUND'),
+  )
+})
+
+void t.test('a number that was asked for lately is answered from memory', async (t) => {
+  const { call, workspaceId } = await withSession()
+  const check = (phone: string) => call('POST', '/api/whatsapp/check-number', { phone })
+  t.match((await check(to)).json(), errorShape(409, 'SESSION_NOT_READY'))
+  await it.sql`insert into wa_numbers (workspace_id, phone, wa_id) values (${workspaceId}, '12025550101', '12025550101@c.us'), (${workspaceId}, '12025550102', null)`
+  t.strictSame((await check(to)).json(), { exists: true, waId: '12025550101@c.us' })
+  t.strictSame((await check('12025550102')).json(), { exists: false, waId: null })
+  t.match((await check('12@g.us')).json(), errorShape(400, 'VALIDATION_FAILED'))
+  await it.sql`update wa_numbers set checked_at = now() - interval '25 hours' where workspace_id = ${workspaceId}`
+  t.equal((await check(to)).statusCode, 200)
+  t.match((await check('12025550102')).json(), errorShape(409, 'SESSION_NOT_READY'))
+})
+
+void t.test('a number nobody remembers is asked of a worker', async (t) => {
+  const { call, sessionId } = await withSession()
+  await working(sessionId)
+  const asked = call('POST', '/api/whatsapp/check-number', { phone: to })
+  for (;;) {
+    const answered = await it.sql`
+      update wa_actions set done_at = now(), result = '{"exists": true, "waId": "12025550101@c.us"}'
+      where session_id = ${sessionId} and kind = 'check_number' and done_at is null returning id`
+    if (answered.length > 0) break
+  }
+  t.strictSame((await asked).json(), { exists: true, waId: '12025550101@c.us' })
+})
