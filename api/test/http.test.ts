@@ -329,7 +329,10 @@ void t.test('browsers may call from the exact origins that are set', async (t) =
     const refused = await ask(origin)
     t.equal(refused.statusCode, 401)
     t.equal(refused.headers['access-control-allow-origin'], origin, 'errors can be read, too')
-    t.match(refused.headers['access-control-expose-headers'], /X-Request-Id.*Retry-After.*Idempotency-Replayed/)
+    t.match(
+      refused.headers['access-control-expose-headers'],
+      /X-Request-Id.*Retry-After.*Idempotency-Replayed/,
+    )
   }
   for (const origin of [
     'null',

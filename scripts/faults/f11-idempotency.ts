@@ -311,7 +311,9 @@ class Apis {
   }
 
   async stop(): Promise<void> {
-    await Promise.all(this.#programs.map(async (program) => program.ended ?? program.end('SIGTERM')))
+    await Promise.all(
+      this.#programs.map(async (program) => program.ended ?? program.end('SIGTERM')),
+    )
     process.off('exit', this.#killAll)
     await this.sql.close()
   }
