@@ -21,7 +21,9 @@ import { healthRoutes } from './routes/health.ts'
 import { linking } from './routes/linking.ts'
 import { message, messages } from './routes/messages.ts'
 import { session, sessions } from './routes/sessions.ts'
+import { template, templates } from './routes/templates.ts'
 import { workers } from './routes/workers.ts'
+import { workspace, workspaces } from './routes/workspace.ts'
 
 export interface Parts {
   config: ApiConfig
@@ -113,7 +115,15 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
     })
   }
   await app.register(openapi, {
-    components: { Error: errorBody, User: user, Session: session, Message: message, Chat: chat },
+    components: {
+      Error: errorBody,
+      User: user,
+      Session: session,
+      Message: message,
+      Chat: chat,
+      Template: template,
+      Workspace: workspace,
+    },
   })
   await app.register(auth)
   await app.register(limits)
@@ -126,6 +136,8 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   await app.register(workers)
   await app.register(messages)
   await app.register(chats)
+  await app.register(templates)
+  await app.register(workspaces)
   return app
 }
 

@@ -428,13 +428,16 @@ void t.test(
 )
 
 /** POST routes that are called without a key, and why. */
-const exempt: Record<string, string> = {}
+const exempt: Record<string, string> = {
+  '/api/templates/:id/preview': 'It writes nothing.',
+}
 
 /** A request for every POST route that creates or sends. */
 const samples: Record<string, (person: { sessionId: string }) => { url?: string; body?: object }> =
   {
     [sends]: () => ({ body: hello }),
     [sessions]: () => ({ body: { name: 'Another' } }),
+    '/api/templates': () => ({ body: { name: 'Welcome', body: 'Hello {{name|there}}' } }),
     ...Object.fromEntries(
       ['start', 'stop', 'restart', 'logout'].map((command) => [
         `${sessions}/:id/${command}`,
