@@ -24,7 +24,9 @@ import { numbers } from './routes/numbers.ts'
 import { pace } from './routes/pacing.ts'
 import { sending } from './routes/send.ts'
 import { session, sessions } from './routes/sessions.ts'
+import { template, templates } from './routes/templates.ts'
 import { workers } from './routes/workers.ts'
+import { workspace, workspaces } from './routes/workspace.ts'
 
 export interface Parts {
   config: ApiConfig
@@ -116,7 +118,15 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
     })
   }
   await app.register(openapi, {
-    components: { Error: errorBody, User: user, Session: session, Message: message, Chat: chat },
+    components: {
+      Error: errorBody,
+      User: user,
+      Session: session,
+      Message: message,
+      Chat: chat,
+      Template: template,
+      Workspace: workspace,
+    },
   })
   await app.register(auth)
   await app.register(limits)
@@ -132,6 +142,8 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   await app.register(sending)
   await app.register(numbers)
   await app.register(chats)
+  await app.register(templates)
+  await app.register(workspaces)
   return app
 }
 

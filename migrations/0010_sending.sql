@@ -12,10 +12,6 @@ create table if not exists public.batches (
 );
 alter table public.batches enable row level security;
 
--- TEMP
-alter table public.workspaces add column if not exists unknown_policy text not null default 'reconcile_then_resend_same_id', add column if not exists opt_out_words text[] not null default '{STOP,UNSUBSCRIBE}';
-alter table public.messages add column if not exists media_id uuid;
--- ENDTEMP
 alter table public.messages
   add column if not exists content  jsonb,
   add column if not exists mentions text[] not null default '{}',

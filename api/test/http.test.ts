@@ -428,6 +428,8 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Session',
     'Message',
     'Chat',
+    'Template',
+    'Workspace',
   ])
   t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
 

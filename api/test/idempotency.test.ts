@@ -34,6 +34,14 @@ async function withSession(): Promise<Person & { sessionId: string }> {
   return { ...person, sessionId: created.json<{ id: string }>().id }
 }
 
+/** As a client does that is told to ask again: on a busy machine the first request may take longer than the others wait. */
+async function patiently(ask: () => Promise<LightMyRequestResponse>) {
+  for (;;) {
+    const answer = await ask()
+    if (answer.json<{ code?: string }>().code !== 'IDEMPOTENCY_IN_PROGRESS') return answer
+  }
+}
+
 const isReplay = ({ headers }: LightMyRequestResponse) => headers['idempotency-replayed'] === 'true'
 
 async function messagesOf({ workspaceId }: Person): Promise<number> {
@@ -184,7 +192,9 @@ void t.test('parallel identical requests are one request', async (t) => {
     keys.flatMap((key) =>
       Array.from({ length: 100 }, async (_, index) => ({
         key,
-        answer: await post(person, sends, key, hello, { app: index % 2 === 0 ? it.app : other }),
+        answer: await patiently(() =>
+          post(person, sends, key, hello, { app: index % 2 === 0 ? it.app : other }),
+        ),
       })),
     ),
   )
@@ -358,7 +368,7 @@ void t.test('work that waits for a worker is done once, too', async (t) => {
   const [answers] = await Promise.all([
     Promise.all(
       Array.from({ length: 20 }, (_, index) =>
-        post(person, url, 'k', phone, { app: index % 2 === 0 ? it.app : other }),
+        patiently(() => post(person, url, 'k', phone, { app: index % 2 === 0 ? it.app : other })),
       ),
     ),
     answerNext('ABCD1234'),
@@ -432,6 +442,7 @@ const exempt: Record<string, string> = {
   '/api/chats/:id/seen': 'seen twice is seen',
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',
+  '/api/templates/:id/preview': 'it writes nothing',
 }
 
 interface Samples {
@@ -444,6 +455,7 @@ interface Samples {
 const samples: Record<string, (ids: Samples) => { url?: string; body?: object }> = {
   [sends]: () => ({ body: hello }),
   [sessions]: () => ({ body: { name: 'Another' } }),
+  '/api/templates': () => ({ body: { name: 'Welcome', body: 'Hello {{name|there}}' } }),
   [`${sends}/bulk`]: () => ({ body: { messages: [hello] } }),
   '/api/messages/:id/reaction': ({ messageId }) => ({
     url: `/api/messages/${messageId}/reaction`,

@@ -203,6 +203,9 @@ class Apis {
     await mkdir(folder)
     const url = await lab.createDatabase()
     const sql = connect(url, { applicationName: 'faults', max: 4 })
+    // Else the server undoes, now and then, what a killed process was about to commit, and there is nothing to be told again.
+    await sql`
+      do $$ begin execute format('alter database %I set client_connection_check_interval = 0', current_database()); end $$`
     const ports: string[] = []
     for (let index = 0; index < processes; index++) ports.push(String(await freePort()))
     const apis = new Apis(
@@ -311,7 +314,9 @@ class Apis {
   }
 
   async stop(): Promise<void> {
-    await Promise.all(this.#programs.map(async (program) => program.ended ?? program.end('SIGTERM')))
+    await Promise.all(
+      this.#programs.map(async (program) => program.ended ?? program.end('SIGTERM')),
+    )
     process.off('exit', this.#killAll)
     await this.sql.close()
   }
