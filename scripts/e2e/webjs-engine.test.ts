@@ -4,11 +4,13 @@ import { join } from 'node:path'
 import t from 'tap'
 import { createLogger } from '../../shared/logger.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
+import { vcardOf } from '../../wa-worker/engine/vcard.ts'
 import { WebjsEngine } from '../../wa-worker/engine/webjs.ts'
 import { engineContract } from '../../wa-worker/test/engine-contract.ts'
-import type { Rig } from '../../wa-worker/test/engine-contract.ts'
+import type { FarMessage, Rig } from '../../wa-worker/test/engine-contract.ts'
 import { nextEvent, until } from '../../wa-worker/test/waiting.ts'
 import { startEmulatedWhatsApp } from './emulated-page/server.ts'
+import type { InboundMessage } from './emulated-page/server.ts'
 
 const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
 const account = '12025550199'
@@ -22,6 +24,50 @@ const types: Record<string, string> = {
   ptt: 'voice',
   vcard: 'contact',
   poll_creation: 'poll',
+}
+
+/** A customer's message as the emulated page takes it. */
+function delivery({ from, content, group, quoted, mentions, bytes }: FarMessage): InboundMessage {
+  const message = {
+    to: account,
+    from,
+    ...(group !== undefined && { group }),
+    ...(quoted && { quoted: quoted.id }),
+  }
+  const extra = mentions && { mentionedJidList: mentions.map((id) => ({ $wid: id })) }
+  switch (content.type) {
+    case 'text':
+      return { ...message, body: content.body, ...(extra && { extra }) }
+    case 'location': {
+      const { latitude: lat, longitude: lng, name, address } = content
+      return {
+        ...message,
+        type: 'location',
+        body: '/9j/4AAQ',
+        extra: { lat, lng, loc: `${name}\n${address}` },
+      }
+    }
+    case 'contact':
+      return { ...message, type: 'vcard', body: vcardOf(content) }
+    case 'poll': {
+      const pollOptions = content.options.map((name, localId) => ({ name, localId }))
+      const pollSelectableOptionsCount = content.multiple ? 0 : 1
+      return {
+        ...message,
+        type: 'poll_creation',
+        extra: { pollName: content.question, pollOptions, pollSelectableOptionsCount },
+      }
+    }
+    default: {
+      const { type, mimeType, filename, caption } = content
+      return {
+        ...message,
+        type: type === 'voice' ? 'ptt' : type,
+        ...(caption !== null && { body: caption }),
+        media: { data: bytes!, mimetype: mimeType, filename },
+      }
+    }
+  }
 }
 
 await t.test(
@@ -64,6 +110,21 @@ await t.test(
         deliver: async (_, from, body) => {
           whatsapp.deliver({ to: account, from: from.slice(0, -5), body, pushName: 'Ann' })
         },
+        receive: async (_, message) => whatsapp.deliver(delivery(message)).id,
+        receiveLate: async (_, from, body, placed) => {
+          const { id } = whatsapp.deliver({ to: account, from, type: 'ciphertext' })
+          await placed
+          whatsapp.decrypt(account, id, body)
+          return id
+        },
+        editByContact: async (_, { id }, body) => whatsapp.edit(account, id, body),
+        revokeByContact: async (_, { id }) => whatsapp.revoke(account, id),
+        reactByContact: async (_, { id }, text) =>
+          whatsapp.react(account, { from: customer, id, text }),
+        voteByContact: async (_, { id }) =>
+          whatsapp.vote(account, { from: customer, id, options: [0] }),
+        callByContact: async () => void whatsapp.call(account, { from: customer, video: true }),
+        expireMedia: async (_, { id }) => whatsapp.expireMedia(account, id),
         dropLink: async () => whatsapp.dropLink(account),
         restoreLink: async () => whatsapp.restoreLink(account),
         logoutFromPhone: async () => {

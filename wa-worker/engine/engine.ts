@@ -1,5 +1,11 @@
 import type { EventEmitter } from 'node:events'
-import type { MediaContent, MessageContent } from '../../shared/message-content.ts'
+import type {
+  LocationContent,
+  MediaContent,
+  MediaType,
+  MessageContent,
+  PollContent,
+} from '../../shared/message-content.ts'
 import type { MessageType } from '../../shared/messages.ts'
 import type { Account, QrCode } from '../../shared/wa-session-transitions.ts'
 
@@ -17,12 +23,81 @@ export interface IncomingMessage {
   key: MessageKey
   waMessageId: string
   type: MessageType
+  /** The text, or the caption; of a poll its question, of contact cards the names. */
   body: string | null
   /** Seconds since 1970. */
   timestamp: number
   ack: number
   senderName: string | null
   chatName: string | null
+  /** WhatsApp cannot read it yet: the content may follow under the same id. Never so of a message event. */
+  pending: boolean
+  /** It was deleted for everyone before we saw it. */
+  revoked: boolean
+  /** What download() would bring. */
+  media: IncomingMedia | null
+  /** The message this one answers. */
+  quoted: MessageKey | null
+  /** Addresses of the people named in it. */
+  mentions: string[]
+  location: Omit<LocationContent, 'type'> | null
+  contacts: ContactCard[]
+  poll: Omit<PollContent, 'type'> | null
+}
+
+export interface IncomingMedia {
+  kind: MediaType
+  mimeType: string
+  /** Bytes, as the sender says; null where unknown. */
+  size: number | null
+  filename: string | null
+  /** Of sound and video, where known. */
+  seconds: number | null
+  /** Recorded as a voice message. */
+  isVoice: boolean
+}
+
+export interface ContactCard {
+  name: string
+  /** `+` and digits, or null where the card has no number on WhatsApp. */
+  phone: string | null
+}
+
+/** A person, as far as WhatsApp Web knows. */
+export interface ContactInfo {
+  /** The address with the phone number, where it is known, else the lid. */
+  waId: string
+  lid: string | null
+  phone: string | null
+  /** In the address book of the phone. */
+  name: string | null
+  /** As the person calls itself. */
+  pushName: string | null
+  isBusiness: boolean
+}
+
+export interface ChatInfo {
+  name: string | null
+  isGroup: boolean
+  /** Of a group; empty elsewhere. */
+  participants: { waId: string; isAdmin: boolean }[]
+}
+
+/** Chats with news, and their messages. */
+export interface Recent {
+  chats: RecentChat[]
+  /** There are more chats with news than were asked for. */
+  truncated: boolean
+}
+
+export interface RecentChat {
+  chatId: string
+  name: string | null
+  isGroup: boolean
+  /** Oldest first, none older than asked for. */
+  messages: IncomingMessage[]
+  /** No message since the asked moment is missing: an older one, or the beginning of the chat, was seen. */
+  complete: boolean
 }
 
 /** Content as an engine sends it: the bytes of media lie in a local file meanwhile. */
@@ -85,8 +160,20 @@ export interface EngineEvents {
   closed: [{ reason: string; detail?: string }]
   /** A message came in, or one of ours was sent, here or on the phone. Repeats are possible. */
   message: [IncomingMessage]
+  /** A message came that WhatsApp cannot read yet (`pending`). It follows as a message under the same id, as a rule within seconds. */
+  placeholder: [IncomingMessage]
   /** WhatsApp confirmed or refused a message of ours. Repeats are possible, in any order. */
   ack: [Receipt & { keyId: string }]
+  /** A text or caption was changed, here or elsewhere. Repeats are possible, as with all that follows. */
+  edit: [{ key: MessageKey; body: string; at: Date }]
+  /** A message was deleted for everyone. */
+  revoke: [{ key: MessageKey; at: Date }]
+  /** Somebody reacted, or took the reaction back (an empty emoji). One reaction a person and message: the last one counts. */
+  reaction: [{ target: MessageKey; emoji: string; waId: string; fromMe: boolean; at: Date }]
+  /** What a person has chosen in a poll now; none is possible. */
+  pollVote: [{ poll: MessageKey; options: string[]; waId: string; fromMe: boolean; at: Date }]
+  /** Somebody calls. The key is one of the call, in the chat of the caller. */
+  call: [{ key: MessageKey; video: boolean; at: Date }]
 }
 
 /**
@@ -138,6 +225,20 @@ export interface Engine extends EventEmitter<EngineEvents> {
    * number that was asked for. Rejects with an EngineError.
    */
   checkNumber(phone: string): Promise<NumberCheck>
+  /**
+   * Writes the media of a message into this file, which is overwritten, and answers its size; `expired` when WhatsApp no longer has it.
+   * Rejects with an EngineError, transient ones worth another try.
+   */
+  download(key: MessageKey, path: string): Promise<{ size: number } | 'expired'>
+  /** A chat, or null when there is none with this address. Rejects with an EngineError. */
+  chat(chatId: string): Promise<ChatInfo | null>
+  /** A person, or null when nothing is known of the address. Rejects with an EngineError. */
+  contact(waId: string): Promise<ContactInfo | null>
+  /**
+   * What happened since a moment (seconds since 1970), newest chats first: for what came while no engine listened. Reads no more
+   * than it is allowed to, and says what it left out. Rejects with an EngineError.
+   */
+  recent(since: { sinceSeconds: number; limitPerChat: number; maxChats: number }): Promise<Recent>
 }
 
 export type NumberCheck = { exists: true; waId: string } | { exists: false; waId: null }
@@ -167,11 +268,12 @@ export type Certainty = 'permanent' | 'transient' | 'unknown'
  * - ACTION_FAILED            the same of a reaction, an edit, a deletion, typing, seen or a number check
  * - MEDIA_UNREADABLE         the local file is gone or cannot be read: fetch it anew
  * - MEDIA_UPLOAD_FAILED      the file did not get to WhatsApp
+ * - DOWNLOAD_FAILED          the file did not come; another try may bring it
  * - MODULE_MISSING           WhatsApp Web no longer has a part this needs; the message names it
  * - BROWSER_MISSING, START_FAILED, PROFILE_UNREADABLE   the engine did not start
  *
  * unknown
- * - SEND_TIMEOUT, FIND_TIMEOUT, ACTION_TIMEOUT, PAIRING_TIMEOUT, LOGOUT_TIMEOUT   no answer in time; the page may still do it
+ * - SEND_TIMEOUT, FIND_TIMEOUT, ACTION_TIMEOUT, DOWNLOAD_TIMEOUT, READ_TIMEOUT, PAIRING_TIMEOUT, LOGOUT_TIMEOUT   no answer in time; the page may still do it
  * - FIND_FAILED              the look-up itself failed
  * - SEND_UNDERWAY            an earlier try of the same message is still busy in the page
  * - SEND_VANISHED            WhatsApp Web took the message and does not list it

@@ -4,7 +4,7 @@ import type { MessageContent } from '../../shared/message-content.ts'
 import { serializeKey } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
-import type { MessageKey, Receipt } from './engine.ts'
+import type { IncomingMessage, MessageKey, Receipt } from './engine.ts'
 
 /** A message in the simulated WhatsApp. */
 export interface SimulatedMessage extends Pick<Receipt, 'ack' | 'code'> {
@@ -14,6 +14,10 @@ export interface SimulatedMessage extends Pick<Receipt, 'ack' | 'code'> {
   timestamp: number
   quoted?: MessageKey | undefined
   mentions?: string[] | undefined
+  /** Whoever reads it has not got its content yet. */
+  pending?: boolean | undefined
+  /** WhatsApp no longer has its media. */
+  expired?: boolean | undefined
   /** Of media: hexadecimal, and where the simulated servers keep the bytes. */
   sha256?: string | undefined
   size?: number | undefined
@@ -58,6 +62,47 @@ export function bodyOf(content: MessageContent): string | null {
     default:
       return content.caption
   }
+}
+
+/** A message as the port tells of it. */
+export function incomingOf(message: SimulatedMessage): IncomingMessage {
+  const { key, content, timestamp, ack, quoted, mentions = [], pending = false } = message
+  const { revoked = false } = message
+  const author = key.participant || key.chatId
+  const hidden = pending || revoked
+  const media = 'mimeType' in content && !hidden ? content : undefined
+  return {
+    key,
+    waMessageId: receiptOf(message).waMessageId,
+    type: hidden ? 'unknown' : content.type,
+    body: hidden ? null : bodyOf(content),
+    timestamp,
+    ack,
+    senderName: key.fromMe ? null : `Customer ${author.slice(0, author.indexOf('@')).slice(-4)}`,
+    chatName: null,
+    pending,
+    revoked,
+    media: media
+      ? {
+          kind: media.type,
+          mimeType: media.mimeType,
+          size: message.size ?? null,
+          filename: media.type === 'document' ? media.filename : null,
+          seconds: null,
+          isVoice: media.type === 'voice',
+        }
+      : null,
+    quoted: quoted ?? null,
+    mentions,
+    location: content.type === 'location' && !hidden ? without(content) : null,
+    contacts:
+      content.type === 'contact' && !hidden ? [{ name: content.name, phone: content.phone }] : [],
+    poll: content.type === 'poll' && !hidden ? without(content) : null,
+  }
+}
+
+function without<T extends { type: string }>({ type: _, ...rest }: T): Omit<T, 'type'> {
+  return rest
 }
 
 export async function readLogin(file: string): Promise<Login | undefined> {

@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events'
+import { copyFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { MessageContent } from '../../shared/message-content.ts'
@@ -6,20 +7,23 @@ import { isGroup } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
 import type {
+  ChatInfo,
+  ContactInfo,
   Engine,
   EngineEvents,
-  IncomingMessage,
   MessageKey,
   NumberCheck,
   OutgoingMessage,
   Pulse,
   Receipt,
+  Recent,
 } from './engine.ts'
 import { addressesOf, canonicalOf, contactFor, seededRandom } from './simulator-contacts.ts'
 import {
   accountOf,
   bodyOf,
   hash,
+  incomingOf,
   readLogin,
   receiptOf,
   slotOf,
@@ -37,6 +41,19 @@ export interface SimulatorOptions {
   /** All other delays are multiplied by this: 0 for tests that need no delays. */
   pace?: number
   seed?: number
+}
+
+export interface Delivery {
+  /** The group it is written in, by `from`. */
+  group?: string | undefined
+  quoted?: MessageKey | undefined
+  mentions?: string[] | undefined
+  /** Of media. */
+  bytes?: Uint8Array | undefined
+  /** Makes no event, as what came while no page was open: recent() has it. */
+  unheard?: boolean | undefined
+  /** Cannot be read yet; deliver it once more under the same id for that. */
+  placeholder?: boolean | undefined
 }
 
 const qrLifeMs = 20_000
@@ -67,6 +84,8 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   readonly #transmitted = new Map<string, number>()
   readonly #signals: { kind: 'typing' | 'paused' | 'seen'; chatId: string }[] = []
   readonly #ending = new AbortController()
+  /** Of media that came in; WhatsApp keeps no longer than this engine lives. */
+  readonly #bytes = new Map<string, Uint8Array>()
 
   constructor(options: SimulatorOptions) {
     super()
@@ -165,7 +184,7 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     const receipt = receiptOf(message)
     // As the real page has it in its database before it goes out.
     await this.#save()
-    this.emit('message', this.#incoming(message))
+    this.emit('message', incomingOf(message))
     if (this.#linkUp) this.#transmit(message)
     return receipt
   }
@@ -176,21 +195,18 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 
   async react({ target, emoji }: { target: MessageKey; emoji: string }): Promise<void> {
-    const message = this.#mustHave(target)
-    message.reactions = { ...message.reactions, '': emoji }
-    await this.#save()
+    await this.#react(this.#mustHave(target), '', emoji)
   }
 
   async edit({ target, body }: { target: MessageKey; body: string }): Promise<void> {
-    const { content, timestamp, revoked } = this.#mustHave(target)
+    const message = this.#mustHave(target)
+    const { content, timestamp, revoked } = message
     if (!revoked && bodyOf(content) === body) return
     const editable = content.type === 'text' || 'caption' in content
     if (!target.fromMe || revoked || !editable || now() - timestamp > editableSeconds) {
       throw new EngineError('permanent', 'NOT_EDITABLE', 'WhatsApp does not let it be edited.')
     }
-    if (content.type === 'text') content.body = body
-    else content.caption = body
-    await this.#save()
+    await this.#edit(message, body)
   }
 
   async revoke({ target }: { target: MessageKey }): Promise<void> {
@@ -199,8 +215,7 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     if (!target.fromMe || now() - message.timestamp > revocableSeconds) {
       throw new EngineError('permanent', 'NOT_REVOCABLE', 'WhatsApp does not let it be deleted.')
     }
-    message.revoked = true
-    await this.#save()
+    await this.#revoke(message)
   }
 
   async typing(chatId: string, on: boolean | number): Promise<void> {
@@ -222,6 +237,74 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     const waId = canonicalOf(phone)
     if (contactFor(waId) === 'unregistered') return { exists: false, waId: null }
     return { exists: true, waId }
+  }
+
+  async download(key: MessageKey, path: string): Promise<{ size: number } | 'expired'> {
+    const message = this.#mustHave(key)
+    const bytes = this.#bytes.get(slotOf(key))
+    if (message.expired) return 'expired'
+    if (bytes) {
+      await writeFile(path, bytes)
+      return { size: bytes.length }
+    }
+    if (message.path === undefined) return 'expired'
+    await copyFile(message.path, path)
+    return { size: message.size ?? 0 }
+  }
+
+  async chat(chatId: string): Promise<ChatInfo | null> {
+    const messages = this.#messagesIn(chatId)
+    if (messages.length === 0) return null
+    if (!isGroup(chatId)) {
+      const name = messages.map((message) => incomingOf(message).senderName).find(Boolean) ?? null
+      return { name, isGroup: false, participants: [] }
+    }
+    const authors = messages.map(({ key }) => key.participant).filter((author) => author !== '')
+    const everyone = [this.#mustRun().account.waId, ...new Set(authors)]
+    return {
+      name: groupName(chatId),
+      isGroup: true,
+      participants: everyone.map((waId, index) => ({ waId, isAdmin: index === 0 })),
+    }
+  }
+
+  async contact(waId: string): Promise<ContactInfo | null> {
+    this.#mustRun()
+    if (contactFor(waId) === 'unregistered') return null
+    const [pn, lid] = addressesOf(waId) as [string, string]
+    const digits = pn.slice(0, -5)
+    return {
+      waId: pn,
+      lid,
+      phone: `+${digits}`,
+      name: null,
+      pushName: `Customer ${digits.slice(-4)}`,
+      isBusiness: false,
+    }
+  }
+
+  async recent({
+    sinceSeconds,
+    limitPerChat,
+    maxChats,
+  }: Parameters<Engine['recent']>[0]): Promise<Recent> {
+    const chats = new Map<string, SimulatedMessage[]>()
+    for (const message of Object.values(this.#mustRun().messages)) {
+      if (message.timestamp < sinceSeconds) continue
+      const { chatId } = message.key
+      chats.set(chatId, [...(chats.get(chatId) ?? []), message])
+    }
+    const newest = [...chats].sort(([, a], [, b]) => b.at(-1)!.timestamp - a.at(-1)!.timestamp)
+    return {
+      truncated: newest.length > maxChats,
+      chats: newest.slice(0, maxChats).map(([chatId, messages]) => ({
+        chatId,
+        name: isGroup(chatId) ? groupName(chatId) : null,
+        isGroup: isGroup(chatId),
+        messages: messages.slice(-limitPerChat).map(incomingOf),
+        complete: messages.length <= limitPerChat,
+      })),
+    }
   }
 
   /** How often a message of this id reached the simulated server since this engine was made. */
@@ -247,19 +330,71 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     this.#after(200, () => this.#ready())
   }
 
-  /** A customer writes. */
-  deliver(from: string, body: string, id?: string): void {
+  /** A customer writes; a text may stand for its content. Answers the message's key. */
+  deliver(
+    from: string,
+    content: string | MessageContent,
+    id?: string,
+    more: Delivery = {},
+  ): MessageKey {
+    const { group, quoted, mentions, bytes, unheard, placeholder } = more
     this.#received += 1
-    const unique = id ?? `3A${hash(`${from}${body}${this.#received}${Date.now()}`).toString(16)}`
+    const said = JSON.stringify(content)
+    const unique = id ?? `3A${hash(`${from}${said}${this.#received}${Date.now()}`).toString(16)}`
     const message: SimulatedMessage = {
-      key: { fromMe: false, chatId: from, id: unique.toUpperCase(), participant: '' },
-      content: { type: 'text', body },
+      key: {
+        fromMe: false,
+        chatId: group ?? from,
+        id: unique.toUpperCase(),
+        participant: group === undefined ? '' : from,
+      },
+      content: typeof content === 'string' ? { type: 'text', body: content } : content,
       timestamp: now(),
       ack: 1,
+      quoted,
+      mentions,
+      size: bytes?.length,
+      pending: placeholder,
     }
+    if (bytes) this.#bytes.set(slotOf(message.key), bytes)
     if (this.#login) this.#login.messages[slotOf(message.key)] = message
     void this.#save()
-    this.emit('message', this.#incoming(message))
+    if (!unheard) this.emit(placeholder ? 'placeholder' : 'message', incomingOf(message))
+    return message.key
+  }
+
+  /** A customer changes a message of theirs. */
+  editByContact(key: MessageKey, body: string): void {
+    void this.#edit(this.#mustHave(key), body)
+  }
+
+  /** A customer deletes a message of theirs for everyone. */
+  revokeByContact(key: MessageKey): void {
+    void this.#revoke(this.#mustHave(key))
+  }
+
+  /** A customer reacts to a message; an empty emoji takes the reaction back. */
+  reactByContact(target: MessageKey, waId: string, emoji: string): void {
+    void this.#react(this.#mustHave(target), waId, emoji)
+  }
+
+  /** A customer votes in a poll. */
+  voteByContact(poll: MessageKey, waId: string, options: string[]): void {
+    const { key } = this.#mustHave(poll)
+    this.emit('pollVote', { poll: key, options, waId, fromMe: false, at: new Date() })
+  }
+
+  /** A customer calls. */
+  callByContact(waId: string, video = false): void {
+    this.#received += 1
+    const id = `CALL${this.#received}${Date.now()}`
+    const key = { fromMe: false, chatId: waId, id, participant: '' }
+    this.emit('call', { key, video, at: new Date() })
+  }
+
+  /** WhatsApp no longer has the media of this message. */
+  expireMedia(key: MessageKey): void {
+    this.#mustHave(key).expired = true
   }
 
   /** The phone, or the whole machine, goes out of reach of WhatsApp. What is sent meanwhile goes out on restoreLink(). */
@@ -328,10 +463,7 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 
   #hasWritten(chatId: string): boolean {
-    const addresses = addressesOf(chatId)
-    return Object.values(this.#login?.messages ?? {}).some(
-      ({ key }) => !key.fromMe && addresses.includes(key.chatId),
-    )
+    return this.#messagesIn(chatId).some(({ key }) => !key.fromMe)
   }
 
   #ack(message: SimulatedMessage, ack: number): void {
@@ -349,18 +481,32 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     this.#ack(message, -1)
   }
 
-  #incoming({ key, content, timestamp, ack }: SimulatedMessage): IncomingMessage {
-    const { chatId, fromMe } = key
-    return {
-      key,
-      waMessageId: receiptOf({ key, content, timestamp, ack }).waMessageId,
-      type: content.type,
-      body: bodyOf(content),
-      timestamp,
-      ack,
-      senderName: fromMe ? null : `Customer ${chatId.slice(0, chatId.indexOf('@')).slice(-4)}`,
-      chatName: null,
-    }
+  async #react(message: SimulatedMessage, by: string, emoji: string): Promise<void> {
+    message.reactions = { ...message.reactions, [by]: emoji }
+    const waId = by || this.#mustRun().account.waId
+    const reaction = { target: message.key, emoji, waId, fromMe: by === '', at: new Date() }
+    await this.#save()
+    this.emit('reaction', reaction)
+  }
+
+  async #edit({ key, content }: SimulatedMessage, body: string): Promise<void> {
+    if (content.type === 'text') content.body = body
+    else if ('caption' in content) content.caption = body
+    await this.#save()
+    this.emit('edit', { key, body, at: new Date() })
+  }
+
+  async #revoke(message: SimulatedMessage): Promise<void> {
+    message.revoked = true
+    await this.#save()
+    this.emit('revoke', { key: message.key, at: new Date() })
+  }
+
+  #messagesIn(chatId: string): SimulatedMessage[] {
+    const addresses = addressesOf(chatId)
+    return Object.values(this.#mustRun().messages).filter(({ key }) =>
+      addresses.includes(key.chatId),
+    )
   }
 
   #mustHave(target: MessageKey): SimulatedMessage {
@@ -416,6 +562,9 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     return this.#nextWrite
   }
 }
+
+/** Every simulated group is called after its number. */
+const groupName = (chatId: string) => `Group ${chatId.slice(0, -5).slice(-4)}`
 
 const now = () => Math.floor(Date.now() / 1_000)
 

@@ -1,25 +1,51 @@
+import type { MediaType } from '../../shared/message-content.ts'
 import type { MessageType } from '../../shared/messages.ts'
 import { serializeKey } from '../../shared/wa-id.ts'
-import type { IncomingMessage, MessageKey } from './engine.ts'
+import type { IncomingMedia, IncomingMessage, MessageKey } from './engine.ts'
+import { readVcard } from './vcard.ts'
+
+type Address = string | { _serialized?: string } | null
 
 /** The id of a message as the library or the page hands it over: of both, only the parts are to be relied on. */
 export interface LibraryId {
   fromMe?: boolean
-  remote?: string | { _serialized?: string }
+  remote?: Address
   id?: string
-  participant?: string | { _serialized?: string }
+  participant?: Address
 }
 
-/** A message as the library hands it over; only what is read here, and nothing of it is certain. */
-export interface LibraryMessage {
+/** The page's own model of a message; only what is read here, and nothing of it is certain. */
+export interface MessageModel {
   id: LibraryId
   type?: string
   body?: string
-  timestamp?: number
+  caption?: string
+  t?: number
   ack?: number
-  author?: string
-  /** The page's own model. */
-  _data?: { notifyName?: string }
+  author?: Address
+  notifyName?: string
+  directPath?: string
+  mimetype?: string
+  size?: number | string
+  filename?: string
+  duration?: number | string
+  quotedStanzaID?: string
+  quotedParticipant?: Address
+  mentionedJidList?: Address[]
+  lat?: number
+  lng?: number
+  loc?: string
+  vcardList?: { vcard?: string }[]
+  pollName?: string
+  pollOptions?: { name?: string }[]
+  pollSelectableOptionsCount?: number
+  protocolMessageKey?: LibraryId
+  latestEditSenderTimestampMs?: number
+}
+
+/** A message as the library hands it over. */
+export interface LibraryMessage {
+  _data: MessageModel
 }
 
 const types: Record<string, MessageType> = {
@@ -37,6 +63,7 @@ const types: Record<string, MessageType> = {
   gp2: 'system',
   call_log: 'system',
 }
+const media = new Set(['image', 'video', 'document', 'audio', 'voice', 'sticker'])
 
 /** Traffic of WhatsApp with itself: no message to anybody. */
 const internal = new Set([
@@ -44,40 +71,73 @@ const internal = new Set([
   'notification',
   'notification_template',
   'protocol',
-  'ciphertext',
   'reaction',
   'debug',
   'newsletter_notification',
   'broadcast_notification',
 ])
 
-/** A message of the library as ours, or undefined when it is none of a conversation (status updates, channels, internal traffic). */
-export function incomingMessage(message: LibraryMessage): IncomingMessage | undefined {
-  const identity = identify(message.id, message.author)
-  if (!identity || internal.has(message.type ?? '')) return undefined
+/**
+ * A message as ours, or undefined when it is none of a conversation (status updates, channels, internal traffic). `me` are the addresses of
+ * this account.
+ */
+export function incomingMessage(model: MessageModel, me: string[]): IncomingMessage | undefined {
+  const identity = identify(model.id, model.author)
+  if (!identity || internal.has(model.type ?? '')) return undefined
   if (!/@(c\.us|lid|g\.us)$/.test(identity.key.chatId)) return undefined
+  const type = types[model.type ?? ''] ?? 'unknown'
+  const contacts = type === 'contact' ? contactsOf(model) : []
   return {
     ...identity,
-    type: types[message.type ?? ''] ?? 'unknown',
-    // A caption that is not there comes as an empty text.
-    body: storable(message.body ?? '') || (message.type === 'chat' ? '' : null),
-    timestamp: message.timestamp ?? Math.floor(Date.now() / 1_000),
-    ack: message.ack ?? 0,
-    senderName: nameOf(message._data?.notifyName),
+    type,
+    body: bodyOf(type, model, contacts),
+    timestamp: model.t ?? Math.floor(Date.now() / 1_000),
+    ack: model.ack ?? 0,
+    senderName: nameOf(model.notifyName),
     chatName: null,
+    pending: model.type === 'ciphertext',
+    revoked: model.type === 'revoked',
+    media: mediaOf(type, model),
+    quoted: quotedOf(identity.key, model, me),
+    mentions: (model.mentionedJidList ?? []).flatMap((wid) => addressOf(wid) ?? []),
+    location: type === 'location' ? locationOf(model) : null,
+    contacts,
+    poll:
+      type === 'poll'
+        ? {
+            question: storable(model.pollName ?? ''),
+            options: (model.pollOptions ?? []).map(({ name }) => storable(name ?? '')),
+            multiple: model.pollSelectableOptionsCount !== 1,
+          }
+        : null,
   }
 }
+
+/** What is read of a message: the page keeps a small picture where the body of media and of places would be. */
+export function bodyOf(
+  type: MessageType,
+  { type: raw, body, caption, pollName }: MessageModel,
+  contacts: { name: string }[] = [],
+): string | null {
+  if (raw === 'ciphertext' || raw === 'revoked' || type === 'location') return null
+  if (media.has(type)) return storable(caption ?? '') || null
+  if (type === 'contact') return contacts.map(({ name }) => name).join(', ') || null
+  if (type === 'poll') return storable(pollName ?? '')
+  return body === undefined ? null : storable(body)
+}
+
+export const typeOf = (model: MessageModel): MessageType => types[model.type ?? ''] ?? 'unknown'
 
 /**
  * Which message this is, put together from the parts of its id: WhatsApp has renamed the serialized field before. Undefined when parts are
  * missing. `author` stands in for a participant that is left out.
  */
 export function identify(
-  id: LibraryId,
-  author?: string,
+  id: LibraryId | undefined,
+  author?: Address,
 ): { key: MessageKey; waMessageId: string } | undefined {
-  const chatId = addressOf(id.remote)
-  if (chatId === undefined || id.id === undefined) return undefined
+  const chatId = addressOf(id?.remote)
+  if (chatId === undefined || id?.id === undefined) return undefined
   const fromMe = id.fromMe === true
   const inGroup = chatId.endsWith('@g.us')
   const participant = inGroup ? (addressOf(id.participant) ?? addressOf(author) ?? '') : ''
@@ -87,18 +147,55 @@ export function identify(
   }
 }
 
+function quotedOf(
+  { chatId }: MessageKey,
+  { quotedStanzaID, quotedParticipant }: MessageModel,
+  me: string[],
+): MessageKey | null {
+  if (!quotedStanzaID) return null
+  const author = addressOf(quotedParticipant)
+  const fromMe = author !== undefined && me.includes(author)
+  const participant = chatId.endsWith('@g.us') && !fromMe ? (author ?? '') : ''
+  return { fromMe, chatId, id: quotedStanzaID, participant }
+}
+
+function mediaOf(type: MessageType, model: MessageModel): IncomingMedia | null {
+  // Without a path there is nothing to be had: a view-once message, for one.
+  if (!media.has(type) || !model.directPath) return null
+  const count = (value: number | string | undefined) =>
+    value === undefined || !Number.isFinite(Number(value)) ? null : Number(value)
+  return {
+    kind: type as MediaType,
+    mimeType: model.mimetype ?? 'application/octet-stream',
+    size: count(model.size),
+    filename: nameOf(model.filename),
+    seconds: count(model.duration),
+    isVoice: type === 'voice',
+  }
+}
+
+function locationOf({ lat, lng, loc }: MessageModel): IncomingMessage['location'] {
+  if (typeof lat !== 'number' || typeof lng !== 'number') return null
+  const [name, address] = storable(loc ?? '').split('\n')
+  return { latitude: lat, longitude: lng, ...(name && { name }), ...(address && { address }) }
+}
+
+function contactsOf({ type, body, vcardList }: MessageModel) {
+  const cards = type === 'vcard' ? [body] : (vcardList ?? []).map(({ vcard }) => vcard)
+  return cards.flatMap((card) => readVcard(storable(card ?? '')) ?? [])
+}
+
 /** Postgres keeps no NUL and no half of a surrogate pair in a text; people's messages may hold them. */
-const storable = (text: string) => text.replaceAll('\0', '').replaceAll(/\p{Surrogate}/gu, '\uFFFD')
+export const storable = (text: string) =>
+  text.replaceAll('\0', '').replaceAll(/\p{Surrogate}/gu, '\uFFFD')
 
 /** A name as it may be shown, or null when there is none. */
-export function nameOf(name: string | undefined): string | null {
+export function nameOf(name: string | null | undefined): string | null {
   return storable(name ?? '').trim() || null
 }
 
 /** An address as text, without the device (`123:4@c.us`) and in the form we use everywhere. */
-export function addressOf(
-  value: string | { _serialized?: string } | undefined,
-): string | undefined {
+export function addressOf(value: Address | undefined): string | undefined {
   const text = typeof value === 'string' ? value : value?._serialized
   return text?.replace(/:\d+@/, '@').replace(/@s\.whatsapp\.net$/, '@c.us')
 }

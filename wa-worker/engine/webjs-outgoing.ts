@@ -274,7 +274,8 @@ function sendFailure(
   }
 }
 
-function actionFailure(chatId: string, { failure, error }: PageFailure): EngineError {
+/** What the page said to anything but a send. */
+export function actionFailure(chatId: string, { failure, error }: PageFailure): EngineError {
   switch (failure) {
     case 'MODULE_MISSING':
       return new EngineError('transient', failure, `WhatsApp Web no longer has ${error}.`)

@@ -3,6 +3,7 @@
  * text: they must not use anything from outside themselves but window.
  */
 import type { MessageKey } from './engine.ts'
+import type { PageContact, ReadingApi, ReadingModules } from './webjs-page-read.ts'
 import type { SendingApi, SendingModules } from './webjs-page-send.ts'
 
 export interface Wid {
@@ -24,20 +25,49 @@ export interface PageMessage {
   type?: string
   body?: string
   caption?: string
+  t?: number
+  isNotification?: boolean
   unsafe?(): PageMessage
 }
 export interface PageChat {
   id: Wid
   msgs?: { getModelsArray?(): PageMessage[] }
-  groupMetadata?: { isLidAddressingMode?: boolean }
+  /** Of its last message, in seconds. */
+  t?: number
+  name?: string
+  formattedTitle?: string
+  groupMetadata?: {
+    isLidAddressingMode?: boolean
+    subject?: string
+    participants?: { getModelsArray?(): GroupMember[] }
+  }
+}
+interface GroupMember {
+  id: Wid
+  isAdmin?: boolean
+  isSuperAdmin?: boolean
+}
+interface GroupMetadata {
+  update?(wid: Wid): Promise<unknown>
+}
+interface NewMessage {
+  isNewMsg?: boolean
+  type?: string
+  once?(event: 'change:type', listener: (message: { type?: string }) => void): void
 }
 interface MsgCollection {
   get(id: string): PageMessage | undefined
-  on(event: 'add', listener: (message: { isNewMsg?: boolean; type?: string }) => void): void
+  on(event: 'add', listener: (message: NewMessage) => void): void
   getMessagesById?(ids: string[]): Promise<{ messages?: PageMessage[] } | undefined>
 }
-interface Modules extends SendingModules {
-  WAWebCollections: { Msg: MsgCollection; Chat: { get(wid: Wid): PageChat | undefined } }
+interface Modules extends SendingModules, ReadingModules {
+  WAWebCollections: {
+    Msg: MsgCollection
+    Chat: { get(wid: Wid): PageChat | undefined; getModelsArray(): PageChat[] }
+    Contact?: { get(wid: Wid): PageContact | undefined }
+    GroupMetadata?: GroupMetadata
+    WAWebGroupMetadataCollection?: GroupMetadata
+  }
   WAWebWidFactory: { createWid(id: string): Wid; asUserWidOrThrow(wid: Wid | null): Wid }
   WAWebUserPrefsMeUser: { getMaybeMeLidUser(): Wid | null; getMaybeMePnUser(): Wid | null }
   WAWebApiContact: {
@@ -56,10 +86,11 @@ export interface PageWindow {
     editMessage(message: PageMessage, body: string, options: object): Promise<unknown>
     sendSeen(chatId: string): Promise<boolean>
     mediaInfoToFile(media: { file: File }): File
+    getMessageModel(message: PageMessage): object
   }
   AuthStore?: unknown
   onAppStateHasSyncedEvent?(): void
-  awfar?: LookUpApi & SendingApi
+  awfar?: LookUpApi & SendingApi & ReadingApi
 }
 
 export interface LookUpApi {
@@ -162,10 +193,13 @@ export function installLookUps(): void {
       return typeof message === 'string' ? message : String(error)
     },
   }
-  window.awfar = api as LookUpApi & SendingApi
+  window.awfar = api as NonNullable<PageWindow['awfar']>
 
-  window.require('WAWebCollections').Msg.on('add', ({ isNewMsg, type }) => {
-    if (isNewMsg && type !== 'ciphertext' && type !== 'gp2') api.shown += 1
+  window.require('WAWebCollections').Msg.on('add', (message) => {
+    if (!message.isNewMsg || message.type === 'gp2') return
+    if (message.type !== 'ciphertext') api.shown += 1
+    // The library tells of it twice: as a placeholder at once, and as what it turns out to be.
+    else message.once?.('change:type', ({ type }) => (api.shown += type === 'revoked' ? 0 : 1))
   })
 }
 

@@ -7,6 +7,8 @@ import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
 import type {
+  ChatInfo,
+  ContactInfo,
   Engine,
   EngineEvents,
   MessageKey,
@@ -14,11 +16,14 @@ import type {
   OutgoingMessage,
   Pulse,
   Receipt,
+  Recent,
 } from './engine.ts'
 import { deadlines, within } from './webjs-call.ts'
 import { closeBrowser, createClient } from './webjs-client.ts'
 import type { LibraryClient } from './webjs-client.ts'
-import { identify, incomingMessage, nameOf } from './webjs-messages.ts'
+import { listenToMessages } from './webjs-incoming.ts'
+import type { On } from './webjs-incoming.ts'
+import { addressOf, identify, incomingMessage, nameOf } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
 import * as outgoing from './webjs-outgoing.ts'
 import {
@@ -29,7 +34,9 @@ import {
   startModules,
 } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
+import { installReading } from './webjs-page-read.ts'
 import { installSending } from './webjs-page-send.ts'
+import * as reading from './webjs-reading.ts'
 
 export interface WebjsOptions {
   sessionId: string
@@ -66,6 +73,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   /** Sends that did not settle in time and are still busy in the page. */
   readonly #stuck = new Set<string>()
   readonly #ending = new AbortController()
+  /** The addresses of the linked account. */
+  #me: string[] = []
 
   constructor(options: WebjsOptions) {
     super()
@@ -176,6 +185,22 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     return outgoing.checkNumber(this.#mustBeReady().page, phone)
   }
 
+  async download(key: MessageKey, path: string): Promise<{ size: number } | 'expired'> {
+    return reading.download(this.#mustBeReady().page, key, path)
+  }
+
+  async chat(chatId: string): Promise<ChatInfo | null> {
+    return reading.readChat(this.#mustBeReady().page, chatId)
+  }
+
+  async contact(waId: string): Promise<ContactInfo | null> {
+    return reading.readContact(this.#mustBeReady().page, waId)
+  }
+
+  async recent(since: Parameters<Engine['recent']>[0]): Promise<Recent> {
+    return reading.readRecent(this.#mustBeReady().page, since, this.#me)
+  }
+
   async reload(): Promise<void> {
     const { page } = this.#mustBeReady()
     this.#setLink(false)
@@ -218,10 +243,10 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
 
   /** A listener that throws would be answered into the page and heard by nobody. */
   #listen(client: LibraryClient): void {
-    const on = (event: string, handle: (...args: never[]) => void) => {
+    const on: On = (event, handle) => {
       client.on(event, (...args: unknown[]) => {
         try {
-          if (!this.#dead) handle(...(args as never[]))
+          if (!this.#dead) handle(...(args as Parameters<typeof handle>))
         } catch (error) {
           this.#log.error('engine event failed', { event, error })
         }
@@ -233,14 +258,15 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     on('disconnected', (state: string) =>
       this.#closed(state === 'CONFLICT' ? state : `STATE_${state}`),
     )
-    on('message_create', (message: LibraryMessage) => {
-      this.#reported += 1
-      const incoming = incomingMessage(message)
-      if (incoming) this.emit('message', incoming)
-    })
+    on('message_create', () => (this.#reported += 1))
+    listenToMessages(
+      on,
+      (event, ...args) => this.emit(event, ...(args as never)),
+      () => this.#me,
+    )
     on('message_ack', (message: LibraryMessage, ack: number) => {
-      const identity = identify(message.id, message.author)
-      if (!identity?.key.fromMe || !incomingMessage(message)) return
+      const identity = identify(message._data.id, message._data.author)
+      if (!identity?.key.fromMe || !incomingMessage(message._data, this.#me)) return
       const { key, waMessageId } = identity
       if (ack === -1) void this.#refused(key, waMessageId)
       else this.emit('ack', { keyId: key.id, waMessageId, ack })
@@ -324,7 +350,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async #becomeReady(): Promise<void> {
     try {
       const { page } = this.#running()
-      for (const install of [installLookUps, installSending]) {
+      for (const install of [installLookUps, installSending, installReading]) {
         await within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(install))
       }
       this.#stuck.clear()
@@ -342,6 +368,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
         ),
       )
       if (this.#ready || this.#dead) return
+      this.#me = [wid._serialized, ...(lid === null ? [] : [lid])].flatMap(
+        (address) => addressOf(address) ?? [],
+      )
       this.#ready = true
       this.emit('ready', {
         waId: wid._serialized,

@@ -1,8 +1,8 @@
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import type { MediaType } from '../../shared/message-content.ts'
+import type { MediaType, MessageContent } from '../../shared/message-content.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { EngineError } from '../engine/engine.ts'
 import type {
@@ -19,7 +19,20 @@ export interface Rig {
   /** A new engine over the same login, as a restart makes one. */
   createEngine(): Engine
   scan(engine: Engine, qr: string): Promise<void>
+  /** A customer writes. */
   deliver(engine: Engine, from: string, body: string): Promise<void>
+  /** The same, with everything a message may have. Answers its id. */
+  receive(engine: Engine, message: FarMessage): Promise<string>
+  /** A placeholder comes and, once `placed` has resolved, its content; both under the id that is answered. */
+  receiveLate(engine: Engine, from: string, body: string, placed: Promise<unknown>): Promise<string>
+  /** The customer does something to a message. */
+  editByContact(engine: Engine, key: MessageKey, body: string): Promise<void>
+  revokeByContact(engine: Engine, key: MessageKey): Promise<void>
+  reactByContact(engine: Engine, key: MessageKey, emoji: string): Promise<void>
+  /** Chooses the first option. */
+  voteByContact(engine: Engine, poll: MessageKey): Promise<void>
+  callByContact(engine: Engine): Promise<void>
+  expireMedia(engine: Engine, key: MessageKey): Promise<void>
   dropLink(engine: Engine): Promise<void>
   restoreLink(engine: Engine): Promise<void>
   logoutFromPhone(engine: Engine): Promise<void>
@@ -44,6 +57,16 @@ export interface Rig {
   poison: { chatId: string; body: string }
   /** A number whose address on WhatsApp is another. */
   alias: { phone: string; waId: string }
+}
+
+export interface FarMessage {
+  from: string
+  content: MessageContent
+  group?: string
+  quoted?: MessageKey
+  mentions?: string[]
+  /** Of media. */
+  bytes?: Buffer
 }
 
 export interface MessageState {
@@ -324,6 +347,182 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     })
     t.ok(Math.abs(message.timestamp - Date.now() / 1_000) < 60, 'in seconds')
   })
+
+  /** What comes in next, from the customer or somebody else. */
+  const receive = async (message: FarMessage) => {
+    const came = nextEvent(engine, 'message', ({ key }) => !key.fromMe && key.id === id)
+    let id = ''
+    id = await rig.receive(engine, message)
+    return (await came)[0]
+  }
+
+  await t.test('tells of messages of every kind', async (t) => {
+    const from = rig.customer
+    const place = plainKinds.location
+    t.match(await receive({ from, content: place }), {
+      type: 'location',
+      body: null,
+      location: {
+        latitude: 52.5163,
+        longitude: 13.3777,
+        name: 'Bakery',
+        address: 'Pariser Platz 1',
+      },
+    })
+    t.match(await receive({ from, content: plainKinds['contact card'] }), {
+      type: 'contact',
+      body: 'Ann; the baker, really',
+      contacts: [{ name: 'Ann; the baker, really', phone: '+12025550142' }],
+    })
+    const poll = await receive({ from, content: plainKinds.poll })
+    t.match(poll, {
+      type: 'poll',
+      body: 'Tea?',
+      poll: { question: 'Tea?', options: ['yes', 'no'], multiple: false },
+    })
+    const voted = nextEvent(engine, 'pollVote', ({ poll: { id } }) => id === poll.key.id)
+    await rig.voteByContact(engine, poll.key)
+    t.match((await voted)[0], { options: ['yes'], waId: from, fromMe: false })
+
+    const question = await receive({ from, content: text('Two or three?') })
+    const answer = await receive({
+      from,
+      content: text('@12025550199 three'),
+      quoted: question.key,
+      mentions: [rig.customer],
+    })
+    t.same(answer.quoted, question.key)
+    t.same(answer.mentions, [rig.customer])
+    t.match(question, { quoted: null, mentions: [], media: null, pending: false, revoked: false })
+  })
+
+  await t.test('tells who wrote in a group, and who is in it', async (t) => {
+    const { customer: from, group } = rig
+    const message = await receive({ from, group, content: text('all') })
+    t.match(message.key, { fromMe: false, chatId: group, participant: from })
+    const chat = await engine.chat(group)
+    t.equal(chat?.isGroup, true)
+    t.ok(chat?.name)
+    t.ok(chat?.participants.some(({ waId }) => waId === from))
+    t.equal(await engine.chat('120363999999999999@g.us'), null)
+  })
+
+  await t.test('tells of what is done to messages afterwards, here and there', async (t) => {
+    const { key } = await receive({ from: rig.customer, content: text('tomato') })
+    const edited = nextEvent(engine, 'edit', (edit) => edit.key.id === key.id)
+    await rig.editByContact(engine, key, 'potato')
+    t.match((await edited)[0], { key, body: 'potato' })
+
+    const reacted = nextEvent(engine, 'reaction', ({ target }) => target.id === key.id)
+    await rig.reactByContact(engine, key, '🍅')
+    t.match((await reacted)[0], { target: key, emoji: '🍅', waId: rig.customer, fromMe: false })
+
+    const ours = nextEvent(
+      engine,
+      'reaction',
+      ({ target, fromMe }) => fromMe && target.id === key.id,
+    )
+    await engine.react({ target: key, emoji: '👍' })
+    t.match((await ours)[0], { emoji: '👍' })
+
+    const revoked = nextEvent(engine, 'revoke', (gone) => gone.key.id === key.id)
+    await rig.revokeByContact(engine, key)
+    t.match((await revoked)[0], { key })
+
+    const own = { chatId: rig.customer, content: text('own'), keyId: newKey() }
+    await sendAndWait(engine, own)
+    const changes: string[] = []
+    engine.on('edit', (edit) => edit.key.id === own.keyId && changes.push(edit.body))
+    engine.on('revoke', (gone) => gone.key.id === own.keyId && changes.push('revoked'))
+    await engine.edit({ target: ownKey(own), body: 'changed' })
+    await engine.revoke({ target: ownKey(own) })
+    await until('both are told', () => changes.length === 2)
+    t.same(changes, ['changed', 'revoked'])
+  })
+
+  await t.test('tells of a call', async (t) => {
+    const rang = nextEvent(engine, 'call')
+    await rig.callByContact(engine)
+    t.match((await rang)[0], { key: { fromMe: false, chatId: rig.customer }, video: true })
+  })
+
+  await t.test('tells of a message that cannot be read yet, then of the message', async (t) => {
+    const placed = nextEvent(engine, 'placeholder')
+    const came = nextEvent(engine, 'message', ({ key, body }) => !key.fromMe && body === 'at last')
+    const id = await rig.receiveLate(engine, rig.customer, 'at last', placed)
+    const [placeholder] = await placed
+    t.match(placeholder, { key: { id }, pending: true, body: null, type: 'unknown' })
+    t.match((await came)[0], { key: { id }, pending: false, type: 'text' })
+  })
+
+  await t.test('describes media, and fetches them as they are', async (t) => {
+    const bytes = randomBytes(7_000_001) // more than one part
+    const { path: _, ...content } = { ...pdf, caption: 'the bill', path: '' }
+    const { key, ...message } = await receive({ from: rig.customer, content, bytes })
+    t.match(message, {
+      type: 'document',
+      body: 'the bill',
+      media: {
+        kind: 'document',
+        mimeType: 'application/pdf',
+        size: bytes.length,
+        filename: 'bill.pdf',
+        isVoice: false,
+      },
+    })
+    const path = join(t.testdir(), 'fetched')
+    t.same(await engine.download(key, path), { size: bytes.length })
+    t.ok((await readFile(path)).equals(bytes))
+
+    const voice = { ...content, type: 'voice' as const, mimeType: 'audio/ogg', caption: null }
+    const spoken = await receive({ from: rig.customer, content: voice, bytes: randomBytes(99) })
+    t.match(spoken, {
+      type: 'voice',
+      body: null,
+      media: { kind: 'voice', isVoice: true, size: 99 },
+    })
+    await rig.expireMedia(engine, spoken.key)
+    t.equal(await engine.download(spoken.key, path), 'expired')
+    t.match(await fails(engine.download({ ...key, id: '3AFFFFFF' }, path)), {
+      certainty: 'permanent',
+      code: 'MESSAGE_NOT_FOUND',
+    })
+  })
+
+  await t.test('knows people under both addresses', async (t) => {
+    const expected = {
+      waId: rig.customer,
+      lid: rig.customerLid,
+      phone: `+${rig.customer.slice(0, -5)}`,
+      isBusiness: false,
+    }
+    t.match(await engine.contact(rig.customer), expected)
+    t.match(await engine.contact(rig.customerLid), expected)
+    t.equal(await engine.contact(rig.unregistered), null)
+  })
+
+  await t.test(
+    'reads what happened of late, within limits, and says what is left out',
+    async (t) => {
+      const { key } = await receive({ from: rig.customer, content: text('newest') })
+      const sinceSeconds = Math.floor(Date.now() / 1_000) - 3_600
+      const all = await engine.recent({ sinceSeconds, limitPerChat: 1_000, maxChats: 100 })
+      t.equal(all.truncated, false)
+      t.ok(all.chats.length > 1)
+      const chat = all.chats.find(({ chatId }) => chatId === key.chatId)
+      t.equal(chat?.complete, true)
+      t.match(chat?.messages.at(-1), { key, body: 'newest', pending: false })
+      t.ok(chat?.messages.some((message) => message.key.fromMe))
+      t.ok(chat?.messages.some((message) => message.revoked))
+
+      const few = await engine.recent({ sinceSeconds, limitPerChat: 2, maxChats: 1 })
+      t.equal(few.truncated, true)
+      t.equal(few.chats.length, 1)
+      t.match(few.chats[0], { complete: false, messages: { length: 2 } })
+      const future = { sinceSeconds: sinceSeconds + 7_200, limitPerChat: 10, maxChats: 10 }
+      t.same(await engine.recent(future), { chats: [], truncated: false })
+    },
+  )
 
   await t.test('says when the link is lost, and sends what was written meanwhile', async (t) => {
     const lost = nextEvent(engine, 'link', (state) => state === 'lost')

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { contactFor, lidOf, seededRandom } from '../engine/simulator-contacts.ts'
@@ -21,7 +22,27 @@ void t.test('the simulator keeps the engine contract', async (t) => {
         pace: 0.01,
       }),
     scan: async (engine) => simulator(engine).scan(),
-    deliver: async (engine, from, body) => simulator(engine).deliver(from, body),
+    deliver: async (engine, from, body) => void simulator(engine).deliver(from, body),
+    // A turn later, so that whoever is given the id can listen for it.
+    receive: async (engine, { from, content, ...more }) => {
+      const id = `3A${randomUUID().toUpperCase()}`
+      setImmediate(() => simulator(engine).deliver(from, content, id, more))
+      return id
+    },
+    receiveLate: async (engine, from, body, placed) => {
+      const { id } = simulator(engine).deliver(from, body, undefined, { placeholder: true })
+      await placed
+      simulator(engine).deliver(from, body, id)
+      return id
+    },
+    editByContact: async (engine, key, body) => simulator(engine).editByContact(key, body),
+    revokeByContact: async (engine, key) => simulator(engine).revokeByContact(key),
+    reactByContact: async (engine, key, emoji) =>
+      simulator(engine).reactByContact(key, '12025550100@c.us', emoji),
+    voteByContact: async (engine, poll) =>
+      simulator(engine).voteByContact(poll, '12025550100@c.us', ['yes']),
+    callByContact: async (engine) => simulator(engine).callByContact('12025550100@c.us', true),
+    expireMedia: async (engine, key) => simulator(engine).expireMedia(key),
     dropLink: async (engine) => simulator(engine).dropLink(),
     restoreLink: async (engine) => simulator(engine).restoreLink(),
     logoutFromPhone: async (engine) => simulator(engine).logoutFromPhone(),

@@ -7,6 +7,7 @@ import type { EmulatedWhatsApp } from './server.ts'
 const VERBS = [
   'ack',
   'addIframe',
+  'call',
   'createGroup',
   'decrypt',
   'deliver',
@@ -37,6 +38,7 @@ const VERBS = [
   'typeOnPhone',
   'unregister',
   'untilOnline',
+  'vote',
 ] as const
 
 type Verb = (...args: unknown[]) => unknown

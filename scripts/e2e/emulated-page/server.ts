@@ -215,6 +215,16 @@ export class EmulatedWhatsApp {
     this.#exchange.react(this.#accounts.get(account), reaction)
   }
 
+  /** Somebody votes in a poll of the account; `options` are places in it, none takes the vote back. */
+  vote(account: string, vote: { from: string; id: string; options: number[] }): void {
+    this.#exchange.vote(this.#accounts.get(account), vote)
+  }
+
+  /** Somebody calls the account; answers the id of the call. */
+  call(account: string, call: { from: string; video?: boolean }): string {
+    return this.#exchange.call(this.#accounts.get(account), call)
+  }
+
   createGroup(id: string, subject: string, participants: string[]): void {
     const group = this.#groups.create(id, subject, participants)
     for (const wid of participants) {

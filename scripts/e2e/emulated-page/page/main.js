@@ -2,6 +2,7 @@
 /* global document, location, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
 import { Blocklist, BusinessProfile, Contact, ProfilePicThumb } from './contacts.js'
+import { decode } from './encoding.js'
 import { setFaults } from './faults.js'
 import { Control } from './link.js'
 import { Msg } from './messages.js'
@@ -9,9 +10,13 @@ import { Collection, Emitter } from './models.js'
 import { define, removeModules, requireModule } from './modules.js'
 import { loadKeys } from './profile.js'
 import { Reactions } from './reactions.js'
-import { enterState, launch, resync } from './session.js'
+import { enterState, launch, onEvent, resync } from './session.js'
 import './sending.js'
 import './text.js'
+
+const WAWebCallCollection = Object.assign(new Emitter(), { calls: new Map() })
+// Through the map, because that is where the library listens.
+onEvent('call', ({ call }) => void WAWebCallCollection.calls.set(call.id, decode(call)))
 
 const VERSION = '2.3000.1017054665'
 
@@ -28,7 +33,7 @@ define({
     Label: new Collection(),
     WAWebNewsletterCollection: new Collection(),
   },
-  WAWebCallCollection: Object.assign(new Emitter(), { calls: new Map() }),
+  WAWebCallCollection,
 })
 
 /** What the instrument may do in the page. Navigation answers first, then goes. */

@@ -1,4 +1,4 @@
-/** Reactions to messages, and the tables the library listens to by wrapping them. */
+/** Reactions to messages and votes in polls: the tables the library listens to by wrapping them. */
 import { decode } from './encoding.js'
 import { guarded } from './faults.js'
 import { createWid, MsgKey } from './ids.js'
@@ -29,6 +29,21 @@ const WAWebAddonReactionTableMode = {
 const upsert = (reaction) => WAWebAddonReactionTableMode.reactionTableMode.bulkUpsert([reaction])
 
 onEvent('reaction', ({ reaction }) => upsert(decode(reaction)))
+
+const WAWebAddonPollVoteTableMode = {
+  pollVoteTableMode: {
+    async bulkUpsert(votes) {
+      for (const { pollUpdateParentKey, from, selectedOptionLocalIds } of votes) {
+        const poll = load(String(pollUpdateParentKey))
+        const chosen = { [String(from)]: selectedOptionLocalIds }
+        await poll?.set({ pollVotes: { ...poll.pollVotes, ...chosen } }).persist()
+      }
+    },
+  },
+}
+onEvent('vote', ({ vote }) =>
+  WAWebAddonPollVoteTableMode.pollVoteTableMode.bulkUpsert([decode(vote)]),
+)
 
 const sendReactionToMsg = guarded('sendReactionToMsg', async (msg, text) => {
   const id = new MsgKey({
@@ -76,6 +91,6 @@ export const Reactions = {
 
 define({
   WAWebAddonReactionTableMode,
-  WAWebAddonPollVoteTableMode: { pollVoteTableMode: { bulkUpsert: async () => undefined } },
+  WAWebAddonPollVoteTableMode,
   WAWebSendReactionMsgAction: { sendReactionToMsg },
 })

@@ -192,6 +192,28 @@ export class Exchange {
     account.tell('reaction', { reaction })
   }
 
+  /** `options` are their places in the poll. */
+  vote(account: Account, { from, id, options }: { from: string; id: string; options: number[] }) {
+    const poll = this.#find(account, id)
+    const key: MessageKey = { fromMe: false, remote: keyOf(poll).remote, id: inventId() }
+    const vote = {
+      id: { $key: serializeKey(key) },
+      pollUpdateParentKey: poll.id,
+      selectedOptionLocalIds: options,
+      from: wid(toWid(from)),
+      t: now(),
+      senderTimestampMs: Date.now(),
+    }
+    account.tell('vote', { vote })
+  }
+
+  call(account: Account, { from, video = false }: { from: string; video?: boolean }): string {
+    const id = inventId()
+    const peerJid = wid(toWid(from))
+    account.tell('call', { call: { id, peerJid, isVideo: video, isGroup: false, outgoing: false } })
+    return id
+  }
+
   expireMedia(account: Account, id: string): void {
     this.#parts.media.expire(textOf(this.#find(account, id).directPath))
   }
