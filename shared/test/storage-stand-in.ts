@@ -213,8 +213,8 @@ export async function startStorageStandIn(): Promise<StorageStandIn> {
     const headers = { 'tus-resumable': '1.0.0' }
     if (request.method === 'POST') {
       const fields = String(request.headers['upload-metadata']).split(',')
-      const metadata = Object.fromEntries(fields.map((field) => field.trim().split(' ')))
-      const value = (name: string) => Buffer.from(String(metadata[name]), 'base64').toString()
+      const metadata = new Map(fields.map((field) => field.trim().split(' ') as [string, string]))
+      const value = (name: string) => Buffer.from(metadata.get(name) ?? '', 'base64').toString()
       const [bucket, key] = [value('bucketName'), value('objectName')]
       const ticket = String(request.headers['x-signature'])
       const fault = ticketFault(ticket, { use: 'put', url: `${bucket}/${key}` })
