@@ -2,6 +2,8 @@ import { isIP } from 'node:net'
 import Joi from 'joi'
 import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
+import { mediaSchema, storageSchema } from '../shared/storage.ts'
+import type { MediaConfig, StorageConfig } from '../shared/storage.ts'
 import type { EngineKind } from '../shared/wa-sessions.ts'
 
 /** So many requests in so many milliseconds. */
@@ -11,7 +13,7 @@ export interface Limit {
 }
 
 /** The variables the API reads. Their meaning stands in .env.example. */
-export interface ApiConfig extends BaseConfig {
+export interface ApiConfig extends BaseConfig, StorageConfig, MediaConfig {
   PORT: number
   HOST: string
   JWT_SECRET: string
@@ -39,6 +41,8 @@ const hour = 60 * minute
 
 export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...baseSchema,
+  ...storageSchema,
+  ...mediaSchema,
   PORT: Joi.number().port().default(3001),
   HOST: Joi.string()
     .hostname()
