@@ -13,12 +13,15 @@ import auth from './plugins/auth.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
 import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
+import media from './plugins/media.ts'
+import type { MediaOptions } from './plugins/media.ts'
 import openapi from './plugins/openapi.ts'
 import limits from './plugins/rate-limit.ts'
 import { auth as authRoutes, user } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { healthRoutes } from './routes/health.ts'
 import { linking } from './routes/linking.ts'
+import { media as mediaResource } from './routes/media.ts'
 import { message, messages } from './routes/messages.ts'
 import { numbers } from './routes/numbers.ts'
 import { pace } from './routes/pacing.ts'
@@ -27,12 +30,14 @@ import { session, sessions } from './routes/sessions.ts'
 import { template, templates } from './routes/templates.ts'
 import { workers } from './routes/workers.ts'
 import { workspace, workspaces } from './routes/workspace.ts'
+import { limitBodies } from './uploading.ts'
 
 export interface Parts {
   config: ApiConfig
   sql: Db
   log: Logger
   notifier: Notifier
+  media?: MediaOptions
 }
 
 declare module 'fastify' {
@@ -46,7 +51,8 @@ declare module 'fastify' {
 const megabyte = 1_048_576
 
 /** The API over these parts, which stay the caller's to close. */
-export async function buildApp({ config, sql, log, notifier }: Parts): Promise<FastifyInstance> {
+export async function buildApp(parts: Parts): Promise<FastifyInstance> {
+  const { config, sql, log, notifier } = parts
   const app = Fastify({
     loggerInstance: fastifyLogger(log),
     logController: new LogController({
@@ -57,11 +63,13 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
     genReqId,
     bodyLimit: megabyte,
     // A client that sends slowly, or nothing any more, gives its connection back.
-    requestTimeout: 30_000,
+    requestTimeout: 3_600_000, // of uploads; limitBodies() has the others
     connectionTimeout: 60_000,
     frameworkErrors: (error, request, reply) => void answer(error, request, reply),
     clientErrorHandler: (error, socket) => answerUnreadable(error, socket, randomUUID()),
   })
+
+  limitBodies(app, 30_000)
 
   app.decorate('config', config)
   app.decorate('sql', sql)
@@ -126,12 +134,14 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
       Chat: chat,
       Template: template,
       Workspace: workspace,
+      Media: mediaResource,
     },
   })
   await app.register(auth)
   await app.register(limits)
   await app.register(idempotency)
 
+  await app.register(media, parts.media ?? {})
   await app.register(healthRoutes)
   await app.register(authRoutes)
   await app.register(sessions)

@@ -4,6 +4,8 @@ import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
 import { pacingSchema } from '../shared/pacing.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
+import { mediaSchema, storageSchema } from '../shared/storage.ts'
+import type { MediaConfig, StorageConfig } from '../shared/storage.ts'
 import type { EngineKind } from '../shared/wa-sessions.ts'
 
 /** So many requests in so many milliseconds. */
@@ -13,7 +15,7 @@ export interface Limit {
 }
 
 /** The variables the API reads. Their meaning stands in .env.example. */
-export interface ApiConfig extends BaseConfig, PacingConfig {
+export interface ApiConfig extends BaseConfig, PacingConfig, StorageConfig, MediaConfig {
   PORT: number
   HOST: string
   JWT_SECRET: string
@@ -44,6 +46,8 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...baseSchema,
   // To foretell when a message will leave.
   ...pacingSchema,
+  ...storageSchema,
+  ...mediaSchema,
   PORT: Joi.number().port().default(3001),
   HOST: Joi.string()
     .hostname()

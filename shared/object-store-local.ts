@@ -3,7 +3,7 @@ import { link, mkdir, open, readdir, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { checkKey, ObjectExists, ObjectNotFound, StoreRefused } from './object-store.ts'
-import type { ObjectStore, PutOptions } from './object-store.ts'
+import type { ByteRange, Listed, ObjectInfo, ObjectStore, PutOptions } from './object-store.ts'
 
 /** What nobody can still be writing. */
 const abandonedMs = 3_600_000
@@ -69,19 +69,44 @@ export class LocalObjectStore implements ObjectStore {
     }
   }
 
-  async get(bucket: string, key: string): Promise<Readable> {
+  async get(bucket: string, key: string, range?: ByteRange): Promise<Readable> {
     const path = this.#path(bucket, key)
     const file = await open(path, 'r').catch(async (error: NodeJS.ErrnoException) => {
       if (error.code !== 'ENOENT') throw error
-      // A disk that is not mounted must not look like a store that lost the object.
-      await stat(this.#drafts(bucket)).catch(refuseBucket)
+      await this.#checkBucket(bucket)
       throw new ObjectNotFound(bucket, key)
     })
-    return file.createReadStream()
+    return file.createReadStream(range)
+  }
+
+  async stat(bucket: string, key: string): Promise<ObjectInfo | undefined> {
+    const found = await stat(this.#path(bucket, key)).catch(orNothing)
+    if (found?.isFile()) return { size: found.size, contentType: undefined }
+    await this.#checkBucket(bucket)
+    return undefined
+  }
+
+  async *list(bucket: string, folder?: string): AsyncGenerator<Listed> {
+    const path = folder === undefined ? join(this.#folder, bucket) : this.#path(bucket, folder)
+    await this.#checkBucket(bucket)
+    const entries = await readdir(path, { withFileTypes: true }).catch(orNothing)
+    for (const entry of entries ?? []) {
+      if (entry.name.startsWith('.')) continue
+      const key = folder === undefined ? entry.name : `${folder}/${entry.name}`
+      const found = await stat(join(path, entry.name)).catch(orNothing)
+      if (found)
+        yield { key, folder: found.isDirectory(), at: found.isFile() ? found.mtime : undefined }
+    }
   }
 
   async remove(bucket: string, keys: string[]): Promise<void> {
     for (const key of keys) await rm(this.#path(bucket, key), { force: true })
+  }
+
+  /** A disk that is not mounted must not look like a store that lost its objects. */
+  async #checkBucket(bucket: string): Promise<void> {
+    checkKey(bucket, 'any')
+    await stat(this.#drafts(bucket)).catch(refuseBucket)
   }
 
   /** Without this a power cut could take away a file that was written. */
@@ -106,4 +131,8 @@ export class LocalObjectStore implements ObjectStore {
 
 function refuseBucket(error: NodeJS.ErrnoException): never {
   throw error.code === 'ENOENT' ? new StoreRefused(404, 'Bucket not found') : error
+}
+
+function orNothing(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'ENOENT' && error.code !== 'ENOTDIR') throw error
 }

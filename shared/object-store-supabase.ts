@@ -9,7 +9,16 @@ import {
   StoreRefused,
   StoreUnavailable,
 } from './object-store.ts'
-import type { ObjectStore, PutOptions } from './object-store.ts'
+import type {
+  ByteRange,
+  Listed,
+  ObjectInfo,
+  ObjectStore,
+  PutOptions,
+  PutUrl,
+  ReadUrlOptions,
+  StoreUrls,
+} from './object-store.ts'
 
 export interface SupabaseStoreOptions {
   url: string
@@ -24,6 +33,10 @@ interface Answer<T> {
   error: (Error & { status?: number | undefined; statusCode?: string | undefined }) | null
 }
 
+const listedAtOnce = 1_000
+/** How long the server takes uploads by a signed URL. */
+const putUrlMs = 2 * 3_600_000
+
 /** The client demands a WebSocket to be constructed at all; nothing here listens to the database over one. */
 const noRealtime = {
   transport: class {
@@ -36,12 +49,14 @@ const noRealtime = {
 /** Objects in Supabase Storage, in private buckets, by means of the service role. */
 export class SupabaseObjectStore implements ObjectStore {
   readonly #storage: ReturnType<typeof createClient>['storage']
+  readonly #url: string
   readonly #secret: string
   readonly #patienceMs: number
   /** Ends the call that sends this body: the client has no way to hand one on. */
   readonly #ends = new WeakMap<object, AbortController>()
 
   constructor({ url, serviceRoleKey, patienceMs = 30_000 }: SupabaseStoreOptions) {
+    this.#url = url.replace(/\/+$/, '')
     this.#secret = serviceRoleKey
     this.#patienceMs = patienceMs
     this.#storage = createClient(url, serviceRoleKey, {
@@ -68,7 +83,7 @@ export class SupabaseObjectStore implements ObjectStore {
     bucket: string,
     key: string,
     source: Readable,
-    { size, signal }: PutOptions = {},
+    { size, signal, contentType = 'application/octet-stream' }: PutOptions = {},
   ): Promise<void> {
     checkKey(bucket, key)
     const end = new AbortController()
@@ -80,7 +95,7 @@ export class SupabaseObjectStore implements ObjectStore {
     if (signal?.aborted) onAbort()
     try {
       const { error } = await this.#storage.from(bucket).upload(key, body, {
-        contentType: 'application/octet-stream',
+        contentType,
         upsert: false,
       })
       signal?.throwIfAborted()
@@ -94,14 +109,66 @@ export class SupabaseObjectStore implements ObjectStore {
     }
   }
 
-  async get(bucket: string, key: string): Promise<Readable> {
+  async get(bucket: string, key: string, range?: ByteRange): Promise<Readable> {
     checkKey(bucket, key)
-    const { data, error } = await this.#storage.from(bucket).download(key).asStream()
-    if (error) {
-      const absent = codeOf(error) === 404 && !/bucket/i.test(error.message)
-      throw absent ? new ObjectNotFound(bucket, key) : this.#failure(error)
-    }
+    const objects = this.#storage.from(bucket)
+    if (range) objects.setHeader('range', `bytes=${range.start}-${range.end}`)
+    const { data, error } = await objects.download(key).asStream()
+    if (error) throw isAbsent(error) ? new ObjectNotFound(bucket, key) : this.#failure(error)
     return Readable.from(this.#receive(data as ReadableStream<Uint8Array>), { objectMode: false })
+  }
+
+  async stat(bucket: string, key: string): Promise<ObjectInfo | undefined> {
+    checkKey(bucket, key)
+    const { data, error } = await this.#storage.from(bucket).info(key)
+    if (!error) return { size: data.size!, contentType: data.contentType }
+    if (!isAbsent(error)) throw this.#failure(error)
+    return undefined
+  }
+
+  async *list(bucket: string, folder?: string): AsyncGenerator<Listed> {
+    checkKey(bucket, folder ?? 'any')
+    for (let offset = 0; ; offset += listedAtOnce) {
+      const { data, error } = await this.#storage
+        .from(bucket)
+        .list(folder, { limit: listedAtOnce, offset, sortBy: { column: 'name', order: 'asc' } })
+      if (error) throw this.#failure(error)
+      for (const { name, id, created_at: at } of data) {
+        const key = folder === undefined ? name : `${folder}/${name}`
+        // Folders have no id.
+        yield { key, folder: id === null, at: at ? new Date(at) : undefined }
+      }
+      if (data.length < listedAtOnce) return
+    }
+  }
+
+  readonly urls: StoreUrls = {
+    read: async (bucket: string, key: string, { seconds, download }: ReadUrlOptions) => {
+      checkKey(bucket, key)
+      const { data, error } = await this.#storage.from(bucket).createSignedUrl(key, seconds)
+      if (error) throw isAbsent(error) ? new ObjectNotFound(bucket, key) : this.#failure(error)
+      const url = new URL(data.signedUrl)
+      // The client would encode the name twice.
+      if (download !== undefined) url.searchParams.set('download', download)
+      return url.href
+    },
+
+    put: async (bucket: string, key: string, contentType: string): Promise<PutUrl> => {
+      checkKey(bucket, key)
+      const { data, error } = await this.#storage.from(bucket).createSignedUploadUrl(key)
+      if (error) throw this.#failure(error)
+      return {
+        url: data.signedUrl,
+        headers: { 'content-type': contentType },
+        expiresAt: new Date(Date.now() + putUrlMs),
+        resumable: {
+          endpoint: `${this.#url}/storage/v1/upload/resumable/sign`,
+          headers: { 'x-signature': data.token },
+          metadata: { bucketName: bucket, objectName: key, contentType },
+          chunkSize: 6 * 1_048_576,
+        },
+      }
+    },
   }
 
   async remove(bucket: string, keys: string[]): Promise<void> {
@@ -201,3 +268,7 @@ function codeOf(error: Answer<never>['error']): number | undefined {
   const code = Number(error?.statusCode)
   return Number.isInteger(code) && code > 0 ? code : error?.status
 }
+
+/** The object is not there; a bucket that is not there is something else. */
+const isAbsent = (error: NonNullable<Answer<never>['error']>) =>
+  codeOf(error) === 404 && !/bucket/i.test(error.message)

@@ -27,6 +27,19 @@ export const sessionKeySchema: Joi.PartialSchemaMap<SessionKeyConfig> = {
   SESSION_ENCRYPTION_KEY: Joi.string(),
 }
 
+/** The variables that say how many files are kept, and how long. */
+export interface MediaConfig {
+  MEDIA_QUOTA_MB?: number
+}
+
+export const mediaSchema: Joi.PartialSchemaMap<MediaConfig> = {
+  MEDIA_QUOTA_MB: Joi.number().integer().min(1).max(1_000_000_000),
+}
+
+/** The most bytes a workspace may store; no limit when undefined. */
+export const quotaOf = ({ MEDIA_QUOTA_MB: megabytes }: MediaConfig): number | undefined =>
+  megabytes === undefined ? undefined : megabytes * 1_048_576
+
 /** Supabase Storage, or, without one, a folder under DATA_DIR. Throws a ConfigError when half of the settings are there. */
 export function openObjectStore(config: StorageConfig & { DATA_DIR: string }): ObjectStore {
   const { SUPABASE_URL: url, SUPABASE_SERVICE_ROLE_KEY: serviceRoleKey } = config

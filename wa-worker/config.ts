@@ -3,11 +3,15 @@ import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
 import { pacingSchema } from '../shared/pacing.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
-import { sessionKeySchema, storageSchema } from '../shared/storage.ts'
-import type { SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
+import { mediaSchema, sessionKeySchema, storageSchema } from '../shared/storage.ts'
+import type { MediaConfig, SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
+import { voiceSchema } from '../shared/media-voice.ts'
+import type { VoiceConfig } from '../shared/media-voice.ts'
 
 /** The variables the worker reads. */
-export interface WorkerConfig extends BaseConfig, StorageConfig, SessionKeyConfig, PacingConfig {
+export interface WorkerConfig
+  extends BaseConfig, StorageConfig, SessionKeyConfig, PacingConfig, MediaConfig, VoiceConfig {
+  MEDIA_RETENTION_DAYS?: number
   PUPPETEER_EXECUTABLE_PATH?: string
   WA_BROWSER_ARGS: string[]
   WA_WEB_VERSION?: string
@@ -30,6 +34,9 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   ...storageSchema,
   ...sessionKeySchema,
   ...pacingSchema,
+  ...mediaSchema,
+  ...voiceSchema,
+  MEDIA_RETENTION_DAYS: Joi.number().positive().max(36_500),
   PUPPETEER_EXECUTABLE_PATH: Joi.string(),
   WA_BROWSER_ARGS: Joi.string().custom(browserArgs).default([]),
   WA_WEB_VERSION: Joi.string().pattern(/^[\w.-]+$/),

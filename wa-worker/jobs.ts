@@ -3,54 +3,97 @@ import type { Sql } from '../shared/db.ts'
 import { removeExpiredKeys } from '../shared/idempotency.ts'
 import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
+import { cleanMedia, sweepMedia } from '../shared/media-cleanup.ts'
+import type { MediaParts } from '../shared/media-store.ts'
 import type { Vault } from './vault.ts'
 
 export interface Jobs {
   stop(): Promise<void>
 }
 
+interface Job {
+  name: string
+  schedule: string
+  /** Somewhat less than the time between two runs, or every second one would find the lease of the last. */
+  everyMs: number
+  work: () => Promise<void>
+}
+
+const minute = 60_000
+const hour = 60 * minute
+
 /** Schedules the clean-ups. Every worker has them; whichever is first does them. */
 export function startJobs({
   sql,
   vault,
+  media,
+  retentionDays,
   worker,
   log,
 }: {
   sql: Sql
   vault: Vault
+  media: Omit<MediaParts, 'quota'>
+  /** Undefined keeps media for ever. */
+  retentionDays: number | undefined
   worker: string
   log: Logger
 }): Jobs {
-  const housekeeping = cron.schedule('17 * * * *', async () => {
-    try {
-      // Somewhat less than the hour between two runs, or every second one would find the lease of the last.
-      const job = { name: 'housekeeping', owner: worker, everyMs: 50 * 60_000 }
-      await runOnce(sql, job, async () => {
+  const jobs: Job[] = [
+    {
+      name: 'housekeeping',
+      schedule: '17 * * * *',
+      everyMs: 50 * minute,
+      work: async () => {
         log.info('expired rows removed', { ...(await removeExpired(sql)) })
         const objects = await vault.collectOrphans()
         if (objects > 0) log.info('orphaned snapshots removed', { objects })
         const sessions = await askToExpire(sql)
         if (sessions > 0) log.info('sessions are to expire', { sessions })
-      })
-    } catch (error) {
-      log.error('housekeeping failed', { error })
-    }
-  })
-  const idempotency = cron.schedule('41 */6 * * *', async () => {
-    try {
-      const job = { name: 'idempotency', owner: worker, everyMs: 5 * 3_600_000 }
-      await runOnce(sql, job, async () => {
+      },
+    },
+    {
+      name: 'idempotency',
+      schedule: '41 */6 * * *',
+      everyMs: 5 * hour,
+      work: async () => {
         const keys = await removeExpiredKeys(sql)
         if (keys > 0) log.info('expired idempotency keys removed', { keys })
-      })
-    } catch (error) {
-      log.error('idempotency keys not cleaned up', { error })
-    }
-  })
+      },
+    },
+    {
+      name: 'media',
+      schedule: '27 * * * *',
+      everyMs: 50 * minute,
+      work: async () => {
+        const cleaned = await cleanMedia(media, retentionDays)
+        if (Object.values(cleaned).some((count) => count > 0)) {
+          log.info('media removed', { ...cleaned })
+        }
+      },
+    },
+    {
+      name: 'media-sweep',
+      schedule: '37 3 * * *',
+      everyMs: 23 * hour,
+      work: async () => {
+        const swept = await sweepMedia(media)
+        log[swept.lost > 0 ? 'error' : 'info']('media store compared', { ...swept })
+      },
+    },
+  ]
+  const scheduled = jobs.map(({ name, schedule, everyMs, work }) =>
+    cron.schedule(schedule, async () => {
+      try {
+        await runOnce(sql, { name, owner: worker, everyMs }, work)
+      } catch (error) {
+        log.error('job failed', { job: name, error })
+      }
+    }),
+  )
   return {
     async stop() {
-      await housekeeping.destroy()
-      await idempotency.destroy()
+      for (const job of scheduled) await job.destroy()
     },
   }
 }

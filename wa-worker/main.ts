@@ -10,6 +10,7 @@ import { listen } from '../shared/listener.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
 import { migrate } from '../shared/migrations.ts'
+import { tempDir } from '../shared/media-files.ts'
 import { openKeyRing } from '../shared/key-ring.ts'
 import { openObjectStore } from '../shared/storage.ts'
 import { onShutdown } from '../shared/shutdown.ts'
@@ -96,7 +97,8 @@ async function start(
     dataDir: config.DATA_DIR,
     production: config.NODE_ENV === 'production',
   })
-  const vault = new Vault({ sql, store: openObjectStore(config), keys, log })
+  const store = openObjectStore(config)
+  const vault = new Vault({ sql, store, keys, log })
   const profiles = new Profiles(config.DATA_DIR)
   const logins = new Logins({ sql, profiles, vault, log })
   const sender: Sender = new Sender({
@@ -147,7 +149,14 @@ async function start(
     },
     log,
   )
-  const jobs = startJobs({ sql, vault, worker: worker.id, log })
+  const jobs = startJobs({
+    sql,
+    vault,
+    media: { sql, store, dir: tempDir(config.DATA_DIR) },
+    retentionDays: config.MEDIA_RETENTION_DAYS,
+    worker: worker.id,
+    log,
+  })
 
   const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
   stops.push(async () => {

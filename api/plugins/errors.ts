@@ -5,6 +5,7 @@ import fp from 'fastify-plugin'
 import Joi from 'joi'
 import { isDatabaseAway } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
+import { StoreUnavailable } from '../../shared/object-store.ts'
 import type { Fault } from '../../shared/errors.ts'
 import { faultsOf } from './joi.ts'
 
@@ -61,7 +62,7 @@ export default fp(
 export function answer(error: Error, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const told = tellable(error, request)
   if (told.statusCode >= 500) {
-    const level = told.statusCode === 503 ? 'warn' : 'error'
+    const level = told.statusCode > 500 ? 'warn' : 'error'
     request.log[level]({ error, route: request.routeOptions.url }, 'request failed')
   }
   if (told.statusCode === 503) reply.header('retry-after', retryAfter)
@@ -96,6 +97,9 @@ function tellable(error: Error & Partial<FastifyError>, request: FastifyRequest)
   if (error instanceof AppError) return error
   if (isDatabaseAway(error)) {
     return new AppError(503, 'DATABASE_UNAVAILABLE', 'The database does not answer; try again.')
+  }
+  if (error instanceof StoreUnavailable) {
+    return new AppError(503, 'STORE_UNAVAILABLE', 'The file store does not answer; try again.')
   }
   const { code = '', statusCode = 500 } = error
   if (code === 'FST_ERR_VALIDATION') {

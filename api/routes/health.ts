@@ -1,4 +1,5 @@
 import Joi from 'joi'
+import { mediaBucket, openBucket } from '../../shared/media-store.ts'
 import { appliedVersion, newestMigration } from '../../shared/migrations.ts'
 import { backlog } from '../../shared/outbox.ts'
 import { countAlive } from '../../shared/workers.ts'
@@ -28,6 +29,7 @@ const readiness = Joi.object<Readiness>({
   checks: Joi.object({
     database: check.required(),
     migrations: check.required(),
+    mediaStore: check.required(),
     workers: check.required(),
     outbox: check.required(),
   }).required(),
@@ -59,6 +61,11 @@ export const healthRoutes: Routes = async (app) => {
     migrations: async () => {
       const applied = await appliedVersion(sql)
       return { ok: applied === newest, applied, newest }
+    },
+    mediaStore: async () => {
+      await openBucket(app.media.store)
+      await app.media.store.stat(mediaBucket, 'none')
+      return { ok: true }
     },
     workers: async () => {
       const workers = await countAlive(sql)

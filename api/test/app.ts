@@ -1,4 +1,7 @@
 import { randomBytes, randomUUID } from 'node:crypto'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
 import type { Test } from 'tap'
 import { readEnv } from '../../shared/config.ts'
@@ -12,6 +15,7 @@ import { createWorkspace } from '../../shared/workspaces.ts'
 import { buildApp } from '../app.ts'
 import { apiSchema } from '../config.ts'
 import type { ApiConfig } from '../config.ts'
+import type { MediaOptions } from '../plugins/media.ts'
 
 export const jwtSecret = 'only-for-tests-0123456789abcdef-0123456789'
 
@@ -42,9 +46,13 @@ export async function appOver(
   t: Pick<Test, 'teardown'>,
   sql: Db,
   settings: Record<string, string> = {},
+  media: MediaOptions = {},
 ): Promise<Pick<TestApp, 'app' | 'config' | 'nudges'>> {
+  const dataDir = await mkdtemp(join(tmpdir(), 'awfar-api-'))
+  t.teardown(() => rm(dataDir, { recursive: true, force: true }))
   const config = readEnv<ApiConfig>(apiSchema, {
     JWT_SECRET: jwtSecret,
+    DATA_DIR: dataDir,
     RATE_LIMIT_GENERAL: 'off',
     RATE_LIMIT_AUTH: 'off',
     RATE_LIMIT_MESSAGES: 'off',
@@ -54,6 +62,7 @@ export async function appOver(
   const nudges: Channel[] = []
   const { LOG_DIR: dir } = settings
   const app = await buildApp({
+    media,
     config,
     sql,
     log: createLogger('api', {

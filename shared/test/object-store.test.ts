@@ -9,7 +9,7 @@ import type { Test } from 'tap'
 import { LocalObjectStore } from '../object-store-local.ts'
 import { SupabaseObjectStore } from '../object-store-supabase.ts'
 import { ObjectExists, ObjectNotFound, StoreRefused, StoreUnavailable } from '../object-store.ts'
-import type { ObjectStore } from '../object-store.ts'
+import type { ObjectStore, StoreUrls } from '../object-store.ts'
 import { startStorageStandIn } from './storage-stand-in.ts'
 
 /** What every object store promises. */
@@ -73,6 +73,46 @@ async function contract(t: Test, store: ObjectStore): Promise<void> {
     }
   })
 
+  await t.test('a part of an object is read alone', async (t) => {
+    const bytes = randomBytes(100_000)
+    await keep('ranges', bytes)
+    for (const [start, end] of [
+      [0, 0],
+      [0, 99_999],
+      [5, 70_000],
+      [99_999, 99_999],
+    ] as const) {
+      const part = await buffer(await store.get(bucket, 'ranges', { start, end }))
+      t.ok(part.equals(bytes.subarray(start, end + 1)), `${start}-${end}`)
+    }
+    await t.rejects(store.get(bucket, 'never/there', { start: 0, end: 1 }), ObjectNotFound)
+  })
+
+  await t.test('what is known of an object is told without reading it', async (t) => {
+    await keep('known', Buffer.from('12345'))
+    t.match(await store.stat(bucket, 'known'), { size: 5 })
+    t.equal(await store.stat(bucket, 'never/there'), undefined)
+    await t.rejects(store.stat('no-such-bucket-anywhere', 'known'), StoreRefused)
+  })
+
+  await t.test('objects are listed, folder by folder', async (t) => {
+    for (const key of ['list/a', 'list/b', 'list/deeper/c']) await keep(key, Buffer.from('x'))
+    const listed = async (folder?: string) => {
+      const found: string[] = []
+      for await (const { key, folder: isFolder, at } of store.list(bucket, folder)) {
+        if (!isFolder) t.ok(Math.abs(at!.getTime() - Date.now()) < 600_000, 'and since when')
+        found.push(isFolder ? `${key}/` : key)
+      }
+      return found.sort()
+    }
+    t.strictSame(await listed('list'), ['list/a', 'list/b', 'list/deeper/'])
+    t.strictSame(await listed('list/deeper'), ['list/deeper/c'])
+    t.strictSame(await listed('list/nothing'), [])
+    t.ok((await listed()).includes('list/'))
+  })
+
+  if (store.urls) await urlContract(t, bucket, store, store.urls, put)
+
   await t.test('a key that leads elsewhere is refused before anything is called', async (t) => {
     const bad = [
       '',
@@ -98,6 +138,92 @@ async function contract(t: Test, store: ObjectStore): Promise<void> {
       await t.rejects(store.remove(bucket, [key]), { name: 'StoreRefused', statusCode: 400 })
     }
     await t.rejects(store.ensureBucket('../x'), { name: 'StoreRefused', statusCode: 400 })
+  })
+}
+
+/** What a store promises that others may read and write by URLs. */
+async function urlContract(
+  t: Test,
+  bucket: string,
+  store: ObjectStore,
+  urls: StoreUrls,
+  made: string[],
+): Promise<void> {
+  const bytes = randomBytes(50_000)
+  const contentType = 'image/png'
+
+  await t.test('an object is read by a URL', async (t) => {
+    made.push('by-url')
+    await store.put(bucket, 'by-url', Readable.from([bytes]), { contentType })
+    t.match(await store.stat(bucket, 'by-url'), { size: 50_000, contentType })
+    const shown = await fetch(await urls.read(bucket, 'by-url', { seconds: 60 }))
+    t.equal(shown.status, 200)
+    t.equal(shown.headers.get('content-type'), contentType)
+    t.ok(bytes.equals(Buffer.from(await shown.arrayBuffer())))
+    const download = 'Rechnung 1 – ñ.png'
+    const kept = await fetch(await urls.read(bucket, 'by-url', { seconds: 60, download }))
+    t.match(kept.headers.get('content-disposition'), encodeURIComponent(download))
+    await kept.arrayBuffer()
+    await t.rejects(urls.read(bucket, 'never/there', { seconds: 60 }), ObjectNotFound)
+  })
+
+  await t.test('an object is put by a URL, once', async (t) => {
+    made.push('put/by-url')
+    const { url, headers, expiresAt } = await urls.put(bucket, 'put/by-url', contentType)
+    t.ok(expiresAt.getTime() > Date.now())
+    const first = await fetch(url, { method: 'PUT', headers, body: bytes })
+    t.equal(first.status, 200)
+    t.match(await store.stat(bucket, 'put/by-url'), { size: 50_000, contentType })
+    const second = await fetch(url, { method: 'PUT', headers, body: 'other' })
+    t.match(await second.json(), { statusCode: '409' })
+    t.ok(bytes.equals(await buffer(await store.get(bucket, 'put/by-url'))))
+  })
+
+  await t.test('a URL is for one object and one use', async (t) => {
+    const put = await urls.put(bucket, 'put/never', contentType)
+    const read = await urls.read(bucket, 'by-url', { seconds: 60 })
+    const swap = (url: string, from: string, to: string) => url.replace(from, to)
+    for (const [url, method] of [
+      [swap(read, 'by-url', 'put/by-url'), 'GET'],
+      [swap(read, '/sign/', '/upload/sign/'), 'PUT'],
+      [swap(put.url, '/upload/sign/', '/sign/'), 'GET'],
+      [swap(put.url, 'put/never', 'put/elsewhere'), 'PUT'],
+    ] as const) {
+      const answer = await fetch(url, { method, ...(method === 'PUT' && { body: 'x' }) })
+      t.equal(answer.status, 400, `${method} ${new URL(url).pathname}`)
+      await answer.text()
+    }
+    t.equal(await store.stat(bucket, 'put/never'), undefined)
+  })
+
+  await t.test('an object is put in pieces', async (t) => {
+    made.push('put/pieces')
+    const { resumable } = await urls.put(bucket, 'put/pieces', contentType)
+    const tus = { 'tus-resumable': '1.0.0', ...resumable.headers }
+    const metadata = Object.entries(resumable.metadata)
+      .map(([name, value]) => `${name} ${Buffer.from(value).toString('base64')}`)
+      .join(',')
+    const large = randomBytes(resumable.chunkSize + 1_000)
+    const begun = await fetch(resumable.endpoint, {
+      method: 'POST',
+      headers: { ...tus, 'upload-length': String(large.length), 'upload-metadata': metadata },
+    })
+    t.equal(begun.status, 201)
+    const location = new URL(begun.headers.get('location')!, resumable.endpoint)
+    for (const from of [0, resumable.chunkSize]) {
+      const piece = await fetch(location, {
+        method: 'PATCH',
+        headers: {
+          ...tus,
+          'content-type': 'application/offset+octet-stream',
+          'upload-offset': String(from),
+        },
+        body: large.subarray(from, from + resumable.chunkSize),
+      })
+      t.equal(piece.status, 204)
+    }
+    t.match(await store.stat(bucket, 'put/pieces'), { size: large.length, contentType })
+    t.ok(large.equals(await buffer(await store.get(bucket, 'put/pieces'))))
   })
 }
 

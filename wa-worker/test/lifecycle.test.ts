@@ -96,7 +96,10 @@ void t.test('browser flags may hold spaces', async (t) => {
 
 void t.test('a message of the library becomes ours, or nothing', async (t) => {
   const from = (remote: string | object, more: object = {}) =>
-    incomingMessage({ id: { fromMe: false, remote, id: '3A1' }, type: 'chat', body: 'hi', ...more })
+    incomingMessage(
+      { id: { fromMe: false, remote, id: '3A1' }, type: 'chat', body: 'hi', ...more },
+      [],
+    )
   t.match(from('1@c.us'), {
     key: { fromMe: false, chatId: '1@c.us', id: '3A1', participant: '' },
     waMessageId: 'false_1@c.us_3A1',
@@ -104,10 +107,13 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
   })
   t.match(from({ _serialized: '1:12@s.whatsapp.net' }), { key: { chatId: '1@c.us' } })
   t.match(
-    incomingMessage({
-      id: { fromMe: false, remote: '9@g.us', id: '3A1', participant: { _serialized: '2@c.us' } },
-      type: 'ptt',
-    }),
+    incomingMessage(
+      {
+        id: { fromMe: false, remote: '9@g.us', id: '3A1', participant: { _serialized: '2@c.us' } },
+        type: 'ptt',
+      },
+      [],
+    ),
     {
       key: { participant: '2@c.us' },
       waMessageId: 'false_9@g.us_3A1_2@c.us',
@@ -122,6 +128,6 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
   t.equal(from('status@broadcast'), undefined)
   t.equal(from('1@newsletter'), undefined)
   t.equal(from('1@c.us', { type: 'e2e_notification' }), undefined)
-  t.equal(incomingMessage({ id: {} }), undefined)
+  t.equal(incomingMessage({ id: {} }, []), undefined)
   t.match(from('1@c.us', { type: 'something_new' }), { type: 'unknown' })
 })

@@ -3,61 +3,19 @@ import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import type { Readable } from 'node:stream'
 import type { Test } from 'tap'
 import type { Db } from '../../shared/db.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { LocalObjectStore } from '../../shared/object-store-local.ts'
-import type { ObjectStore, PutOptions } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import type { OwnedSession } from '../../shared/wa-session-transitions.ts'
 import { Vault } from '../vault.ts'
 import type { VaultOptions } from '../vault.ts'
 
 export const bucket = 'sessions'
 export const key = (id: string) => `${id}:${createHash('sha256').update(id).digest('base64')}`
-
-/** A store whose steps a test can watch, break or hold up. */
-export class FaultyStore implements ObjectStore {
-  readonly inner: ObjectStore
-  beforePut: () => void | Promise<void> = () => {}
-  afterPut: () => void | Promise<void> = () => {}
-  beforeGet: () => void | Promise<void> = () => {}
-  beforeRemove: () => void | Promise<void> = () => {}
-  changeSource: (source: Readable) => Readable = (source) => source
-  changeResult: (source: Readable) => Readable = (source) => source
-
-  constructor(inner: ObjectStore) {
-    this.inner = inner
-  }
-
-  heal(): void {
-    const nothing = () => {}
-    this.beforePut = this.afterPut = this.beforeGet = this.beforeRemove = nothing
-    this.changeSource = this.changeResult = (source) => source
-  }
-
-  ensureBucket(name: string) {
-    return this.inner.ensureBucket(name)
-  }
-
-  async put(name: string, key: string, source: Readable, options?: PutOptions): Promise<void> {
-    await this.beforePut()
-    await this.inner.put(name, key, this.changeSource(source), options)
-    await this.afterPut()
-  }
-
-  async get(name: string, key: string): Promise<Readable> {
-    await this.beforeGet()
-    return this.changeResult(await this.inner.get(name, key))
-  }
-
-  async remove(name: string, keys: string[]): Promise<void> {
-    await this.beforeRemove()
-    await this.inner.remove(name, keys)
-  }
-}
 
 export interface Rig {
   sql: Db
