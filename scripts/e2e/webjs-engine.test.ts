@@ -168,13 +168,15 @@ await t.test(
     // Neither is needed to start or to send a text.
     whatsapp.removeModule('WAWebMsgReply')
     whatsapp.removeModule('WAWebSendReactionMsgAction')
-    const engine = new WebjsEngine({
-      sessionId: 'faults',
-      log: createLogger('test', { level: 'error', stdout: false }),
-      profileDir: async () => join(folder, 'profile'),
-      executablePath: process.env['PUPPETEER_EXECUTABLE_PATH'],
-      browserArgs: whatsapp.browserArgs,
-    })
+    const createEngine = () =>
+      new WebjsEngine({
+        sessionId: 'faults',
+        log: createLogger('test', { level: 'error', stdout: false }),
+        profileDir: async () => join(folder, 'profile'),
+        executablePath: process.env['PUPPETEER_EXECUTABLE_PATH'],
+        browserArgs: whatsapp.browserArgs,
+      })
+    let engine = createEngine()
     t.teardown(async () => {
       await engine.stop()
       await whatsapp.close()
@@ -256,11 +258,43 @@ await t.test(
       t.equal(transmissions('3EB0HANGS'), 1)
     })
 
+    await t.test('a new sync is no trouble', async (t) => {
+      whatsapp.deliver({ to: account, from: customer, body: 'shown' })
+      await until('it is told', async () => (await engine.probe()).unreported === 0)
+      await whatsapp.resync(account)
+      whatsapp.deliver({ to: account, from: customer, body: 'after the sync' })
+      await nextEvent(engine, 'message', ({ body }) => body === 'after the sync')
+      t.equal((await engine.probe()).unreported, 0)
+    })
+
     await t.test('a refusal without a reason is one all the same', async (t) => {
       whatsapp.setAcks({ mode: 'fail' })
       const refused = nextEvent(engine, 'ack', ({ keyId }) => keyId === '3EB0NO')
       await engine.send(text('3EB0NO'))
       t.match((await refused)[0], { ack: -1, code: 'REFUSED_BY_WHATSAPP' })
+    })
+
+    await t.test('what came while no engine ran makes no event, and can be read', async (t) => {
+      const sinceSeconds = Math.floor(Date.now() / 1_000)
+      await engine.stop()
+      await until('the device is off', () => whatsapp.onlineDevices(account) === 0)
+      for (let n = 1; n <= 30; n++) {
+        whatsapp.deliver({ to: account, from: customer, body: `missed ${n}` })
+      }
+      engine = createEngine()
+      const heard: unknown[] = []
+      engine.on('message', ({ body }) => heard.push(body))
+      const ready = nextEvent(engine, 'ready')
+      await engine.start()
+      await ready
+      const { chats } = await engine.recent({ sinceSeconds, limitPerChat: 100, maxChats: 10 })
+      const missed = chats.flatMap(({ messages }) => messages.map(({ body }) => body))
+      t.same(
+        missed.filter((body) => body?.startsWith('missed')),
+        Array.from({ length: 30 }, (_, n) => `missed ${n + 1}`),
+      )
+      t.ok(chats.every(({ complete }) => complete))
+      t.same(heard, [])
     })
   },
 )

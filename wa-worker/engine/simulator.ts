@@ -18,7 +18,7 @@ import type {
   Receipt,
   Recent,
 } from './engine.ts'
-import { addressesOf, canonicalOf, contactFor, seededRandom } from './simulator-contacts.ts'
+import { canonicalOf, contactFor, seededRandom } from './simulator-contacts.ts'
 import {
   accountOf,
   bodyOf,
@@ -31,6 +31,7 @@ import {
   writeLogin,
 } from './simulator-phone.ts'
 import type { Login, SimulatedMessage } from './simulator-phone.ts'
+import { chatInfo, contactInfo, messagesIn, recentChats } from './simulator-reading.ts'
 
 export interface SimulatorOptions {
   sessionId: string
@@ -253,58 +254,16 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 
   async chat(chatId: string): Promise<ChatInfo | null> {
-    const messages = this.#messagesIn(chatId)
-    if (messages.length === 0) return null
-    if (!isGroup(chatId)) {
-      const name = messages.map((message) => incomingOf(message).senderName).find(Boolean) ?? null
-      return { name, isGroup: false, participants: [] }
-    }
-    const authors = messages.map(({ key }) => key.participant).filter((author) => author !== '')
-    const everyone = [this.#mustRun().account.waId, ...new Set(authors)]
-    return {
-      name: groupName(chatId),
-      isGroup: true,
-      participants: everyone.map((waId, index) => ({ waId, isAdmin: index === 0 })),
-    }
+    return chatInfo(this.#mustRun(), chatId)
   }
 
   async contact(waId: string): Promise<ContactInfo | null> {
     this.#mustRun()
-    if (contactFor(waId) === 'unregistered') return null
-    const [pn, lid] = addressesOf(waId) as [string, string]
-    const digits = pn.slice(0, -5)
-    return {
-      waId: pn,
-      lid,
-      phone: `+${digits}`,
-      name: null,
-      pushName: `Customer ${digits.slice(-4)}`,
-      isBusiness: false,
-    }
+    return contactInfo(waId)
   }
 
-  async recent({
-    sinceSeconds,
-    limitPerChat,
-    maxChats,
-  }: Parameters<Engine['recent']>[0]): Promise<Recent> {
-    const chats = new Map<string, SimulatedMessage[]>()
-    for (const message of Object.values(this.#mustRun().messages)) {
-      if (message.timestamp < sinceSeconds) continue
-      const { chatId } = message.key
-      chats.set(chatId, [...(chats.get(chatId) ?? []), message])
-    }
-    const newest = [...chats].sort(([, a], [, b]) => b.at(-1)!.timestamp - a.at(-1)!.timestamp)
-    return {
-      truncated: newest.length > maxChats,
-      chats: newest.slice(0, maxChats).map(([chatId, messages]) => ({
-        chatId,
-        name: isGroup(chatId) ? groupName(chatId) : null,
-        isGroup: isGroup(chatId),
-        messages: messages.slice(-limitPerChat).map(incomingOf),
-        complete: messages.length <= limitPerChat,
-      })),
-    }
+  async recent(since: Parameters<Engine['recent']>[0]): Promise<Recent> {
+    return recentChats(this.#mustRun(), since)
   }
 
   /** How often a message of this id reached the simulated server since this engine was made. */
@@ -463,7 +422,7 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 
   #hasWritten(chatId: string): boolean {
-    return this.#messagesIn(chatId).some(({ key }) => !key.fromMe)
+    return messagesIn(this.#mustRun(), chatId).some(({ key }) => !key.fromMe)
   }
 
   #ack(message: SimulatedMessage, ack: number): void {
@@ -500,13 +459,6 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     message.revoked = true
     await this.#save()
     this.emit('revoke', { key: message.key, at: new Date() })
-  }
-
-  #messagesIn(chatId: string): SimulatedMessage[] {
-    const addresses = addressesOf(chatId)
-    return Object.values(this.#mustRun().messages).filter(({ key }) =>
-      addresses.includes(key.chatId),
-    )
   }
 
   #mustHave(target: MessageKey): SimulatedMessage {
@@ -562,9 +514,6 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     return this.#nextWrite
   }
 }
-
-/** Every simulated group is called after its number. */
-const groupName = (chatId: string) => `Group ${chatId.slice(0, -5).slice(-4)}`
 
 const now = () => Math.floor(Date.now() / 1_000)
 

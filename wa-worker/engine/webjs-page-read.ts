@@ -220,7 +220,10 @@ export function installReading(): void {
         return {
           messages: news
             .slice(-limit)
-            .map((one) => JSON.parse(JSON.stringify(window.WWebJS!.getMessageModel(one)))),
+            .map(
+              (one) =>
+                JSON.parse(JSON.stringify(window.WWebJS!.getMessageModel(one))) as MessageModel,
+            ),
           complete: (!older || beginning) && news.length <= limit,
         }
       } catch (error) {

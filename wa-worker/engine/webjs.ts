@@ -23,20 +23,19 @@ import { closeBrowser, createClient } from './webjs-client.ts'
 import type { LibraryClient } from './webjs-client.ts'
 import { listenToMessages } from './webjs-incoming.ts'
 import type { On } from './webjs-incoming.ts'
-import { addressOf, identify, incomingMessage, nameOf } from './webjs-messages.ts'
+import { addressOf, identify, incomingMessage } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
 import * as outgoing from './webjs-outgoing.ts'
-import {
-  installLookUps,
-  missingModules,
-  reportPasskeys,
-  sendModules,
-  startModules,
-} from './webjs-page.ts'
+import { sendModules, startModules } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
-import { installReading } from './webjs-page-read.ts'
-import { installSending } from './webjs-page-send.ts'
 import * as reading from './webjs-reading.ts'
+import {
+  installPageApi,
+  readAccount,
+  readProgress,
+  watchForPasskey,
+  whatIsMissing,
+} from './webjs-start.ts'
 
 export interface WebjsOptions {
   sessionId: string
@@ -102,7 +101,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       onBrowser: async () => {
         this.#watchBrowser()
         onBrowser()
-        await this.#watchForPasskey()
+        await watchForPasskey(client.pupPage!, () => {
+          if (!this.#ready && !this.#dead) this.emit('passkey')
+        })
       },
     })
     this.#client = client
@@ -295,16 +296,6 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     )
   }
 
-  /** The library knows nothing of passkeys; a page that wants one asks the browser for it, and nobody could answer. */
-  async #watchForPasskey(): Promise<void> {
-    const page = this.#client?.pupPage
-    if (!page) return
-    await page.exposeFunction('awfarPasskeyAsked', () => {
-      if (!this.#ready && !this.#dead) this.emit('passkey')
-    })
-    await page.evaluateOnNewDocument(reportPasskeys)
-  }
-
   /**
    * The library's own handler injects again at every navigation, also of a frame and also after a logout, and its failures are nobody's: they
    * would end this process. This one listens to the page itself only, and turns failures into events.
@@ -350,34 +341,18 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async #becomeReady(): Promise<void> {
     try {
       const { page } = this.#running()
-      for (const install of [installLookUps, installSending, installReading]) {
-        await within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(install))
-      }
+      await installPageApi(page)
       this.#stuck.clear()
       this.#reported = 0
-      // Some modules may load a moment later than others.
       const missing = await this.#missingModules(sendModules, 5)
       if (missing) return this.#closed('MODULE_MISSING', missing)
       if (this.#ready) return this.#setLink(true)
-      const { wid, pushname } = this.#client!.info
-      const lid = await within(
-        deadlines.call,
-        'PAGE_UNRESPONSIVE',
-        page.evaluate(
-          () => window.require('WAWebUserPrefsMeUser').getMaybeMeLidUser()?._serialized ?? null,
-        ),
-      )
+      const account = await readAccount(page, this.#client!.info)
       if (this.#ready || this.#dead) return
-      this.#me = [wid._serialized, ...(lid === null ? [] : [lid])].flatMap(
-        (address) => addressOf(address) ?? [],
-      )
+      const { waId, lid } = account
+      this.#me = [waId, lid].flatMap((address) => addressOf(address) ?? [])
       this.#ready = true
-      this.emit('ready', {
-        waId: wid._serialized,
-        lid,
-        phone: wid.server === 'c.us' ? `+${wid.user}` : null,
-        pushName: nameOf(pushname),
-      })
+      this.emit('ready', account)
     } catch (error) {
       this.#closed('START_FAILED', errorText(error))
     }
@@ -403,15 +378,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     while (!this.#dead && (!this.#ready || !this.#linkUp)) {
       try {
         const { page } = this.#running()
-        const { hasSynced, begun } = await within(
-          deadlines.call,
-          'PAGE_UNRESPONSIVE',
-          page.evaluate(() => {
-            const { state, hasSynced } = window.require('WAWebSocketModel').Socket
-            if (state === 'UNPAIRED_IDLE') window.require('WAWebCmd').Cmd.refreshQR()
-            return { hasSynced, begun: window.WWebJS !== undefined }
-          }),
-        )
+        const { hasSynced, begun } = await readProgress(page)
         synced = hasSynced ? synced + 1 : 0
         // Twice in a row: the library has had its chance. Once it has begun, asking again would only make it say "ready" without listening.
         if (synced === 2 && !begun) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
@@ -427,23 +394,14 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     }
   }
 
-  /** What WhatsApp has renamed or removed, as a sentence; undefined when all is there, or the page cannot be asked. */
+  /** As whatIsMissing(); undefined also when the page cannot be asked. */
   async #missingModules(names: string[], tries = 1): Promise<string | undefined> {
     try {
-      const { page } = this.#running()
-      const missing = await within(
-        deadlines.call,
-        'PAGE_UNRESPONSIVE',
-        page.evaluate(missingModules, names),
-      )
-      if (missing.length === 0) return undefined
-      if (tries === 1) return `WhatsApp Web no longer has ${missing.join(', ')}.`
+      return await whatIsMissing(this.#running().page, names, tries)
     } catch (error) {
       this.#log.debug('page could not be tested', { error: errorText(error) })
       return undefined
     }
-    await sleep(1_000)
-    return this.#missingModules(names, tries - 1)
   }
 
   #trouble(reason: string, detail: string): void {

@@ -1,0 +1,75 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Page } from 'puppeteer'
+import type { ClientInfo } from 'whatsapp-web.js'
+import type { Account } from '../../shared/wa-session-transitions.ts'
+import { deadlines, within } from './webjs-call.ts'
+import { nameOf } from './webjs-messages.ts'
+import { installLookUps, missingModules, reportPasskeys } from './webjs-page.ts'
+import type { PageWindow } from './webjs-page.ts'
+import { installReading } from './webjs-page-read.ts'
+import { installSending } from './webjs-page-send.ts'
+
+declare const window: PageWindow
+
+/** Puts what the engine needs inside the page into it; a page that has it already starts to count anew. */
+export async function installPageApi(page: Page): Promise<void> {
+  const startCount = () => {
+    window.awfar!.shown = 0
+  }
+  for (const install of [installLookUps, installSending, installReading, startCount]) {
+    await within(deadlines.call, 'PAGE_UNRESPONSIVE', page.evaluate(install))
+  }
+}
+
+/** The library knows nothing of passkeys; a page that wants one asks the browser for it, and nobody could answer. */
+export async function watchForPasskey(page: Page, onAsked: () => void): Promise<void> {
+  await page.exposeFunction('awfarPasskeyAsked', onAsked)
+  await page.evaluateOnNewDocument(reportPasskeys)
+}
+
+/** The account the page is linked to. */
+export async function readAccount(page: Page, { wid, pushname }: ClientInfo): Promise<Account> {
+  const lid = await within(
+    deadlines.call,
+    'PAGE_UNRESPONSIVE',
+    page.evaluate(
+      () => window.require('WAWebUserPrefsMeUser').getMaybeMeLidUser()?._serialized ?? null,
+    ),
+  )
+  return {
+    waId: wid._serialized,
+    lid,
+    phone: wid.server === 'c.us' ? `+${wid.user}` : null,
+    pushName: nameOf(pushname),
+  }
+}
+
+/** How far the page is; one whose codes have run out is asked for new ones. */
+export async function readProgress(page: Page): Promise<{ hasSynced: boolean; begun: boolean }> {
+  return within(
+    deadlines.call,
+    'PAGE_UNRESPONSIVE',
+    page.evaluate(() => {
+      const { state, hasSynced } = window.require('WAWebSocketModel').Socket
+      if (state === 'UNPAIRED_IDLE') window.require('WAWebCmd').Cmd.refreshQR()
+      return { hasSynced, begun: window.WWebJS !== undefined }
+    }),
+  )
+}
+
+/** What WhatsApp has renamed or removed, as a sentence; undefined when all is there. Some modules may load a moment later than others. */
+export async function whatIsMissing(
+  page: Page,
+  names: string[],
+  tries = 1,
+): Promise<string | undefined> {
+  const missing = await within(
+    deadlines.call,
+    'PAGE_UNRESPONSIVE',
+    page.evaluate(missingModules, names),
+  )
+  if (missing.length === 0) return undefined
+  if (tries === 1) return `WhatsApp Web no longer has ${missing.join(', ')}.`
+  await sleep(1_000)
+  return whatIsMissing(page, names, tries - 1)
+}
