@@ -1,5 +1,6 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
+import type { MessageMedia } from './media.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
 import { holdColumns, holdOf } from './pacing.ts'
@@ -47,6 +48,7 @@ export interface MessageRow extends HoldFacts {
   body: string | null
   content: Record<string, unknown> | null
   mentions: string[]
+  media: MessageMedia | null
   status: MessageStatus
   ack: number | null
   errorCode: string | null
@@ -89,7 +91,7 @@ export interface Message {
   contactCard: Record<string, unknown> | null
   poll: Record<string, unknown> | null
   mentions: string[]
-  media: null
+  media: MessageMedia | null
   status: MessageStatus
   ack: number | null
   error: { code: string; message: string } | null
@@ -125,7 +127,7 @@ export function messageResource(row: MessageRow): Message {
     contactCard: row.type === 'contact' ? row.content : null,
     poll: row.type === 'poll' ? row.content : null,
     mentions: row.mentions,
-    media: null,
+    media: row.media,
     status: row.status,
     ack: row.ack,
     error: row.errorCode === null ? null : { code: row.errorCode, message: row.errorMessage ?? '' },
@@ -149,10 +151,11 @@ export function messageResource(row: MessageRow): Message {
   }
 }
 
-/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it; `o`, `l`, `p` as holdColumns has them. */
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file; `o`, `l`, `p` as holdColumns has them. */
 export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.content, m.mentions, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
+    'size', f.size, 'filename', f.filename, 'status', f.status) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
   (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
@@ -162,6 +165,7 @@ const joined = fragment`
   join chats c on c.id = m.chat_id
   join wa_sessions s on s.id = m.session_id
   left join profiles u on u.id = m.sent_by
+  left join media f on f.id = m.media_id
   left join outbox o on o.message_id = m.id
   left join outbox_lanes l on l.chat_id = o.chat_id
   left join wa_session_pacing p on p.session_id = o.session_id`

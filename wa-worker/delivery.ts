@@ -6,13 +6,15 @@ import type { Claimed } from '../shared/outbox.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { Attachment, Attachments } from './attachments.ts'
 import { retryBackoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
-import type { Engine } from './engine/engine.ts'
+import type { Engine, OutgoingContent } from './engine/engine.ts'
 
 export interface DeliveryOptions {
   sql: Sql
   log: Logger
+  attachments: Attachments
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
   ownsLeases: () => boolean
   /** Tries that fail before a message is given up. */
@@ -52,6 +54,7 @@ export class Delivery {
         'RECIPIENT_OPTED_OUT',
         'The recipient has asked for no more messages.',
       )
+    let attachment: Attachment | undefined
     try {
       const chatId = await this.#address(engine, message)
       if (chatId === null) {
@@ -68,12 +71,14 @@ export class Delivery {
           log.warn('typing not shown', fieldsOf(message, { error }))
         })
       }
+      if ('mediaId' in message.content) {
+        attachment = await this.#options.attachments.fetch(message.workspaceId, message.content)
+      }
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
       if (!ownsLeases()) throw new LeaseLost(message.sessionId)
-      const { keyId, content, mentions, quoted } = message
-      if ('mediaId' in content)
-        return await this.#refuse(line, message, 'MEDIA_GONE', 'The file of this message is gone.')
+      const { keyId, mentions, quoted } = message
+      const content = attachment?.content ?? (message.content as OutgoingContent)
       const receipt = await engine.send({
         chatId,
         keyId,
@@ -87,6 +92,8 @@ export class Delivery {
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       return this.#failed(line, message, error)
+    } finally {
+      await attachment?.remove()
     }
   }
 
@@ -160,6 +167,12 @@ export class Delivery {
       log.warn('session cannot send', fields)
       return code === 'MODULE_MISSING' ? 'crippled' : 'offline'
     }
+    if (code === 'MEDIA_STORE_UNAVAILABLE') {
+      // No fault of the message, however long it lasts.
+      await putBack(sql, session, message, { delayMs: storeDelayMs, forgiven: true })
+      log.warn('media store away, message waits', fields)
+      return 'over'
+    }
     if (message.attempts >= maxAttempts) return this.#refuse(line, message, code, error.message)
     await putBack(sql, session, message, { delayMs: retryBackoff(message.attempts) })
     log.warn('message not sent, will be tried again', fields)
@@ -217,6 +230,8 @@ const outcomeUnknown = {
 
 /** A message the page broke down over twice lets the others go first. */
 const suspectDelayMs = 15_000
+
+const storeDelayMs = 10_000
 
 /** As a person would take to write it, within reason: 40 ms a character, from one to eight seconds. */
 const typingMs = ({ content }: Claimed) =>

@@ -22,7 +22,9 @@ import type { WorkerConfig } from './config.ts'
 import type { Engine } from './engine/engine.ts'
 import { SimulatorEngine } from './engine/simulator.ts'
 import { WebjsEngine } from './engine/webjs.ts'
+import { findFfmpeg } from '../shared/media-voice.ts'
 import { Actions } from './actions.ts'
+import { Attachments } from './attachments.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
 import { Profiles } from './profiles.ts'
@@ -106,6 +108,12 @@ async function start(
     worker: worker.id,
     log,
     pacing: config,
+    attachments: new Attachments({
+      sql,
+      store,
+      dir: tempDir(config.DATA_DIR),
+      ffmpeg: await findFfmpeg(config),
+    }),
     ownsLeases: () => supervisor.ownsLeases(),
   })
   const actions = new Actions({ sql, worker: worker.id, log })

@@ -5,6 +5,7 @@ import type { Claimed } from '../shared/outbox.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { Attachments } from './attachments.ts'
 import { Delivery } from './delivery.ts'
 import type { Line } from './delivery.ts'
 import type { Engine } from './engine/engine.ts'
@@ -14,6 +15,7 @@ export interface SenderOptions {
   sql: Sql
   worker: string
   log: Logger
+  attachments: Attachments
   /** The pace of sessions that have none of their own. */
   pacing: PacingConfig
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */

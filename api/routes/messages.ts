@@ -1,5 +1,6 @@
 import Joi from 'joi'
 import { AppError, notFound } from '../../shared/errors.ts'
+import type { MessageMedia } from '../../shared/media.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
 import type { Message, MessageRow } from '../../shared/messages.ts'
 import { cancel, editQueued, retry } from '../../shared/outbound.ts'
@@ -56,7 +57,16 @@ export const message = Joi.object<Message>({
   contactCard: Joi.object().allow(null).required(),
   poll: Joi.object().allow(null).required(),
   mentions: Joi.array().items(Joi.string()).required(),
-  media: Joi.valid(null).required(),
+  media: Joi.object<MessageMedia>({
+    id: Joi.string().guid().required(),
+    kind: Joi.string().valid('image', 'video', 'document', 'audio').required(),
+    mimeType: Joi.string().required(),
+    size: Joi.number().integer().allow(null).required(),
+    filename: Joi.string().allow(null).required(),
+    status: Joi.string().valid('pending', 'ready', 'failed', 'expired').required(),
+  })
+    .allow(null)
+    .required(),
   status: messageStatus.required(),
   ack: Joi.number().integer().min(-1).max(4).allow(null).required(),
   error: Joi.object({ code: Joi.string().required(), message: Joi.string().allow('').required() })

@@ -7,10 +7,13 @@ import { AppError, notFound } from '../../shared/errors.ts'
 import { foresee } from '../../shared/forecast.ts'
 import type { Forecast } from '../../shared/forecast.ts'
 import type { MessageContent } from '../../shared/message-content.ts'
+import { findMedia } from '../../shared/media.ts'
+import { notReady } from '../../shared/media-store.ts'
 import { messageResource } from '../../shared/messages.ts'
 import { accept } from '../../shared/outbound.ts'
 import type { NewMessage } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
+import { renderTemplate } from '../../shared/templates.ts'
 import { parseRecipient } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
@@ -18,12 +21,18 @@ import { idempotent } from '../plugins/idempotency.ts'
 import { byId, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { message, textLimit } from './messages.ts'
+import { templateValues } from './templates.ts'
 
 /** What one message says, and to whom. */
 interface Draft {
   /** The WhatsApp address; callers may write a phone number. */
   to: string
   message?: string
+  mediaId?: string
+  caption?: string
+  asVoice?: boolean
+  asDocument?: boolean
+  template?: { id: string; variables: Record<string, string | null> }
   location?: { latitude: number; longitude: number; name?: string; address?: string }
   contactCard?: { contactId: string } | { name: string; phone: string }
   poll?: { question: string; options: string[]; multiple: boolean }
@@ -67,6 +76,8 @@ const label = (max: number) => visibleText().max(max)
 
 const contents = {
   message: visibleText().max(textLimit),
+  mediaId: uuid().description('A file that was uploaded'),
+  template: Joi.object({ id: uuid().required(), variables: templateValues.default({}) }),
   location: Joi.object({
     latitude: Joi.number().min(-90).max(90).required(),
     longitude: Joi.number().min(-180).max(180).required(),
@@ -93,6 +104,9 @@ const draft = {
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
   ...contents,
+  caption: visibleText().max(textLimit).description('Of a picture, video or document'),
+  asVoice: Joi.boolean().description('A recording as a voice note'),
+  asDocument: Joi.boolean().description('A picture, video or recording as a file'),
   quotedMessageId: uuid().description('A message of the same chat'),
   mentions: Joi.array().items(recipient).max(256).unique(),
   sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
@@ -103,11 +117,18 @@ const draft = {
 }
 
 const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
-  schema.xor(...Object.keys(contents)).messages({
-    'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
-    'object.xor': '{#label} must carry only one of {#presentWithLabels}',
-    'any.custom': '{#label} {#error.message}',
-  })
+  schema
+    .xor(...Object.keys(contents))
+    .with('caption', 'mediaId')
+    .with('asVoice', 'mediaId')
+    .with('asDocument', 'mediaId')
+    .oxor('asVoice', 'asDocument')
+    .messages({
+      'object.with': '{#label} may carry {#mainWithLabel} only with {#peerWithLabel}',
+      'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
+      'object.xor': '{#label} must carry only one of {#presentWithLabels}',
+      'any.custom': '{#label} {#error.message}',
+    })
 
 const send = oneContent(Joi.object<Send>({ sessionId, ...draft }))
 const row = oneContent(Joi.object<Draft>(draft)).required()
@@ -342,6 +363,12 @@ async function draftOf(
 async function contentOf(sql: Sql, workspaceId: string, given: Draft): Promise<MessageContent> {
   if (given.message !== undefined) return { type: 'text', body: given.message }
   if (given.location) return { type: 'location', ...given.location }
+  if (given.template)
+    return {
+      type: 'text',
+      body: await renderTemplate(sql, workspaceId, given.template.id, given.template.variables),
+    }
+  if (given.mediaId !== undefined) return mediaOf(sql, workspaceId, given.mediaId, given)
   if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
   const card = given.contactCard!
   if ('phone' in card)
@@ -354,6 +381,24 @@ async function contentOf(sql: Sql, workspaceId: string, given: Draft): Promise<M
       'There is no such contact, or its number is not known.',
     )
   return { type: 'contact', ...contact }
+}
+
+async function mediaOf(
+  sql: Sql,
+  workspaceId: string,
+  mediaId: string,
+  { caption = null, asVoice, asDocument }: Omit<Draft, 'caption'> & { caption?: string | null },
+): Promise<MessageContent> {
+  const media = await findMedia(sql, workspaceId, mediaId)
+  if (!media) throw notFound('Media')
+  if (media.status !== 'ready') throw notReady()
+  if (asVoice && media.kind !== 'audio')
+    throw new AppError(422, 'VOICE_NOT_POSSIBLE', 'Only a recording can be a voice note.')
+  const type = asVoice ? 'voice' : asDocument ? 'document' : media.kind
+  if (caption !== null && (type === 'audio' || type === 'voice')) {
+    throw new AppError(422, 'CAPTION_NOT_POSSIBLE', 'WhatsApp shows no caption with a recording.')
+  }
+  return { type, mediaId, mimeType: media.mimeType, filename: media.filename ?? mediaId, caption }
 }
 
 /** The session that sends: the one named, else the only one of the workspace. */

@@ -14,6 +14,7 @@ import type { Engine } from '../engine/engine.ts'
 import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
 import { Actions } from '../actions.ts'
+import { Attachments } from '../attachments.ts'
 import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
@@ -75,9 +76,10 @@ export function startWorker(
   const id = `test-${randomUUID()}`
   const log: Logger = createLogger('test', { level: 'error', stdout: false })
   const profiles = new Profiles(dataDir)
+  const store = new LocalObjectStore(objectsDir)
   const vault = new Vault({
     sql,
-    store: new LocalObjectStore(objectsDir),
+    store,
     keys: testKeys,
     log,
   })
@@ -88,6 +90,7 @@ export function startWorker(
     log,
     ownsLeases,
     pacing: { ...noPacing, ...pacing },
+    attachments: new Attachments({ sql, store, dir: join(dataDir, 'tmp'), ffmpeg: undefined }),
     pollMs: 50,
     ackWaitMs: 200,
     unconfirmedMs: 400,
