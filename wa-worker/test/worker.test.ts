@@ -599,7 +599,8 @@ void t.test('a pairing code is answered, or the reason there is none', async (t)
 void t.test('a session nobody used for long expires, and can be started again', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
-  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  // Long enough to be seen before the scan.
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), scanMs: 500 })
   const working = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
   t.ok(working.expiresAt!.getTime() > Date.now() + 29 * 86_400_000)
   await sql`update wa_sessions set expires_at = now() - interval '1 day'`
