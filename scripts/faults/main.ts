@@ -12,10 +12,12 @@ import { browserFaults } from './f2-browser.ts'
 import { staleOwner } from './f3-stale-owner.ts'
 import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
+import { snapshots } from './f7-snapshots.ts'
 import { pageFaults } from './f8-page.ts'
 import { shutdown } from './f13-shutdown.ts'
 import { recycles } from './f16-recycles.ts'
 import type { Family, Lab } from './lab.ts'
+import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
 import { Random } from './random.ts'
 import { markdown, plain } from './table.ts'
@@ -29,6 +31,7 @@ const families: Family[] = [
   staleOwner,
   failover,
   restarts,
+  snapshots,
   pageFaults,
   shutdown,
   recycles,
@@ -62,16 +65,14 @@ say(`seed ${seed}; ${list(chosen)}`)
 const cluster = await Cluster.start()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.once(name, () => {
-    for (const world of worlds) world.abort()
-    void cluster.stop(false).finally(() => process.exit(1))
+    void endAll(false).finally(() => process.exit(1))
   })
 }
 let report: Report
 try {
   report = await runAll()
 } finally {
-  for (const world of worlds) world.abort()
-  await cluster.stop(options.keep)
+  await endAll(options.keep)
 }
 
 console.log(plain(report))
@@ -82,11 +83,19 @@ if (failed.length > 0)
 console.log(`${report.rows.length - failed.length} passed, ${failed.length} failed`)
 process.exitCode = failed.length === 0 ? 0 : 1
 
+/** What a fault left behind when it broke off is ended here. */
+async function endAll(keep: boolean): Promise<void> {
+  await Promise.all([...worlds].map((world) => world.abort()))
+  await cluster.stop(keep)
+}
+
 async function runAll(): Promise<Report> {
   const folder = `${cluster.folder}/worlds`
   await mkdir(folder)
+  const product = `${cluster.folder}/product`
+  await copyProduct(root, product)
   const lab: Lab = {
-    root,
+    root: product,
     folder,
     worlds,
     say,
