@@ -99,6 +99,7 @@ async function killed(scene: Scene): Promise<Row> {
         await trials.attempt(async () => {
           const what = step === 'in a restore' ? 'restore' : 'take'
           const files = await writeProfile(scene, login.profile, 60_000)
+          lab.signal.throwIfAborted()
           const victim = await Keeper.start(place)
           await victim.stopAt({ what, step, ...login })
           await victim.kill()

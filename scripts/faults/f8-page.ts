@@ -1,4 +1,6 @@
 /** F8: the page misbehaves in every way that was seen or reported of WhatsApp Web. */
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EmulatedWhatsAppOptions } from '../e2e/emulated-page/server.ts'
 import { sendModules, startModules } from '../../wa-worker/engine/webjs-page.ts'
@@ -156,10 +158,13 @@ async function settled({ world, subject }: Scene, quietMs: number): Promise<void
 }
 
 async function casesOf(lab: Lab): Promise<[string, Case[]][]> {
-  const modules = [...new Set([...startModules, ...sendModules])]
-  const chosen = modules.slice(0, lab.scaled(modules.length))
+  const random = lab.random('F8')
+  const some = (names: string[]) => random.shuffled(names).slice(0, lab.scaled(names.length))
+  const needed = [...new Set([...startModules, ...sendModules])]
+  const others = (await modulesOfPage()).filter((name) => !needed.includes(name))
   return [
-    [`each of ${chosen.length} modules removed, page reloaded: named`, chosen.map(moduleRemoved)],
+    ['each module that is needed removed: named', some(needed).map(neededModuleRemoved)],
+    ['each other module removed: text goes on, or named', some(others).map(otherModuleRemoved)],
     ['socket states (M7): reason names it, login kept', states.map(stateEntered)],
     ['navigation and loading: recovered, or named', navigations],
     ['start and ready (M1, M4, M6): recovered', starts],
@@ -167,7 +172,57 @@ async function casesOf(lab: Lab): Promise<[string, Case[]][]> {
   ]
 }
 
-const moduleRemoved = (name: string): Case => ({
+/** The names under which the emulated page defines its modules. */
+async function modulesOfPage(): Promise<string[]> {
+  const folder = join(import.meta.dirname, '..', 'e2e', 'emulated-page', 'page')
+  const files = (await readdir(folder)).filter((name) => name.endsWith('.js'))
+  const texts = await Promise.all(files.map((name) => readFile(join(folder, name), 'utf8')))
+  const names = texts.flatMap((text) =>
+    [...text.matchAll(/^ {2}(WA\w+)\b/gm)].map(([, name]) => name!),
+  )
+  if (names.length < 50) throw new Error(`only ${names.length} modules of the page were found`)
+  return [...new Set(names)].sort()
+}
+
+const otherModuleRemoved = (name: string): Case => ({
+  what: `${name} removed`,
+  run: async (scene) => {
+    const { world, subject, mark } = scene
+    world.whatsapp.removeModule(name)
+    await world.whatsapp.reload(subject.account)
+    const isNamed = async () =>
+      (await world.history(subject.id, mark)).some(
+        ({ reason }) => reason !== null && reason !== 'LINK_LOST',
+      )
+    await eventually(
+      'WORKING, or a state with a reason',
+      async () => {
+        const last = (await world.history(subject.id, mark)).at(-1)
+        return last?.toStatus === 'WORKING' || (await isNamed())
+      },
+      namedWithinMs,
+    )
+    // It says that it works: then it does, or says otherwise soon.
+    await eventually(
+      'a text comes through, or a state with a reason',
+      async () => (await isNamed()) || (await talks(scene)),
+      namedWithinMs,
+    )
+  },
+  cure: ({ world }) => world.whatsapp.restoreModule(name),
+})
+
+/** Whether a text goes out and another comes in. */
+async function talks({ world, subject }: Scene): Promise<boolean> {
+  const { customer, body } = world.unique()
+  const id = await world.send(subject, customer, body)
+  return Promise.all([world.confirmed(id, 10_000), world.hears(subject, 10_000)]).then(
+    () => true,
+    () => false,
+  )
+}
+
+const neededModuleRemoved = (name: string): Case => ({
   what: `${name} removed`,
   run: async (scene) => {
     scene.world.whatsapp.removeModule(name)

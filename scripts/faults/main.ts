@@ -2,6 +2,7 @@
  * npm run test:faults [-- --seed N --only F2,F5 --quick --keep --markdown FILE]: breaks real processes, real browsers and pages on purpose and
  * counts which promises hold. Ends with the line "N passed, N failed".
  */
+import { rmSync } from 'node:fs'
 import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism, loadavg } from 'node:os'
 import { parseArgs } from 'node:util'
@@ -23,8 +24,8 @@ import { Random } from './random.ts'
 import { markdown, plain } from './table.ts'
 import type { Report } from './table.ts'
 import { isKept } from './trials.ts'
+import type { Row } from './trials.ts'
 import { inParallel } from './waiting.ts'
-import type { World } from './world.ts'
 
 const families: Family[] = [
   browserFaults,
@@ -53,7 +54,9 @@ const { values: options } = parseArgs({
 const seed = Number(options.seed ?? Math.floor(Math.random() * 1_000_000))
 const only = options.only?.toUpperCase().split(',')
 const chosen = families.filter(({ id }) => only?.includes(id.toUpperCase()) ?? true)
-const worlds = new Set<World>()
+/** Of all families: those that must be ended when the run is. */
+const labs = new Set<Lab>()
+const breakOff = new AbortController()
 
 if (!Number.isSafeInteger(seed)) fail(`--seed ${options.seed} is not a whole number`)
 if (chosen.length === 0) fail(`--only ${options.only} names none of ${list(families)}`)
@@ -65,7 +68,12 @@ say(`seed ${seed}; ${list(chosen)}`)
 const cluster = await Cluster.start()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.once(name, () => {
-    void endAll(false).finally(() => process.exit(1))
+    breakOff.abort()
+    void endAll(false).finally(() => {
+      // What was under way a moment ago may have written something since.
+      rmSync(cluster.folder, { recursive: true, force: true })
+      process.exit(1)
+    })
   })
 }
 let report: Report
@@ -83,10 +91,14 @@ if (failed.length > 0)
 console.log(`${report.rows.length - failed.length} passed, ${failed.length} failed`)
 process.exitCode = failed.length === 0 ? 0 : 1
 
-/** What a fault left behind when it broke off is ended here. */
 async function endAll(keep: boolean): Promise<void> {
-  await Promise.all([...worlds].map((world) => world.abort()))
+  await Promise.all([...labs].map(abortWorlds))
   await cluster.stop(keep)
+}
+
+async function abortWorlds({ worlds }: Lab): Promise<void> {
+  await Promise.all([...worlds].map((world) => world.abort()))
+  worlds.clear()
 }
 
 async function runAll(): Promise<Report> {
@@ -94,19 +106,10 @@ async function runAll(): Promise<Report> {
   await mkdir(folder)
   const product = `${cluster.folder}/product`
   await copyProduct(root, product)
-  const lab: Lab = {
-    root: product,
-    folder,
-    worlds,
-    say,
-    createDatabase: () => cluster.createDatabase(),
-    random: (name) => new Random(seed, name),
-    scaled: (trials) => (options.quick ? Math.max(2, Math.round(trials * quickShare)) : trials),
-  }
   const results = new Map<string, Report['rows']>()
   await inParallel(chosen, width, async (family) => {
     const begun = performance.now()
-    const rows = await family.run(lab).catch((error: unknown) => [crashed(family, error)])
+    const rows = await runFamily(family, folder, product)
     const seconds = Math.round((performance.now() - begun) / 1_000)
     results.set(
       family.id,
@@ -124,10 +127,29 @@ async function runAll(): Promise<Report> {
   }
 }
 
-/** The fault could not even be tried: nothing was shown. */
-function crashed({ id }: Family, error: unknown) {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  return { fault: id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }
+async function runFamily(family: Family, folder: string, product: string): Promise<Row[]> {
+  const giveUp = new AbortController()
+  const lab: Lab = {
+    root: product,
+    folder,
+    worlds: new Set(),
+    signal: AbortSignal.any([breakOff.signal, giveUp.signal]),
+    say,
+    createDatabase: () => cluster.createDatabase(),
+    random: (name) => new Random(seed, name),
+    scaled: (trials) => (options.quick ? Math.max(2, Math.round(trials * quickShare)) : trials),
+  }
+  labs.add(lab)
+  try {
+    return await family.run(lab)
+  } catch (error) {
+    // The fault could not even be tried: nothing was shown. What it has begun must not slow down the others.
+    giveUp.abort()
+    await abortWorlds(lab)
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+    say(`${family.id} broke off: ${text}`)
+    return [{ fault: family.id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }]
+  }
 }
 
 function list(some: Family[]): string {

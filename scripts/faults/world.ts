@@ -15,7 +15,7 @@ import { browserOn, familyOf, listProcesses, signal, stillRunning } from './proc
 import type { Browser, Listed } from './proc.ts'
 import { Program } from './program.ts'
 import { loginIsOnDisk } from './profile.ts'
-import { eventually } from './waiting.ts'
+import { eventually, inParallel } from './waiting.ts'
 
 export interface WorldOptions {
   engine?: 'webjs' | 'simulator'
@@ -88,6 +88,7 @@ export class World {
   }
 
   static async open(lab: Lab, name: string, options: WorldOptions = {}): Promise<World> {
+    lab.signal.throwIfAborted()
     const folder = join(lab.folder, name)
     for (const inner of ['', 'tmp']) await mkdir(join(folder, inner), { recursive: true })
     const url = await lab.createDatabase()
@@ -139,6 +140,7 @@ export class World {
 
   /** Starts a worker; its writes are known by its name. */
   async startWorker(name: string, options: WorkerOptions = {}): Promise<Program> {
+    this.#lab.signal.throwIfAborted()
     const { disk = 'data', measured = false, settings = {} } = options
     await this.#shareObjects(disk)
     const url = new URL(this.#settings['DATABASE_URL']!)
@@ -181,7 +183,8 @@ export class World {
   /** A login is kept in the vault some seconds after it was linked. */
   async loginsInVault(subjects: Subject[], least = 1): Promise<void> {
     for (const { id } of subjects) {
-      await eventually('a snapshot', async () => (await this.snapshots(id)).length >= least)
+      const enough = async () => (await this.snapshots(id)).length >= least
+      await eventually('a snapshot', enough, slowMs)
     }
   }
 
@@ -189,11 +192,9 @@ export class World {
   async link(count: number): Promise<Subject[]> {
     const subjects: Subject[] = []
     // Two at a time: the two cores have enough to do with two browsers that start.
-    const pairing = Array.from({ length: count }, async (_, index) => {
-      if (index >= 2) await eventually('its turn', () => subjects.length > index - 2, 600_000)
+    await inParallel(Array.from({ length: count }), 2, async () => {
       subjects.push(await this.#linkOne())
     })
-    await Promise.all(pairing)
     return subjects
   }
 
@@ -229,7 +230,7 @@ export class World {
         slowMs,
       )
     }
-    await eventually('WORKING', async () => (await this.status(id)) === 'WORKING')
+    await eventually('WORKING', async () => (await this.status(id)) === 'WORKING', slowMs)
     return { id, account }
   }
 
