@@ -2,10 +2,12 @@
  * npm run test:faults [-- --seed N --only F2,F5 --quick --keep --markdown FILE]: breaks real processes, real browsers and pages on purpose and
  * counts which promises hold. Ends with the line "N passed, N failed".
  */
-import { rmSync } from 'node:fs'
-import { mkdir, writeFile } from 'node:fs/promises'
+import { existsSync, rmSync } from 'node:fs'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { availableParallelism, loadavg } from 'node:os'
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { format, resolveConfig } from 'prettier'
 import { root } from '../../shared/root.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { Cluster } from './cluster.ts'
@@ -21,7 +23,7 @@ import type { Family, Lab } from './lab.ts'
 import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
 import { Random } from './random.ts'
-import { markdown, plain } from './table.ts'
+import { markdown, placeIn, plain } from './table.ts'
 import type { Report } from './table.ts'
 import { isKept } from './trials.ts'
 import type { Row } from './trials.ts'
@@ -38,6 +40,8 @@ const families: Family[] = [
   recycles,
   brokenTwins,
 ]
+/** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
+const order = ['F2', 'F3', 'F5', 'F6', 'F8', 'TWINS', 'F16', 'F13', 'F7']
 /** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
 const width = 3
 const quickShare = 0.1
@@ -62,6 +66,7 @@ if (!Number.isSafeInteger(seed)) fail(`--seed ${options.seed} is not a whole num
 if (chosen.length === 0) fail(`--only ${options.only} names none of ${list(families)}`)
 const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
 if ('missing' in browser) fail(browser.missing)
+if (!existsSync(join(root, 'dist', 'api', 'server.js'))) fail('Nothing is built: npm run build')
 
 const startedAt = performance.now()
 say(`seed ${seed}; ${list(chosen)}`)
@@ -84,7 +89,7 @@ try {
 }
 
 console.log(plain(report))
-if (options.markdown !== undefined) await writeFile(options.markdown, markdown(report))
+if (options.markdown !== undefined) await writeTable(options.markdown, report)
 const failed = report.rows.filter((row) => !isKept(row))
 if (failed.length > 0)
   console.log(`broken: ${failed.map(({ fault, what }) => `${fault} ${what}`).join('; ')}`)
@@ -107,14 +112,12 @@ async function runAll(): Promise<Report> {
   const product = `${cluster.folder}/product`
   await copyProduct(root, product)
   const results = new Map<string, Report['rows']>()
-  await inParallel(chosen, width, async (family) => {
+  const waiting = chosen.toSorted((a, b) => order.indexOf(a.id) - order.indexOf(b.id))
+  await inParallel(waiting, width, async (family) => {
     const begun = performance.now()
     const rows = await runFamily(family, folder, product)
     const seconds = Math.round((performance.now() - begun) / 1_000)
-    results.set(
-      family.id,
-      rows.map((row) => ({ ...row, seconds })),
-    )
+    results.set(family.id, rows)
     say(`${family.id}: ${rows.filter(isKept).length} of ${rows.length} promises kept, ${seconds} s`)
   })
   return {
@@ -150,6 +153,14 @@ async function runFamily(family: Family, folder: string, product: string): Promi
     say(`${family.id} broke off: ${text}`)
     return [{ fault: family.id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }]
   }
+}
+
+/** Into its place in a README, or into a file of its own; formatted as the rest of the repository. */
+async function writeTable(file: string, report: Report): Promise<void> {
+  const before = await readFile(file, 'utf8').catch(() => '') // a new file
+  const style = await resolveConfig(join(root, 'README.md'))
+  const text = placeIn(before, markdown(report))
+  await writeFile(file, await format(text, { ...style, parser: 'markdown' }))
 }
 
 function list(some: Family[]): string {
