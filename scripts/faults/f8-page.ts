@@ -95,7 +95,7 @@ async function stage(lab: Lab, name: string, whatsapp: EmulatedWhatsAppOptions):
 
 async function play({ world, subject }: Setting, one: Case): Promise<void> {
   // Whatever became of the case before.
-  await recovered({ world, subject, mark: 0 })
+  await recovered({ world, subject, mark: await world.mark(subject.id) })
   try {
     const scene = { world, subject, mark: await world.mark(subject.id) }
     await one.run(scene)
@@ -113,7 +113,7 @@ async function play({ world, subject }: Setting, one: Case): Promise<void> {
  * WORKING, where need be after a person did what the state says: start it again. Many faults in a row make the pauses between attempts long;
  * nobody waits for them here.
  */
-async function recovered({ world, subject }: Scene): Promise<void> {
+async function recovered({ world, subject, mark }: Scene): Promise<void> {
   const askAt = performance.now() + byItselfMs
   let asked = false
   await eventually(
@@ -127,8 +127,15 @@ async function recovered({ world, subject }: Scene): Promise<void> {
       return status === 'WORKING'
     },
     90_000,
-  )
+  ).catch(async (error: Error) => {
+    throw new Error(`${error.message}; ${told(await world.history(subject.id, mark))}`)
+  })
 }
+
+const told = (rows: HistoryRow[]) =>
+  rows
+    .map(({ toStatus, reason, detail }) => `${toStatus} ${reason ?? ''} ${detail ?? ''}`.trim())
+    .join(' > ') || 'the history says nothing'
 
 /** Resolves with the row that names the fault; rejects when none does. */
 async function named(scene: Scene, names: (row: HistoryRow) => boolean): Promise<HistoryRow> {
@@ -141,10 +148,7 @@ async function named(scene: Scene, names: (row: HistoryRow) => boolean): Promise
     },
     namedWithinMs,
   ).catch((error: Error) => {
-    const steps = rows.map(
-      ({ toStatus, reason, detail }) => `${toStatus} ${reason ?? ''} ${detail ?? ''}`,
-    )
-    throw new Error(`${error.message}; ${steps.join(' > ') || 'the history says nothing'}`)
+    throw new Error(`${error.message}; ${told(rows)}`)
   })
 }
 

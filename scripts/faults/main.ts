@@ -70,17 +70,14 @@ if (!existsSync(join(root, 'dist', 'api', 'server.js'))) fail('Nothing is built:
 
 const startedAt = performance.now()
 say(`seed ${seed}; ${list(chosen)}`)
-const cluster = await Cluster.start()
+const starting = Cluster.start()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.once(name, () => {
     breakOff.abort()
-    void endAll(false).finally(() => {
-      // What was under way a moment ago may have written something since.
-      rmSync(cluster.folder, { recursive: true, force: true })
-      process.exit(1)
-    })
+    void endAll(false).finally(() => process.exit(1))
   })
 }
+const cluster = await starting
 let report: Report
 try {
   report = await runAll()
@@ -97,8 +94,11 @@ console.log(`${report.rows.length - failed.length} passed, ${failed.length} fail
 process.exitCode = failed.length === 0 ? 0 : 1
 
 async function endAll(keep: boolean): Promise<void> {
+  const begun = await starting
   await Promise.all([...labs].map(abortWorlds))
-  await cluster.stop(keep)
+  await begun.stop(keep)
+  // What was under way a moment ago may have written something since.
+  if (!keep) rmSync(begun.folder, { recursive: true, force: true })
 }
 
 async function abortWorlds({ worlds }: Lab): Promise<void> {
