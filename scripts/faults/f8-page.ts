@@ -60,7 +60,7 @@ async function run(lab: Lab): Promise<Row[]> {
     const setting = await stage(lab, `f8-${lane}`, {})
     for (let index = lane; index < usual.length; index += lanes) {
       const { group, one } = usual[index]!
-      await trialsOf(group).attempt(() => play(setting, one))
+      await trialsOf(group).attempt(() => play(lab, setting, one))
       alive.check(setting.worker.ended === undefined, () => `${one.what}: ${setting.worker.output}`)
       if (setting.worker.ended) setting.worker = await setting.world.startWorker('worker-b')
     }
@@ -68,7 +68,7 @@ async function run(lab: Lab): Promise<Row[]> {
   })
   const single = own.map(({ group, one }, index) => async () => {
     const setting = await stage(lab, `f8-own-${index}`, one.whatsapp ?? {})
-    await trialsOf(group).attempt(() => play(setting, one))
+    await trialsOf(group).attempt(() => play(lab, setting, one))
     alive.check(setting.worker.ended === undefined, () => `${one.what}: ${setting.worker.output}`)
     await setting.world.close()
   })
@@ -93,7 +93,7 @@ async function stage(lab: Lab, name: string, whatsapp: EmulatedWhatsAppOptions):
   return { world, subject: subject!, worker }
 }
 
-async function play({ world, subject }: Setting, one: Case): Promise<void> {
+async function play(lab: Lab, { world, subject }: Setting, one: Case): Promise<void> {
   // Whatever became of the case before.
   await recovered({ world, subject, mark: await world.mark(subject.id) })
   try {
@@ -105,7 +105,9 @@ async function play({ world, subject }: Setting, one: Case): Promise<void> {
     await world.hears(subject)
   } catch (error) {
     await one.cure?.({ world, subject, mark: 0 })
-    throw new Error(`${one.what}: ${(error as Error).message}`, { cause: error })
+    const text = `${one.what}: ${(error as Error).message}`
+    lab.say(`F8: ${text}`)
+    throw new Error(text, { cause: error })
   }
 }
 
