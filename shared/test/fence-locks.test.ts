@@ -2,34 +2,39 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import type { Sql } from '../db.ts'
-import { acceptText } from '../messages.ts'
+import { accept } from '../outbound.ts'
 import { claim } from '../outbox.ts'
 import { assertFence, LeaseLost, takeLeases } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
 
+const pacing = {
+  WA_SEND_MIN_GAP_MS: 0,
+  WA_SEND_JITTER_MS: 0,
+  WA_SENDS_PER_MINUTE: 0,
+  WA_TYPING: false,
+}
 const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 }
 
 void t.test('a claim waits for a change of owner under way, and then claims nothing', async (t) => {
   const { sql } = await testDb(t)
   const session = await givenOwnedSession(sql)
-  await acceptText(sql, {
+  await accept(sql, {
     workspaceId: session.workspaceId,
     sessionId: session.id,
-    waChatId: '12025550100@c.us',
-    body: 'hello',
     sentBy: null,
     requestId: randomUUID(),
+    messages: [{ waChatId: '12025550100@c.us', content: { type: 'text', body: 'hello' } }],
   })
   const { waited, claiming } = await sql.begin(async (tx) => {
     await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
-    const claiming = claim(sql, 'first', [session])
+    const claiming = claim(sql, 'first', [session], pacing)
     return { claiming, waited: await waitsForLock(sql, claiming) }
   })
   t.ok(waited, 'it does not trust the owner it saw')
   t.same(await claiming, [])
   const owned = { id: session.id, fence: session.fence + 1 }
-  t.equal((await claim(sql, 'next', [owned])).length, 1)
+  t.equal((await claim(sql, 'next', [owned], pacing)).length, 1)
 })
 
 void t.test('the fence is asserted only once a change of owner under way is over', async (t) => {
