@@ -98,7 +98,7 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
   const from = (remote: string | object, more: object = {}) =>
     incomingMessage(
       { id: { fromMe: false, remote, id: '3A1' }, type: 'chat', body: 'hi', ...more },
-      [],
+      ['5@c.us', '55@lid'],
     )
   t.match(from('1@c.us'), {
     key: { fromMe: false, chatId: '1@c.us', id: '3A1', participant: '' },
@@ -121,7 +121,7 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
       body: null,
     },
   )
-  t.match(from('1@c.us', { body: 'a\0b\ud800', _data: { notifyName: ' \0' } }), {
+  t.match(from('1@c.us', { body: 'a\0b\ud800', notifyName: ' \0' }), {
     body: 'ab\ufffd',
     senderName: null,
   })
@@ -129,5 +129,25 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
   t.equal(from('1@newsletter'), undefined)
   t.equal(from('1@c.us', { type: 'e2e_notification' }), undefined)
   t.equal(incomingMessage({ id: {} }, []), undefined)
+  t.match(from('1@c.us', { quotedStanzaID: '3EB0', quotedParticipant: '55@lid' }), {
+    quoted: { fromMe: true, chatId: '1@c.us', id: '3EB0', participant: '' },
+  })
+  t.match(from('9@g.us', { quotedStanzaID: '3A0', quotedParticipant: '2@c.us' }), {
+    quoted: { fromMe: false, chatId: '9@g.us', id: '3A0', participant: '2@c.us' },
+  })
+  // A picture stands where the body of media and of places would be.
+  t.match(from('1@c.us', { type: 'image', body: '/9j/4AAQ' }), {
+    type: 'image',
+    body: null,
+    media: null,
+  })
+  t.match(from('1@c.us', { type: 'image', caption: 'look', directPath: '/x', size: '12' }), {
+    body: 'look',
+    media: { kind: 'image', size: 12, seconds: null },
+  })
+  t.match(from('1@c.us', { type: 'location', body: '/9j/4AAQ', lat: 1, lng: 2 }), {
+    body: null,
+    location: { latitude: 1, longitude: 2 },
+  })
   t.match(from('1@c.us', { type: 'something_new' }), { type: 'unknown' })
 })
