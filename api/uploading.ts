@@ -61,11 +61,11 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
   app.addHook('onSend', async (request, reply) => {
     if (!isArriving(request)) return
     reply.header('connection', 'close')
-    stopReading(request.raw.socket)
     request.raw.unpipe()
     request.raw.pause()
     // Node reads a body that nobody has touched to its end, and throws it away.
-    request.raw.read(0)
+    request.raw.read(1)
+    stopReading(request.raw.socket)
   })
 }
 
@@ -74,8 +74,10 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
  * it would take the answer away from the client.
  */
 function stopReading(socket: Socket): void {
+  socket.pause()
   socket.destroySoon = () => {
     socket.end()
+    socket.pause()
     const timer = setTimeout(() => socket.destroy(), lingerMs)
     socket.once('close', () => clearTimeout(timer))
   }
