@@ -63,8 +63,6 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
     reply.header('connection', 'close')
     request.raw.unpipe()
     request.raw.pause()
-    // Node reads a body that nobody has touched to its end, and throws it away.
-    request.raw.read(1)
     stopReading(request.raw.socket)
   })
 }
@@ -75,9 +73,10 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
  */
 function stopReading(socket: Socket): void {
   socket.pause()
+  // Node would go on once the answer is out, and throw away what it reads.
+  socket.resume = () => socket
   socket.destroySoon = () => {
     socket.end()
-    socket.pause()
     const timer = setTimeout(() => socket.destroy(), lingerMs)
     socket.once('close', () => clearTimeout(timer))
   }

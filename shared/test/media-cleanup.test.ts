@@ -108,7 +108,7 @@ void t.test(
     await sql`update media set created_at = now() - interval '31 days' where id = any(${[old.id, needed.id]})`
     await sql`update media_objects set writable_until = now()`
     const [session] = await sql<{ id: string }>`
-    insert into wa_sessions (workspace_id, name) values (${workspaceId}, 'Sales') returning id`
+    insert into wa_sessions (workspace_id, name, engine) values (${workspaceId}, 'Sales', 'simulator') returning id`
     const [chat] = await sql<{ id: string }>`
     insert into chats (workspace_id, session_id, wa_chat_id)
     values (${workspaceId}, ${session!.id}, '1@c.us') returning id`
