@@ -262,7 +262,7 @@ void t.test('a URL for putting does not read, nor the other way round', async (t
     t.match(await answer.json(), errorShape(403, 'URL_INVALID'), `${method} ${url}`)
   }
   const token = { expires: '9999999999', signature: person.token.split('.')[2]! }
-  const forged = `${rig.origin}/api/files/${person.workspaceId}/${file.id}?${new URLSearchParams(token)}`
+  const forged = `${rig.origin}/api/files/${person.workspaceId}/${file.id}?${new URLSearchParams(token).toString()}`
   t.equal((await fetch(forged)).status, 403, 'a token is no signature')
 })
 
