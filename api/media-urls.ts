@@ -27,7 +27,7 @@ export interface UrlSigner {
  * Signs the URLs under which the API itself serves and takes files. Its key is derived from JWT_SECRET for this use only, so neither can a token
  * pass for a signature nor the other way round.
  */
-export function createUrlSigner(jwtSecret: string, now: () => number = Date.now): UrlSigner {
+export function createUrlSigner(jwtSecret: string, now = () => Date.now()): UrlSigner {
   const key = Buffer.from(hkdfSync('sha256', jwtSecret, '', 'awfar media urls v1', 32))
   const mac = ({ use, workspaceId, mediaId }: SignedFor, expires: string) =>
     createHmac('sha256', key)

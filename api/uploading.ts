@@ -61,11 +61,9 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
   app.addHook('onSend', async (request, reply) => {
     if (!isArriving(request)) return
     reply.header('connection', 'close')
-    stopReading(request.raw.socket)
     request.raw.unpipe()
     request.raw.pause()
-    // Node reads a body that nobody has touched to its end, and throws it away.
-    request.raw.read(0)
+    stopReading(request.raw.socket)
   })
 }
 
@@ -74,6 +72,9 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
  * it would take the answer away from the client.
  */
 function stopReading(socket: Socket): void {
+  socket.pause()
+  // Node would go on once the answer is out, and throw away what it reads.
+  socket.resume = () => socket
   socket.destroySoon = () => {
     socket.end()
     const timer = setTimeout(() => socket.destroy(), lingerMs)

@@ -109,6 +109,8 @@ async function readSound(
     if (mimeType.startsWith('audio/') ? !hasAudio || hasVideo : !hasAudio && !hasVideo) {
       throw new Error('nothing to hear or see')
     }
+    // Two bytes make an mp3; so much else has them that there must be something to hear behind them.
+    if (mimeType === 'audio/mpeg' && !duration) throw new Error('no frames')
     const known = duration !== undefined && Number.isFinite(duration) && duration >= 0
     return { duration: known ? Math.round(duration * 1_000) / 1_000 : null, hasVideo }
   } catch {

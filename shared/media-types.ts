@@ -95,11 +95,15 @@ export async function limitFor(head: Buffer): Promise<{ kind: MediaKind; bytes: 
 
 async function kindByHead(head: Buffer): Promise<MediaKind | undefined> {
   const found = await fileTypeFromBuffer(head).catch(() => undefined)
-  const kind = kindOf(canonicalType(found?.mime ?? ''))
+  const kind = kindOf(nameOf(found))
   if (kind) return kind
   if (isZip(head) || found?.mime === 'application/x-cfb') return 'document'
   return new TextCheck().accepts(head) ? 'document' : undefined
 }
+
+/** Of the layers of MPEG audio only the third is taken; the others are two bytes that much else begins with. */
+const nameOf = (found: { mime: string; ext: string } | undefined) =>
+  found === undefined || /^mp[12]$/.test(found.ext) ? '' : canonicalType(found.mime)
 
 const isZip = (head: Buffer) => head.subarray(0, 4).equals(Buffer.from('PK\x03\x04'))
 
@@ -107,7 +111,7 @@ const isZip = (head: Buffer) => head.subarray(0, 4).equals(Buffer.from('PK\x03\x
  * What a file is, by its bytes alone; `video/webm` also of one that holds only sound. Throws 415 when it is nothing that is taken.
  */
 export async function detectType(path: string): Promise<string> {
-  const found = canonicalType((await fileTypeFromFile(path).catch(() => undefined))?.mime ?? '')
+  const found = nameOf(await fileTypeFromFile(path).catch(() => undefined))
   if (found === 'application/x-cfb') return binaryOfficeType(path)
   if (found === docx || found === xlsx) {
     await checkOfficeZip(path, found === docx ? 'word/document.xml' : 'xl/workbook.xml')

@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream'
 import multipart from '@fastify/multipart'
+import type { Multipart } from '@fastify/multipart'
 import type { FastifyRequest } from 'fastify'
 import Joi from 'joi'
 import { AppError, notFound } from '../../shared/errors.ts'
@@ -201,10 +202,10 @@ async function withFile<T>(
 type Parts = ReturnType<FastifyRequest['parts']>
 
 /** The next part of a form; 400 when it is none. */
-async function nextPart(parts: Parts) {
+async function nextPart(parts: Parts): Promise<Multipart | undefined> {
   try {
-    const { value, done } = await parts.next()
-    return done ? undefined : value
+    const next: IteratorResult<Multipart, unknown> = await parts.next()
+    return next.done ? undefined : next.value
   } catch (error) {
     throw error instanceof AppError ? error : wrongForm('is not a form that can be read')
   }

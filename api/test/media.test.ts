@@ -79,13 +79,14 @@ void t.test('every kind is told by its bytes, with what is known of it', async (
     t.match([status, body], [201, { kind, mimeType, filename: name, thumbnail: false }], name)
     t.equal(body.duration === null ? null : Math.round(body.duration), duration, name)
   }
-  for (const [format, mimeType] of [
+  const formats = [
     ['png', 'image/png'],
     ['gif', 'image/gif'],
     ['webp', 'image/webp'],
-  ] as const) {
+  ] as const
+  for (const [format, mimeType] of formats) {
     const bytes = await sharp(await picture())
-      [format]()
+      .toFormat(format)
       .toBuffer()
     const expected = { kind: 'image', mimeType, width: 40, height: 30, thumbnail: true }
     t.match((await upload(bytes)).body, expected, format)
