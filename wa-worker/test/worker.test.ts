@@ -256,7 +256,7 @@ void t.test('codes nobody scans end with QR_TIMEOUT', async (t) => {
 void t.test('a device unlinked on the phone waits for a person', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
-  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), scanMs: 500 })
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
   worker.engine().logoutFromPhone()
   const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
