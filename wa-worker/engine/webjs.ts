@@ -66,6 +66,9 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   #dead = false
   #ready = false
   #linkUp = true
+  /** How often the page was loaded anew, and at which of these the library had attached itself last. */
+  #load = 0
+  #attachedTo = -1
   #qrAttempt = 0
   /** Messages the library told of since the page API was installed. */
   #reported = 0
@@ -324,6 +327,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       page.evaluate(() => window.AuthStore !== undefined),
     )
     if (injected) return // a change of the address only, the page is the same
+    this.#load += 1
     this.#setLink(false)
     await this.#client!.inject()
     void this.#seeToReady()
@@ -346,6 +350,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       this.#reported = 0
       const missing = await this.#missingModules(sendModules, 5)
       if (missing) return this.#closed('MODULE_MISSING', missing)
+      this.#attachedTo = this.#load
       if (this.#ready) return this.#setLink(true)
       const account = await readAccount(page, this.#client!.info)
       if (this.#ready || this.#dead) return
@@ -370,19 +375,20 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   }
 
   /**
-   * Until the session is ready, looks after what the library gets wrong: it never asks for new codes once the page stopped making
+   * Until the library has attached itself to the page that was loaded last, looks after what the library gets wrong: it never asks for new codes once the page stopped making
    * them, it misses a sync that ended before it listened, and it swallows what went wrong while it attached itself to the page.
    */
   async #seeToReady(): Promise<void> {
+    const load = this.#load
     let synced = 0
-    while (!this.#dead && (!this.#ready || !this.#linkUp)) {
+    while (!this.#dead && load === this.#load && this.#attachedTo !== load) {
       try {
         const { page } = this.#running()
         const { hasSynced, begun } = await readProgress(page)
         synced = hasSynced ? synced + 1 : 0
         // Twice in a row: the library has had its chance. Once it has begun, asking again would only make it say "ready" without listening.
         if (synced === 2 && !begun) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())
-        if (synced === 10 && !this.#ready) {
+        if (synced === 10) {
           const missing = await this.#missingModules(startModules)
           if (missing) this.#closed('MODULE_MISSING', missing)
           else this.#closed('READY_LOST', 'WhatsApp Web is synced and the library is not.')
