@@ -151,11 +151,11 @@ export function messageResource(row: MessageRow): Message {
   }
 }
 
-/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file; `o`, `l`, `p` as holdColumns has them. */
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file, `fo` its object; `o`, `l`, `p` as holdColumns has them. */
 export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
   m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
-    'size', f.size, 'filename', f.filename, 'status', f.status) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+    'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
   (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
@@ -166,6 +166,7 @@ const joined = fragment`
   join wa_sessions s on s.id = m.session_id
   left join profiles u on u.id = m.sent_by
   left join media f on f.id = m.media_id
+  left join media_objects fo on fo.id = f.object_id
   left join outbox o on o.message_id = m.id
   left join outbox_lanes l on l.chat_id = o.chat_id
   left join wa_session_pacing p on p.session_id = o.session_id`

@@ -114,7 +114,7 @@ export async function accept(sql: Sql, submission: Submission): Promise<Outcome[
     select i.refusal, ${messageColumns}
     from input i
     left join message m on m.id = i.id left join chat c on c.id = m.chat_id left join session s on s.id = m.session_id
-    left join profiles u on u.id = m.sent_by left join media f on f.id = m.media_id left join queued o on o.message_id = m.id
+    left join profiles u on u.id = m.sent_by left join media f on f.id = m.media_id left join media_objects fo on fo.id = f.object_id left join queued o on o.message_id = m.id
     left join lane l on l.chat_id = m.chat_id left join wa_session_pacing p on p.session_id = m.session_id
     order by i.ord`
   if (rows.length === 0) throw notFound('Session')
