@@ -63,19 +63,32 @@ export const objectKey = (workspaceId: string, objectId: string) => `${workspace
 export const thumbnailKey = (workspaceId: string, objectId: string) =>
   `${objectKey(workspaceId, objectId)}-thumbnail`
 
+/** A file somebody uploads, received and looked at, and not yet kept. */
+export interface Upload {
+  filename: string
+  sha256: string
+  /** When this resolves it is stored, whole and durably; when it rejects, nothing of it is left. Throws 507 QUOTA_EXCEEDED, StoreUnavailable. */
+  keep(workspaceId: string): Promise<MediaRow>
+}
+
 /**
- * Keeps a file somebody uploads. When this resolves it is stored, whole and durably; when it rejects, nothing of it is left. Throws what
- * receiveMedia() and inspectMedia() throw, 507 QUOTA_EXCEEDED, StoreUnavailable.
+ * Receives a file somebody uploads and gives it to `use`; what `use` has not kept is gone after it. Throws what receiveMedia(), inspectMedia() and
+ * `use` throw.
  */
-export async function storeUpload(
+export async function receiveUpload<T>(
   parts: MediaParts,
-  { workspaceId, filename, source }: { workspaceId: string; filename: string; source: Readable },
-): Promise<MediaRow> {
+  { filename: given, source }: { filename: string; source: Readable },
+  use: (upload: Upload) => Promise<T>,
+): Promise<T> {
   const file = await receiveMedia(source, parts.dir)
   try {
     const inspected = await inspectMedia(file.path, file.size)
-    const name = cleanFilename(filename, inspected.mimeType)
-    return await keep(parts, { workspaceId, filename: name, file, inspected })
+    const filename = cleanFilename(given, inspected.mimeType)
+    return await use({
+      filename,
+      sha256: file.sha256,
+      keep: (workspaceId) => keep(parts, { workspaceId, filename, file, inspected }),
+    })
   } finally {
     await rm(file.path, { force: true })
   }

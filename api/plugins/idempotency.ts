@@ -43,6 +43,8 @@ declare module 'fastify' {
       request: FastifyRequest,
       reply: FastifyReply,
       work: () => Promise<Answer & { keepUntil?: Date }>,
+      /** What was asked besides the parsed request, as the hash of a file is. */
+      content?: string,
     ): Promise<void>
   }
 }
@@ -102,8 +104,8 @@ export default fp(
       )
     })
 
-    app.decorate('answerLongWorkOnce', async (request, reply, work) => {
-      const keyed = keyedRequest(request)
+    app.decorate('answerLongWorkOnce', async (request, reply, work, content) => {
+      const keyed = keyedRequest(request, content)
       if (!keyed) return send(reply, stored(await work()))
       await sendOnce(reply, keyed, async () => {
         const begun = await sql.begin(
@@ -201,17 +203,20 @@ const stored = ({ statusCode, body }: Answer): StoredAnswer => ({
 })
 
 /** Undefined when the request carries no key. */
-function keyedRequest(request: FastifyRequest): KeyedRequest | undefined {
+function keyedRequest(request: FastifyRequest, content?: string): KeyedRequest | undefined {
   const headers = request.headers as IdempotencyHeaders
   const key = headers['idempotency-key'] ?? headers['x-idempotency-key']
   return key === undefined
     ? undefined
-    : { workspaceId: request.user.workspaceId, key, fingerprint: fingerprintOf(request) }
+    : { workspaceId: request.user.workspaceId, key, fingerprint: fingerprintOf(request, content) }
 }
 
 /** Of what was asked, not of how it was written: order of keys, blanks and what validation evens out make no difference. */
-function fingerprintOf({ method, routeOptions, params, query, body }: FastifyRequest): Buffer {
-  const asked = JSON.stringify([method, routeOptions.url, params, query, body], sorted)
+function fingerprintOf(
+  { method, routeOptions, params, query, body }: FastifyRequest,
+  content?: string,
+): Buffer {
+  const asked = JSON.stringify([method, routeOptions.url, params, query, content ?? body], sorted)
   return createHash('sha256').update(asked).digest()
 }
 

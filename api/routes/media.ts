@@ -12,7 +12,7 @@ import {
   notReady,
   objectKey,
   removeMedia,
-  storeUpload,
+  receiveUpload,
   thumbnailKey,
 } from '../../shared/media-store.ts'
 import { sizeLimits, tooLarge } from '../../shared/media-types.ts'
@@ -20,6 +20,7 @@ import type { MediaKind } from '../../shared/media-types.ts'
 import { findMedia, listMedia, mediaResource } from '../../shared/media.ts'
 import type { Media } from '../../shared/media.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { nothing, pageOf, paging, uuid } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 import { guardUploads } from '../uploading.ts'
@@ -93,6 +94,7 @@ export const mediaRoutes: Routes = async (app) => {
             'multipart/form-data with the file in the field `file`, and nothing else. Images up to 5 MB (jpeg, png, gif, webp), videos 50 MB (mp4, mpeg, quicktime, webm), documents 10 MB (pdf, doc, docx, xls, xlsx, txt), audio 15 MB (mp3, ogg, wav, webm); the type is what the bytes say. Each upload is a file of its own, also when the workspace has the same bytes already: those are stored, and counted, once.',
           tags,
           consumes: ['multipart/form-data'],
+          headers: idempotent,
           response: { 201: media, 413: errorBody, 415: errorBody, 503: errorBody, 507: errorBody },
         },
       },
@@ -101,10 +103,20 @@ export const mediaRoutes: Routes = async (app) => {
           throw tooLarge('video')
         }
         const { workspaceId } = request.user
-        const row = await withFile(request, (source, filename) =>
-          storeUpload(parts, { workspaceId, filename, source }),
+        await withFile(request, (source, filename) =>
+          receiveUpload(parts, { filename, source }, (upload) =>
+            app.answerLongWorkOnce(
+              request,
+              reply,
+              async () => ({
+                statusCode: 201,
+                body: mediaResource(await upload.keep(workspaceId)),
+              }),
+              `${upload.sha256} ${upload.filename}`,
+            ),
+          ),
         )
-        return reply.code(201).send(mediaResource(row))
+        return reply
       },
     )
   })

@@ -20,6 +20,7 @@ import { mediaResource } from '../../shared/media.ts'
 import { ObjectExists } from '../../shared/object-store.ts'
 import type { Resumable } from '../../shared/object-store.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { nothing, text, uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { guardUploads } from '../uploading.ts'
@@ -94,6 +95,7 @@ export const uploads: Routes = async (app) => {
         description:
           'Put the file to `url` with these headers, then confirm it. The room is taken from now on; an upload that is not confirmed expires.',
         tags,
+        headers: idempotent,
         body: signWish,
         response: { 201: signed, 413: errorBody, 415: errorBody, 503: errorBody, 507: errorBody },
       },
@@ -105,27 +107,33 @@ export const uploads: Routes = async (app) => {
       const kind = kindOf(mimeType)
       if (!kind) throw unsupportedType('Files of this type are not taken.')
       if (size > sizeLimits[kind]) throw tooLarge(kind)
-      await openBucket(store)
-      const wish = { workspaceId, filename, mimeType, size, sha256 }
-      const { id: mediaId, objectId } = await expectUpload(parts, wish, putSeconds)
-      reply.code(201)
-      if (store.urls) {
-        const key = objectKey(workspaceId, objectId)
-        const put = await store.urls.put(mediaBucket, key, mimeType)
-        return { mediaId, method: 'PUT' as const, ...put }
-      }
-      const { expires, signature, expiresAt } = urlSigner.sign(
-        { use: 'put', workspaceId, mediaId },
-        putSeconds,
-      )
-      const base = `${request.protocol}://${request.host}`
-      return {
-        mediaId,
-        url: `${base}/api/uploads/${workspaceId}/${mediaId}?expires=${expires}&signature=${signature}`,
-        method: 'PUT' as const,
-        headers: { 'content-type': mimeType },
-        expiresAt,
-      }
+      await app.answerLongWorkOnce(request, reply, async () => {
+        await openBucket(store)
+        const wish = { workspaceId, filename, mimeType, size, sha256 }
+        const { id: mediaId, objectId } = await expectUpload(parts, wish, putSeconds)
+        if (store.urls) {
+          const key = objectKey(workspaceId, objectId)
+          const put = await store.urls.put(mediaBucket, key, mimeType)
+          return {
+            statusCode: 201,
+            body: { mediaId, method: 'PUT', ...put },
+            keepUntil: put.expiresAt,
+          }
+        }
+        const { expires, signature, expiresAt } = urlSigner.sign(
+          { use: 'put', workspaceId, mediaId },
+          putSeconds,
+        )
+        const base = `${request.protocol}://${request.host}`
+        const url = `${base}/api/uploads/${workspaceId}/${mediaId}?expires=${expires}&signature=${signature}`
+        const headers = { 'content-type': mimeType }
+        return {
+          statusCode: 201,
+          body: { mediaId, url, method: 'PUT', headers, expiresAt },
+          keepUntil: expiresAt,
+        }
+      })
+      return reply
     },
   )
 

@@ -443,6 +443,7 @@ const exempt: Record<string, string> = {
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',
   '/api/templates/:id/preview': 'it writes nothing',
+  '/api/uploads/confirm': 'it may be repeated as it is',
 }
 
 interface Samples {
@@ -456,6 +457,9 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
   [sends]: () => ({ body: hello }),
   [sessions]: () => ({ body: { name: 'Another' } }),
   '/api/templates': () => ({ body: { name: 'Welcome', body: 'Hello {{name|there}}' } }),
+  '/api/uploads/sign': () => ({
+    body: { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 },
+  }),
   [`${sends}/bulk`]: () => ({ body: { messages: [hello] } }),
   '/api/messages/:id/reaction': ({ messageId }) => ({
     url: `/api/messages/${messageId}/reaction`,
@@ -470,8 +474,8 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
   ),
 }
 
-/** Shown to be answered once by a test of their own: they wait for a worker. */
-const shownElsewhere = [`${sessions}/:id/pairing-code`]
+/** Shown to be answered once by a test of their own: they wait for a worker, or take a form. */
+const shownElsewhere = [`${sessions}/:id/pairing-code`, '/api/upload/media']
 
 void t.test('every POST that needs a sign-in takes a key, or is known not to', async (t) => {
   interface Operation {

@@ -310,3 +310,72 @@ void t.test('wrong questions for a URL are refused', async (t) => {
     t.match(answer.body, errorShape(404, 'NOT_FOUND'), query)
   }
 })
+
+void t.test('an upload with a key is kept once; other bytes under it are refused', async (t) => {
+  const { call, left, person } = await mediaRig(t, sql)
+  const put = (bytes: Buffer) => {
+    const form = new FormData()
+    form.append('file', new Blob([new Uint8Array(bytes)]), 'offer.pdf')
+    return call('POST', '/api/upload/media', {
+      who: person,
+      body: form,
+      headers: { 'idempotency-key': 'k' },
+    })
+  }
+  const first = await put(pdf)
+  const again = await put(pdf)
+  t.equal(first.status, 201)
+  t.strictSame(again.body, first.body)
+  t.equal(again.headers.get('idempotency-replayed'), 'true')
+  t.match(await put(Buffer.concat([pdf, Buffer.from('\n')])), {
+    status: 422,
+    body: { code: 'IDEMPOTENCY_KEY_REUSED' },
+  })
+  t.match(await left(), { temp: 0, media: 1, objects: 1 })
+})
+
+void t.test('a file is sent as what it is, or as what is wanted', async (t) => {
+  const { call, upload } = await mediaRig(t, sql)
+  await call('POST', '/api/whatsapp/sessions', { body: { name: 'Sales', start: false } })
+  const send = (body: object) =>
+    call<object>('POST', '/api/whatsapp/send', { body: { to: '12025550101', ...body } })
+  const image = (await upload(await picture(40, 30), 'a.jpeg')).body
+  const audio = (await upload(fixture('tone.ogg'), 'tone.ogg')).body
+  t.match(await send({ mediaId: image.id, caption: 'Look' }), {
+    status: 202,
+    body: {
+      type: 'image',
+      body: 'Look',
+      media: {
+        id: image.id,
+        kind: 'image',
+        mimeType: 'image/jpeg',
+        filename: 'a.jpeg',
+        status: 'ready',
+      },
+    },
+  })
+  t.match(await send({ mediaId: image.id, asDocument: true }), { body: { type: 'document' } })
+  t.match(await send({ mediaId: audio.id, asVoice: true }), { body: { type: 'voice' } })
+  t.match(await send({ mediaId: audio.id }), { body: { type: 'audio' } })
+  t.match(await send({ mediaId: image.id, asVoice: true }), {
+    status: 422,
+    body: { code: 'VOICE_NOT_POSSIBLE' },
+  })
+  t.match(await send({ mediaId: audio.id, caption: 'x' }), {
+    status: 422,
+    body: { code: 'CAPTION_NOT_POSSIBLE' },
+  })
+  t.match(await send({ mediaId: randomUUID() }), { status: 404 })
+  for (const wrong of [
+    { message: 'x', caption: 'y' },
+    { message: 'x', asVoice: true },
+    { mediaId: audio.id, asVoice: true, asDocument: true },
+  ]) {
+    t.match(await send(wrong), { status: 400 }, JSON.stringify(wrong))
+  }
+  t.match(await call('DELETE', `/api/upload/${image.id}`), {
+    status: 409,
+    body: { code: 'MEDIA_IN_USE' },
+  })
+})

@@ -13,7 +13,7 @@ import {
   openBucket,
   openMediaFile,
   storeInboundMedia,
-  storeUpload,
+  receiveUpload,
 } from '../media-store.ts'
 import { findMedia, messageMedia } from '../media.ts'
 import { LocalObjectStore } from '../object-store-local.ts'
@@ -39,7 +39,9 @@ async function rig(t: Test) {
     workspaceId,
     parts,
     keep: (name: string) =>
-      storeUpload(parts, { workspaceId, filename: name, source: Readable.from([pdf(name)]) }),
+      receiveUpload(parts, { filename: name, source: Readable.from([pdf(name)]) }, (upload) =>
+        upload.keep(workspaceId),
+      ),
     objects: () =>
       readdirSync(join(folder, 'objects', mediaBucket), { recursive: true, withFileTypes: true })
         .filter((file) => file.isFile())

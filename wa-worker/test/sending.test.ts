@@ -1,12 +1,21 @@
-import { randomUUID } from 'node:crypto'
+import { createHash, randomUUID } from 'node:crypto'
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import t from 'tap'
 import type { Test } from 'tap'
 import type { MessageContent } from '../../shared/message-content.ts'
+import { receiveUpload } from '../../shared/media-store.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
 import type { Message } from '../../shared/messages.ts'
+import { LocalObjectStore } from '../../shared/object-store-local.ts'
 import { accept } from '../../shared/outbound.ts'
 import type { NewMessage } from '../../shared/outbound.ts'
+import type { Db } from '../../shared/db.ts'
+import { StoreUnavailable } from '../../shared/object-store.ts'
+import type { ObjectStore } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { findSession } from '../../shared/wa-sessions.ts'
@@ -337,3 +346,54 @@ void t.test(
     t.match(await findSession(sql, workspaceId, sessionId), { status: 'WORKING' })
   },
 )
+
+/** A text file of the workspace, stored. */
+async function givenFile(sql: Db, workspaceId: string, dir: string, store: ObjectStore) {
+  const bytes = Buffer.from('Opening hours: nine to five.\n'.repeat(1_000))
+  const media = await receiveUpload(
+    { sql, store, dir, quota: undefined },
+    { filename: 'hours.txt', source: Readable.from([bytes]) },
+    (upload) => upload.keep(workspaceId),
+  )
+  const content: MessageContent = {
+    type: 'document',
+    mediaId: media.id,
+    mimeType: media.mimeType,
+    filename: 'hours.txt',
+    caption: 'Our hours',
+  }
+  return { bytes, media, content }
+}
+
+void t.test('files arrive as they were stored; one that is gone is said to be', async (t) => {
+  const { sql, workspaceId, dataDir, worker, queue, message } = await rig(t)
+  const store = new LocalObjectStore(join(dataDir, 'objects'))
+  const { bytes, media, content } = await givenFile(sql, workspaceId, join(dataDir, 'up'), store)
+  const sent = await queue(ada, content)
+  await message(sent.id, 'the ack', is('read'))
+  t.match(worker.engine().arrived(keyIdOf(sent.id)), {
+    content: { filename: 'hours.txt', caption: 'Our hours' },
+    sha256: createHash('sha256').update(bytes).digest('hex'),
+  })
+  t.same(await readdir(join(dataDir, 'tmp')), [], 'the copy that was sent is removed')
+
+  await sql`update media set status = 'expired', object_id = null where id = ${media.id}`
+  const other = await queue(ada, content)
+  t.match(await message(other.id, 'the failure', is('failed')), { error: { code: 'MEDIA_GONE' } })
+})
+
+void t.test('a media store that is away keeps messages waiting, and blames nobody', async (t) => {
+  const dir = t.testdir()
+  const mediaStore = new FaultyStore(new LocalObjectStore(join(dir, 'objects')))
+  const { sql, workspaceId, queue, message } = await rig(t, { mediaStore })
+  const { content } = await givenFile(sql, workspaceId, join(dir, 'up'), mediaStore)
+  mediaStore.beforeGet = () => {
+    throw new StoreUnavailable('timeout')
+  }
+  const sent = await queue(ada, content)
+  const held = await message(sent.id, 'its wait', ({ heldBy }) => heldBy === 'RETRY_BACKOFF')
+  t.match(held, { attempts: 0, error: null })
+  mediaStore.heal()
+  await sql`update outbox_lanes set due_at = now()`
+  await message(sent.id, 'the ack', is('read'))
+})

@@ -7,6 +7,7 @@ import type { Logger } from '../../shared/logger.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { LocalObjectStore } from '../../shared/object-store-local.ts'
 import type { PacingConfig } from '../../shared/pacing.ts'
+import type { ObjectStore } from '../../shared/object-store.ts'
 import { createSession } from '../../shared/wa-sessions.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
@@ -60,6 +61,7 @@ export function startWorker(
     scanMs = 20,
     pacing = {},
     unknownMs = 60_000,
+    mediaStore,
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
@@ -71,6 +73,7 @@ export function startWorker(
     scanMs?: number
     pacing?: Partial<PacingConfig>
     unknownMs?: number
+    mediaStore?: ObjectStore
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -90,7 +93,12 @@ export function startWorker(
     log,
     ownsLeases,
     pacing: { ...noPacing, ...pacing },
-    attachments: new Attachments({ sql, store, dir: join(dataDir, 'tmp'), ffmpeg: undefined }),
+    attachments: new Attachments({
+      sql,
+      store: mediaStore ?? store,
+      dir: join(dataDir, 'tmp'),
+      ffmpeg: undefined,
+    }),
     pollMs: 50,
     ackWaitMs: 200,
     unconfirmedMs: 400,
