@@ -87,7 +87,14 @@ export async function receiveUpload<T>(
     return await use({
       filename,
       sha256: file.sha256,
-      keep: (workspaceId) => keep(parts, { workspaceId, filename, file, inspected }),
+      keep: async (workspaceId) => {
+        try {
+          return await keep(parts, { workspaceId, filename, file, inspected })
+        } finally {
+          // Before anybody is told.
+          await rm(file.path, { force: true })
+        }
+      },
     })
   } finally {
     await rm(file.path, { force: true })
