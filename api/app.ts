@@ -5,21 +5,34 @@ import helmet from '@fastify/helmet'
 import Fastify, { LogController } from 'fastify'
 import type { FastifyInstance } from 'fastify'
 import type { Db } from '../shared/db.ts'
+import type { KeyRing } from '../shared/key-ring.ts'
 import type { Logger } from '../shared/logger.ts'
 import type { Notifier } from '../shared/notify.ts'
 import type { ApiConfig } from './config.ts'
 import { fastifyLogger } from './logger.ts'
+import type { Mailer } from './mail.ts'
+import audit from './plugins/audit.ts'
 import auth from './plugins/auth.ts'
+import cookies from './plugins/cookies.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
 import joi from './plugins/joi.ts'
 import openapi from './plugins/openapi.ts'
 import limits from './plugins/rate-limit.ts'
-import { auth as authRoutes, user } from './routes/auth.ts'
+import signIn, { user } from './plugins/sign-in.ts'
+import { apiKeys } from './routes/api-keys.ts'
+import { auditLog } from './routes/audit-log.ts'
+import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
+import { clientConfigRoutes } from './routes/client-config.ts'
 import { healthRoutes } from './routes/health.ts'
+import { invitations } from './routes/invitations.ts'
 import { linking } from './routes/linking.ts'
 import { message, messages } from './routes/messages.ts'
+import { metricsRoutes } from './routes/metrics.ts'
+import { passwords } from './routes/passwords.ts'
 import { session, sessions } from './routes/sessions.ts'
+import { twoFactorRoutes } from './routes/two-factor.ts'
+import { users } from './routes/users.ts'
 import { workers } from './routes/workers.ts'
 
 export interface Parts {
@@ -27,6 +40,9 @@ export interface Parts {
   sql: Db
   log: Logger
   notifier: Notifier
+  /** What seeds of second factors are sealed with. */
+  keys: KeyRing
+  mailer: Mailer
 }
 
 declare module 'fastify' {
@@ -34,13 +50,16 @@ declare module 'fastify' {
     config: ApiConfig
     sql: Db
     notifier: Notifier
+    keys: KeyRing
+    mailer: Mailer
   }
 }
 
 const megabyte = 1_048_576
 
 /** The API over these parts, which stay the caller's to close. */
-export async function buildApp({ config, sql, log, notifier }: Parts): Promise<FastifyInstance> {
+export async function buildApp(parts: Parts): Promise<FastifyInstance> {
+  const { config, sql, log, notifier, keys, mailer } = parts
   const app = Fastify({
     loggerInstance: fastifyLogger(log),
     logController: new LogController({
@@ -60,6 +79,8 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
   app.decorate('config', config)
   app.decorate('sql', sql)
   app.decorate('notifier', notifier)
+  app.decorate('keys', keys)
+  app.decorate('mailer', mailer)
 
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
@@ -74,6 +95,7 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
         status: reply.statusCode,
         ms: Math.round(reply.elapsedTime * 10) / 10,
         userId: (request.user as { id: string } | null)?.id,
+        apiKeyId: (request.user as { apiKey: { id: string } | null } | null)?.apiKey?.id,
       },
       'request finished',
     )
@@ -110,14 +132,25 @@ export async function buildApp({ config, sql, log, notifier }: Parts): Promise<F
       maxAge: 600,
     })
   }
+  await app.register(cookies)
+  await app.register(auth)
   await app.register(openapi, {
     components: { Error: errorBody, User: user, Session: session, Message: message, Chat: chat },
   })
-  await app.register(auth)
   await app.register(limits)
+  await app.register(audit)
+  await app.register(signIn)
 
+  await app.register(metricsRoutes)
   await app.register(healthRoutes)
+  await app.register(clientConfigRoutes)
   await app.register(authRoutes)
+  await app.register(passwords)
+  await app.register(twoFactorRoutes)
+  await app.register(users)
+  await app.register(invitations)
+  await app.register(apiKeys)
+  await app.register(auditLog)
   await app.register(sessions)
   await app.register(linking)
   await app.register(workers)

@@ -2,6 +2,8 @@ import { isIP } from 'node:net'
 import Joi from 'joi'
 import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
+import { sessionKeySchema } from '../shared/storage.ts'
+import type { SessionKeyConfig } from '../shared/storage.ts'
 import type { EngineKind } from '../shared/wa-sessions.ts'
 
 /** So many requests in so many milliseconds. */
@@ -11,7 +13,7 @@ export interface Limit {
 }
 
 /** The variables the API reads. Their meaning stands in .env.example. */
-export interface ApiConfig extends BaseConfig {
+export interface ApiConfig extends BaseConfig, SessionKeyConfig {
   PORT: number
   HOST: string
   JWT_SECRET: string
@@ -22,6 +24,13 @@ export interface ApiConfig extends BaseConfig {
   RATE_LIMIT_MESSAGES: Limit | 'off'
   RATE_LIMIT_UPLOADS: Limit | 'off'
   ALLOW_REGISTRATION: boolean
+  PASSWORD_MIN_SCORE: number
+  COOKIE_SAME_SITE: 'strict' | 'lax' | 'none'
+  PUBLIC_URL?: string
+  REDIS_URL?: string
+  SMTP_URL?: string
+  MAIL_FROM: string
+  METRICS_TOKEN?: string
   WA_ENGINE: EngineKind
 }
 
@@ -39,6 +48,7 @@ const hour = 60 * minute
 
 export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...baseSchema,
+  ...sessionKeySchema,
   PORT: Joi.number().port().default(3001),
   HOST: Joi.string()
     .hostname()
@@ -55,6 +65,13 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   RATE_LIMIT_MESSAGES: limit(30, minute),
   RATE_LIMIT_UPLOADS: limit(10, hour),
   ALLOW_REGISTRATION: Joi.boolean().truthy('on').falsy('off').default(true),
+  PASSWORD_MIN_SCORE: Joi.number().integer().min(0).max(4).default(2),
+  COOKIE_SAME_SITE: Joi.string().valid('strict', 'lax', 'none').default('strict'),
+  PUBLIC_URL: Joi.string().uri({ scheme: ['http', 'https'] }),
+  REDIS_URL: Joi.string().uri({ scheme: ['redis', 'rediss'] }),
+  SMTP_URL: Joi.string().uri({ scheme: ['smtp', 'smtps'] }),
+  MAIL_FROM: Joi.string().max(320).default('Awfar <noreply@localhost>'),
+  METRICS_TOKEN: Joi.string().min(16),
   WA_ENGINE: Joi.string().valid('webjs', 'simulator').default('webjs'),
 }
 

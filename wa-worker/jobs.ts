@@ -1,4 +1,5 @@
 import cron from 'node-cron'
+import { expireAudit } from '../shared/audit-log.ts'
 import type { Sql } from '../shared/db.ts'
 import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -13,11 +14,14 @@ export function startJobs({
   sql,
   vault,
   worker,
+  auditDays,
   log,
 }: {
   sql: Sql
   vault: Vault
   worker: string
+  /** How long entries of the audit log are kept. */
+  auditDays: number
   log: Logger
 }): Jobs {
   const housekeeping = cron.schedule('17 * * * *', async () => {
@@ -26,6 +30,8 @@ export function startJobs({
       const job = { name: 'housekeeping', owner: worker, everyMs: 50 * 60_000 }
       await runOnce(sql, job, async () => {
         log.info('expired rows removed', { ...(await removeExpired(sql)) })
+        const entries = await expireAudit(sql, auditDays)
+        if (entries > 0) log.info('old audit entries removed', { entries })
         const objects = await vault.collectOrphans()
         if (objects > 0) log.info('orphaned snapshots removed', { objects })
         const sessions = await askToExpire(sql)

@@ -139,7 +139,13 @@ async function start(
     (channel) => (channel === 'awfar_outbox' ? sender.nudge() : supervisor.nudge()),
     log,
   )
-  const jobs = startJobs({ sql, vault, worker: worker.id, log })
+  const jobs = startJobs({
+    sql,
+    vault,
+    worker: worker.id,
+    auditDays: config.AUDIT_RETENTION_DAYS,
+    log,
+  })
 
   const running = Promise.all([supervisor.run(), sender.run()])
   stops.push(async () => {

@@ -90,9 +90,13 @@ export default fp(
   { name: 'rate-limit', dependencies: ['auth'] },
 )
 
-/** One key a person, else one an address; IPv6 networks of one customer (/64) are one address. */
-const keyGenerator = (request: FastifyRequest) =>
-  `${(request.user as unknown) ? `user:${request.user.id}` : `ip:${normalizeIP(request.ip)}`}:`
+/** One key a person or API key, else one an address; IPv6 networks of one customer (/64) are one address. */
+const keyGenerator = (request: FastifyRequest) => `${callerKey(request)}:`
+
+function callerKey({ user, ip }: FastifyRequest): string {
+  if (!(user as unknown)) return `ip:${normalizeIP(ip)}`
+  return user.apiKey ? `key:${user.apiKey.id}` : `user:${user.id}`
+}
 
 /** Counts up to so many keys; past that the oldest windows are forgotten. */
 function memoryCounter(maxKeys = 50_000): (key: string, windowMs: number) => Hit {

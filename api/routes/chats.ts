@@ -60,6 +60,7 @@ export const chats: Routes = async (app) => {
   app.get(
     '/api/chats',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the chats, the one with the latest message first',
         tags,
@@ -72,7 +73,10 @@ export const chats: Routes = async (app) => {
 
   app.get(
     '/api/chats/:id',
-    { schema: { summary: 'Read a chat', tags, params: byId, response: { 200: chat } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a chat', tags, params: byId, response: { 200: chat } },
+    },
     async ({ user, params }) => {
       const found = await findChat(sql, user.workspaceId, params.id)
       if (!found) throw notFound('Chat')
@@ -83,6 +87,7 @@ export const chats: Routes = async (app) => {
   app.get(
     '/api/chats/:id/messages',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the messages of a chat, newest first',
         tags,

@@ -116,7 +116,7 @@ export const messages: Routes = async (app) => {
   app.post(
     '/api/whatsapp/send',
     {
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'Send a message',
         description: 'Accepted once it is stored; a worker sends it in order. Follow `status`.',
@@ -142,7 +142,10 @@ export const messages: Routes = async (app) => {
 
   app.get(
     '/api/messages/:id',
-    { schema: { summary: 'Read a message', tags, params: byId, response: { 200: message } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a message', tags, params: byId, response: { 200: message } },
+    },
     async ({ user, params }) => {
       const row = await findMessage(sql, user.workspaceId, params.id)
       if (!row) throw notFound('Message')

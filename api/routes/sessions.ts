@@ -76,6 +76,7 @@ export const sessions: Routes = async (app) => {
   app.post(
     '/api/whatsapp/sessions',
     {
+      config: { access: 'operate', audit: 'session.created' },
       schema: {
         summary: 'Create a session',
         tags,
@@ -98,6 +99,7 @@ export const sessions: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the sessions, newest first',
         tags,
@@ -110,7 +112,10 @@ export const sessions: Routes = async (app) => {
 
   app.get(
     '/api/whatsapp/sessions/:id',
-    { schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } },
+    },
     async ({ user, params }) =>
       sessionResource(await existingSession(sql, user.workspaceId, params.id)),
   )
@@ -125,6 +130,7 @@ export const sessions: Routes = async (app) => {
     app.post(
       url,
       {
+        config: { access: 'operate', audit: `session.${url.split('/').at(-1)!}_asked` },
         schema: {
           summary,
           description: 'Accepted at once, done by a worker. Calling it twice changes nothing more.',
@@ -145,7 +151,7 @@ export const sessions: Routes = async (app) => {
   app.delete(
     '/api/whatsapp/sessions/:id',
     {
-      config: { roles: ['owner', 'admin'] },
+      config: { access: 'manage', audit: 'session.deleted' },
       schema: {
         summary: 'Delete a session; its chats stay readable',
         tags,
@@ -163,6 +169,7 @@ export const sessions: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions/:id/history',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the changes of its state, newest first',
         tags,

@@ -3,6 +3,7 @@ import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fas
 import type { Test } from 'tap'
 import { readEnv } from '../../shared/config.ts'
 import type { Db } from '../../shared/db.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
 import type { Channel } from '../../shared/notify.ts'
 import { createProfile } from '../../shared/profiles.ts'
@@ -12,8 +13,12 @@ import { createWorkspace } from '../../shared/workspaces.ts'
 import { buildApp } from '../app.ts'
 import { apiSchema } from '../config.ts'
 import type { ApiConfig } from '../config.ts'
+import type { Mail } from '../mail.ts'
 
 export const jwtSecret = 'only-for-tests-0123456789abcdef-0123456789'
+
+/** What test apps seal with. */
+export const testKey = `test:${Buffer.alloc(32, 7).toString('base64')}`
 
 /** bcrypt's cheapest hash of `password`: signing in must not take the tests' time. */
 export const password = 'correct horse battery'
@@ -26,6 +31,8 @@ export interface TestApp {
   config: ApiConfig
   /** The channels that were nudged, in order. */
   nudges: Channel[]
+  /** The e-mails that were sent, when SMTP_URL is set; none leaves. */
+  mails: Mail[]
 }
 
 /** The API over a database of the test's own, without rate limits; both are closed when the test ends. */
@@ -42,7 +49,7 @@ export async function appOver(
   t: Pick<Test, 'teardown'>,
   sql: Db,
   settings: Record<string, string> = {},
-): Promise<Pick<TestApp, 'app' | 'config' | 'nudges'>> {
+): Promise<Pick<TestApp, 'app' | 'config' | 'nudges' | 'mails'>> {
   const config = readEnv<ApiConfig>(apiSchema, {
     JWT_SECRET: jwtSecret,
     RATE_LIMIT_GENERAL: 'off',
@@ -52,6 +59,7 @@ export async function appOver(
     ...settings,
   })
   const nudges: Channel[] = []
+  const mails: Mail[] = []
   const { LOG_DIR: dir } = settings
   const app = await buildApp({
     config,
@@ -61,10 +69,16 @@ export async function appOver(
       stdout: false,
       ...(dir !== undefined && { dir }),
     }),
+    keys: KeyRing.parse(settings.SESSION_ENCRYPTION_KEY ?? testKey),
+    mailer: {
+      enabled: config.SMTP_URL !== undefined,
+      send: (mail) => mails.push(mail),
+      close: async () => {},
+    },
     notifier: { nudge: (channel) => nudges.push(channel), close: async () => {} },
   })
   t.teardown(() => app.close())
-  return { app, config, nudges }
+  return { app, config, nudges, mails }
 }
 
 export interface Person {
