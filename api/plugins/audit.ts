@@ -52,7 +52,7 @@ export default fp(
 )
 
 function actorOf(request: FastifyRequest, by?: ProfileRow): Actor {
-  const user = by ?? (request.user as FastifyRequest['user'] | null)
+  const user = by ?? request.user
   const apiKey = by ? null : (request.user as FastifyRequest['user'] | null)?.apiKey
   return {
     type: apiKey ? 'api_key' : user ? 'person' : 'anonymous',

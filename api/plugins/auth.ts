@@ -176,7 +176,7 @@ export default fp(
 
     // First who it is: the rate limiter, whose hook comes after this one, counts per person.
     app.addHook('onRequest', async (request) => {
-      if (request.is404 || request.routeOptions.config.access === 'public') return
+      if (request.routeOptions.config.access === 'public') return
       const caller = await app.identify(request)
       if (caller) request.user = caller
     })
