@@ -4,7 +4,7 @@ import type { Hit } from '../shared/rate-limits.ts'
 /** Counts in Redis, for all API processes together. */
 export interface RedisCounter {
   /** Counts one more use of a key; its window begins with the first use. Throws, soon, while Redis is away. */
-  count(key: string, windowMs: number): Promise<Hit>
+  count: (key: string, windowMs: number) => Promise<Hit>
   close(): void
 }
 
