@@ -94,7 +94,10 @@ try {
     const logins: Promise<void>[] = []
     for (let i = 0; i < rate * seconds; i++) {
       logins.push(
-        login(i).then(({ status }) => void statuses.set(status, (statuses.get(status) ?? 0) + 1)),
+        login(i).then(async (answer) => {
+          await answer.arrayBuffer()
+          statuses.set(answer.status, (statuses.get(answer.status) ?? 0) + 1)
+        }),
       )
       await sleep(1_000 / rate)
     }
