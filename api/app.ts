@@ -5,11 +5,15 @@ import helmet from '@fastify/helmet'
 import Fastify, { LogController } from 'fastify'
 import type { FastifyInstance } from 'fastify'
 import type { Db } from '../shared/db.ts'
+import type { KeyRing } from '../shared/key-ring.ts'
 import type { Logger } from '../shared/logger.ts'
 import type { Notifier } from '../shared/notify.ts'
 import type { ApiConfig } from './config.ts'
 import { fastifyLogger } from './logger.ts'
+import type { Mailer } from './mail.ts'
+import audit from './plugins/audit.ts'
 import auth from './plugins/auth.ts'
+import cookies from './plugins/cookies.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
 import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
@@ -17,17 +21,26 @@ import media from './plugins/media.ts'
 import type { MediaOptions } from './plugins/media.ts'
 import openapi from './plugins/openapi.ts'
 import limits from './plugins/rate-limit.ts'
-import { auth as authRoutes, user } from './routes/auth.ts'
+import signIn, { user } from './plugins/sign-in.ts'
+import { apiKeys } from './routes/api-keys.ts'
+import { auditLog } from './routes/audit-log.ts'
+import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
+import { clientConfigRoutes } from './routes/client-config.ts'
 import { healthRoutes } from './routes/health.ts'
+import { invitations } from './routes/invitations.ts'
 import { linking } from './routes/linking.ts'
 import { media as mediaResource } from './routes/media.ts'
 import { message, messages } from './routes/messages.ts'
 import { numbers } from './routes/numbers.ts'
 import { pace } from './routes/pacing.ts'
 import { sending } from './routes/send.ts'
-import { session, sessions } from './routes/sessions.ts'
 import { template, templates } from './routes/templates.ts'
+import { metricsRoutes } from './routes/metrics.ts'
+import { passwords } from './routes/passwords.ts'
+import { session, sessions } from './routes/sessions.ts'
+import { twoFactorRoutes } from './routes/two-factor.ts'
+import { users } from './routes/users.ts'
 import { workers } from './routes/workers.ts'
 import { workspace, workspaces } from './routes/workspace.ts'
 import { limitBodies } from './uploading.ts'
@@ -38,6 +51,9 @@ export interface Parts {
   log: Logger
   notifier: Notifier
   media?: MediaOptions
+  /** What seeds of second factors are sealed with. */
+  keys: KeyRing
+  mailer: Mailer
 }
 
 declare module 'fastify' {
@@ -45,6 +61,8 @@ declare module 'fastify' {
     config: ApiConfig
     sql: Db
     notifier: Notifier
+    keys: KeyRing
+    mailer: Mailer
   }
 }
 
@@ -52,7 +70,7 @@ const megabyte = 1_048_576
 
 /** The API over these parts, which stay the caller's to close. */
 export async function buildApp(parts: Parts): Promise<FastifyInstance> {
-  const { config, sql, log, notifier } = parts
+  const { config, sql, log, notifier, keys, mailer } = parts
   const app = Fastify({
     loggerInstance: fastifyLogger(log),
     logController: new LogController({
@@ -74,6 +92,8 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   app.decorate('config', config)
   app.decorate('sql', sql)
   app.decorate('notifier', notifier)
+  app.decorate('keys', keys)
+  app.decorate('mailer', mailer)
 
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
@@ -88,6 +108,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
         status: reply.statusCode,
         ms: Math.round(reply.elapsedTime * 10) / 10,
         userId: (request.user as { id: string } | null)?.id,
+        apiKeyId: (request.user as { apiKey: { id: string } | null } | null)?.apiKey?.id,
       },
       'request finished',
     )
@@ -125,6 +146,8 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       maxAge: 600,
     })
   }
+  await app.register(cookies)
+  await app.register(auth)
   await app.register(openapi, {
     components: {
       Error: errorBody,
@@ -137,13 +160,23 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Media: mediaResource,
     },
   })
-  await app.register(auth)
   await app.register(limits)
   await app.register(idempotency)
 
   await app.register(media, parts.media ?? {})
+  await app.register(audit)
+  await app.register(signIn)
+
+  await app.register(metricsRoutes)
   await app.register(healthRoutes)
+  await app.register(clientConfigRoutes)
   await app.register(authRoutes)
+  await app.register(passwords)
+  await app.register(twoFactorRoutes)
+  await app.register(users)
+  await app.register(invitations)
+  await app.register(apiKeys)
+  await app.register(auditLog)
   await app.register(sessions)
   await app.register(linking)
   await app.register(workers)

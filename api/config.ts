@@ -4,8 +4,8 @@ import { baseSchema } from '../shared/config.ts'
 import type { BaseConfig } from '../shared/config.ts'
 import { pacingSchema } from '../shared/pacing.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
-import { mediaSchema, storageSchema } from '../shared/storage.ts'
-import type { MediaConfig, StorageConfig } from '../shared/storage.ts'
+import { mediaSchema, sessionKeySchema, storageSchema } from '../shared/storage.ts'
+import type { MediaConfig, SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
 import type { EngineKind } from '../shared/wa-sessions.ts'
 
 /** So many requests in so many milliseconds. */
@@ -15,7 +15,8 @@ export interface Limit {
 }
 
 /** The variables the API reads. Their meaning stands in .env.example. */
-export interface ApiConfig extends BaseConfig, PacingConfig, StorageConfig, MediaConfig {
+export interface ApiConfig
+  extends BaseConfig, PacingConfig, StorageConfig, MediaConfig, SessionKeyConfig {
   PORT: number
   HOST: string
   JWT_SECRET: string
@@ -26,6 +27,13 @@ export interface ApiConfig extends BaseConfig, PacingConfig, StorageConfig, Medi
   RATE_LIMIT_MESSAGES: Limit | 'off'
   RATE_LIMIT_UPLOADS: Limit | 'off'
   ALLOW_REGISTRATION: boolean
+  PASSWORD_MIN_SCORE: number
+  COOKIE_SAME_SITE: 'strict' | 'lax' | 'none'
+  PUBLIC_URL?: string
+  REDIS_URL?: string
+  SMTP_URL?: string
+  MAIL_FROM: string
+  METRICS_TOKEN?: string
   WA_ENGINE: EngineKind
   IDEMPOTENCY_TTL_HOURS: number
 }
@@ -48,6 +56,7 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...pacingSchema,
   ...storageSchema,
   ...mediaSchema,
+  ...sessionKeySchema,
   PORT: Joi.number().port().default(3001),
   HOST: Joi.string()
     .hostname()
@@ -64,6 +73,13 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   RATE_LIMIT_MESSAGES: limit(30, minute),
   RATE_LIMIT_UPLOADS: limit(10, hour),
   ALLOW_REGISTRATION: Joi.boolean().truthy('on').falsy('off').default(true),
+  PASSWORD_MIN_SCORE: Joi.number().integer().min(0).max(4).default(1),
+  COOKIE_SAME_SITE: Joi.string().valid('strict', 'lax', 'none').default('strict'),
+  PUBLIC_URL: Joi.string().uri({ scheme: ['http', 'https'] }),
+  REDIS_URL: Joi.string().uri({ scheme: ['redis', 'rediss'] }),
+  SMTP_URL: Joi.string().uri({ scheme: ['smtp', 'smtps'] }),
+  MAIL_FROM: Joi.string().max(320).default('Awfar <noreply@localhost>'),
+  METRICS_TOKEN: Joi.string().min(16),
   WA_ENGINE: Joi.string().valid('webjs', 'simulator').default('webjs'),
   IDEMPOTENCY_TTL_HOURS: Joi.number().positive().max(8_760).default(24),
 }

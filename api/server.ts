@@ -1,6 +1,7 @@
 import { connect, isDatabaseAway } from '../shared/db.ts'
 import { exitConfig, exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
 import { errorText } from '../shared/errors.ts'
+import { openKeyRing } from '../shared/key-ring.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -10,6 +11,8 @@ import { onShutdown } from '../shared/shutdown.ts'
 import { buildApp } from './app.ts'
 import { apiSchema } from './config.ts'
 import type { ApiConfig } from './config.ts'
+import { createMailer } from './mail.ts'
+import { loadStrengthCheck } from './passwords.ts'
 
 /** Requests under way get so long to finish; then their connections are cut. */
 const patienceMs = 10_000
@@ -62,7 +65,15 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
     const notifier = createNotifier(sql, (error) => log.debug('nudge not sent', { error }))
     stops.push(() => notifier.close())
 
-    const app = await buildApp({ config, sql, log, notifier })
+    const keys = await openKeyRing({
+      value: config.SESSION_ENCRYPTION_KEY,
+      dataDir: config.DATA_DIR,
+      production: config.NODE_ENV === 'production',
+    })
+    const mailer = createMailer(config, log)
+    stops.push(() => mailer.close())
+    await loadStrengthCheck()
+    const app = await buildApp({ config, sql, log, notifier, keys, mailer })
     stops.push(async () => {
       const cut = setTimeout(() => app.server.closeAllConnections(), patienceMs)
       await app.close()

@@ -30,10 +30,12 @@ export interface Removed {
   actions: number
 }
 
-/** Removes what has served its time: expired refresh tokens and counters, events and fulfilled wishes of more than a week ago. */
+/** Removes what has served its time: expired tokens, invitations and counters, events and fulfilled wishes of more than a week ago. */
 export async function removeExpired(sql: Sql): Promise<Removed> {
   const [removed] = await sql<Removed>`
     with tokens as (delete from refresh_tokens where expires_at < now() returning 1),
+      resets as (delete from password_resets where expires_at < now()),
+      invited as (delete from invitations where expires_at < now() - interval '30 days'),
       counters as (delete from rate_limits where resets_at < now() returning 1),
       old_events as (delete from events where created_at < now() - interval '7 days' returning 1),
       wishes as (delete from wa_session_requests where done_at < now() - interval '7 days' returning 1),

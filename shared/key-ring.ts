@@ -38,6 +38,10 @@ export class UnknownKey extends Error {
   }
 }
 
+/** Whether a failure says that something sealed cannot be opened with the keys there are. */
+export const isSealFault = (error: unknown) =>
+  error instanceof UnknownKey || error instanceof SealBroken
+
 const algorithm = 'aes-256-gcm'
 const nonceLength = 12
 const tagLength = 16

@@ -9,7 +9,7 @@ const levels = { fatal: 0, error: 1, warn: 2, info: 3, debug: 4, trace: 5 }
 
 /** Values under these keys never reach a log line, at any depth. */
 const secret =
-  /^(password|currentPassword|newPassword|passwordHash|token|accessToken|refreshToken|challengeToken|secret|authorization|cookie|set-cookie|x-api-key|apiKey|qr|body|databaseUrl)$/i
+  /^(password|currentPassword|newPassword|passwordHash|token|accessToken|refreshToken|challengeToken|csrfToken|backupCodes|secret|authorization|cookie|set-cookie|x-api-key|x-csrf-token|apiKey|qr|body|databaseUrl)$/i
 
 /**
  * A logger that writes JSON lines to stdout, to `all.log` and, from level error up, to `error.log` in `dir`.

@@ -1,6 +1,8 @@
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
-import { AppError } from './errors.ts'
+import { AppError, notFound } from './errors.ts'
+import { toPage, decodeCursor, uuidKey } from './pagination.ts'
+import type { Page } from './pagination.ts'
 
 export type Role = 'owner' | 'admin' | 'agent'
 
@@ -11,6 +13,7 @@ export interface ProfileRow {
   fullName: string
   role: Role
   passwordHash: string
+  twoFactorEnabled: boolean
   createdAt: Date
 }
 
@@ -32,12 +35,16 @@ export function userResource(row: ProfileRow): User {
     fullName: row.fullName,
     role: row.role,
     workspaceId: row.workspaceId,
-    twoFactorEnabled: false,
+    twoFactorEnabled: row.twoFactorEnabled,
     createdAt: row.createdAt,
   }
 }
 
-const columns = fragment`id, workspace_id, email, full_name, role, password_hash, created_at`
+/** The columns of a ProfileRow, for statements that call the table profiles `p`. */
+export const profileColumns = fragment`
+  p.id, p.workspace_id, p.email, p.full_name, p.role, p.password_hash, p.created_at,
+  exists (select from two_factor f where f.profile_id = p.id and f.confirmed_at is not null) as two_factor_enabled`
+const columns = profileColumns
 
 /** Adds a person to a workspace. Throws 409 EMAIL_TAKEN when somebody has the address, however it is capitalised. */
 export async function createProfile(
@@ -52,7 +59,7 @@ export async function createProfile(
 ): Promise<ProfileRow> {
   try {
     const [row] = await sql<ProfileRow>`
-      insert into profiles (workspace_id, email, full_name, role, password_hash)
+      insert into profiles as p (workspace_id, email, full_name, role, password_hash)
       values (${profile.workspaceId}, ${profile.email}, ${profile.fullName}, ${profile.role}, ${profile.passwordHash})
       returning ${columns}`
     return row!
@@ -63,14 +70,14 @@ export async function createProfile(
 }
 
 export async function findProfile(sql: Sql, id: string): Promise<ProfileRow | undefined> {
-  const [row] = await sql<ProfileRow>`select ${columns} from profiles where id = ${id}`
+  const [row] = await sql<ProfileRow>`select ${columns} from profiles p where id = ${id}`
   return row
 }
 
 /** The person with this e-mail address, however it is capitalised. */
 export async function findProfileByEmail(sql: Sql, email: string): Promise<ProfileRow | undefined> {
   const [row] = await sql<ProfileRow>`
-    select ${columns} from profiles where lower(email) = lower(${email})`
+    select ${columns} from profiles p where lower(email) = lower(${email})`
   return row
 }
 
@@ -81,8 +88,107 @@ export async function findSignedIn(
   family: string,
 ): Promise<ProfileRow | undefined> {
   const [row] = await sql<ProfileRow>`
-    select ${columns} from profiles
+    select ${columns} from profiles p
     where id = ${id}
       and not exists (select from refresh_tokens where family = ${family} and revoked_at is not null)`
   return row
 }
+
+/** The people of a workspace, newest first. */
+export async function listProfiles(
+  sql: Sql,
+  workspaceId: string,
+  { limit, cursor }: { limit: number; cursor?: string },
+): Promise<Page<User>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
+  const rows = await sql<ProfileRow & { at: string }>`
+    select ${columns}, p.created_at::text as at from profiles p
+    where workspace_id = ${workspaceId}
+      and (${after?.at}::timestamptz is null or (created_at, id) < (${after?.at}::timestamptz, ${after?.key}::uuid))
+    order by created_at desc, id desc limit ${limit + 1}`
+  return toPage(rows, limit, ({ at, id }) => ({ at, key: id }), userResource)
+}
+
+/** The person of this workspace. Throws 404. */
+export async function existingProfile(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<ProfileRow> {
+  const [row] = await sql<ProfileRow>`
+    select ${columns} from profiles p where id = ${id} and workspace_id = ${workspaceId}`
+  if (!row) throw notFound('User')
+  return row
+}
+
+/** Changes a person's name. */
+export async function renameProfile(sql: Sql, id: string, fullName: string): Promise<ProfileRow> {
+  const [row] = await sql<ProfileRow>`
+    update profiles p set full_name = ${fullName} where id = ${id} returning ${columns}`
+  if (!row) throw notFound('User')
+  return row
+}
+
+/** Sets a new password in place of the one with `oldHash`. False when somebody else has changed it meanwhile. */
+export async function replacePassword(
+  sql: Sql,
+  id: string,
+  oldHash: string,
+  newHash: string,
+): Promise<boolean> {
+  const rows = await sql`
+    update profiles set password_hash = ${newHash}
+    where id = ${id} and password_hash = ${oldHash} returning id`
+  return rows.length === 1
+}
+
+/** What `change` makes of a person: another role or name, or `removed`. */
+export type MemberChange = { role?: Role; fullName?: string } | 'removed'
+
+/**
+ * Lets one member of a workspace change or remove another, in one transaction with `record`. An admin neither makes owners nor touches one
+ * (403 FORBIDDEN), and the last owner stays (409 LAST_OWNER), also when two owners go at the same moment. Who loses the right
+ * to invite loses the invitations they have made. Throws 404 for people of elsewhere.
+ */
+export async function changeMember(
+  sql: Sql,
+  by: { id: string; workspaceId: string },
+  id: string,
+  change: MemberChange,
+  record: (tx: Sql, before: ProfileRow, after: ProfileRow | undefined) => Promise<void>,
+): Promise<ProfileRow | undefined> {
+  return sql.begin(async (tx) => {
+    // Changes of who is who happen one after the other.
+    await tx`select id from workspaces where id = ${by.workspaceId} for update`
+    const actor = await existingProfile(tx, by.workspaceId, by.id)
+    const before = await existingProfile(tx, by.workspaceId, id)
+    const role = change === 'removed' ? undefined : (change.role ?? before.role)
+    if (actor.role === 'agent' && actor.id !== before.id) throw forbidden
+    if (actor.role !== 'owner' && role !== before.role) {
+      if (before.role === 'owner' || role === 'owner' || actor.role !== 'admin') throw forbidden
+    }
+    if (actor.role !== 'owner' && before.role === 'owner') throw forbidden
+    if (before.role === 'owner' && role !== 'owner') {
+      const [others] = await tx`
+        select id from profiles
+        where workspace_id = ${by.workspaceId} and role = 'owner' and id <> ${id} limit 1`
+      if (!others) {
+        throw new AppError(409, 'LAST_OWNER', 'The last owner stays: make somebody else one first.')
+      }
+    }
+    let after: ProfileRow | undefined
+    if (change === 'removed') {
+      await tx`delete from profiles where id = ${id}`
+    } else {
+      const [row] = await tx<ProfileRow>`
+        update profiles p set role = ${role}, full_name = coalesce(${change.fullName}, full_name)
+        where id = ${id} returning ${columns}`
+      after = row
+      if (role !== before.role) await tx`delete from invitations where invited_by = ${id}`
+    }
+    await record(tx, before, after)
+    return after
+  })
+}
+
+const forbidden = new AppError(403, 'FORBIDDEN', 'Your role does not allow this.')

@@ -1,4 +1,5 @@
 import cron from 'node-cron'
+import { expireAudit } from '../shared/audit-log.ts'
 import type { Sql } from '../shared/db.ts'
 import { removeExpiredKeys } from '../shared/idempotency.ts'
 import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
@@ -29,6 +30,7 @@ export function startJobs({
   media,
   retentionDays,
   worker,
+  auditDays,
   log,
 }: {
   sql: Sql
@@ -37,6 +39,8 @@ export function startJobs({
   /** Undefined keeps media for ever. */
   retentionDays: number | undefined
   worker: string
+  /** How long entries of the audit log are kept. */
+  auditDays: number
   log: Logger
 }): Jobs {
   const jobs: Job[] = [
@@ -46,6 +50,8 @@ export function startJobs({
       everyMs: 50 * minute,
       work: async () => {
         log.info('expired rows removed', { ...(await removeExpired(sql)) })
+        const entries = await expireAudit(sql, auditDays)
+        if (entries > 0) log.info('old audit entries removed', { entries })
         const objects = await vault.collectOrphans()
         if (objects > 0) log.info('orphaned snapshots removed', { objects })
         const sessions = await askToExpire(sql)

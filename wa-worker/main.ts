@@ -163,6 +163,7 @@ async function start(
     media: { sql, store, dir: tempDir(config.DATA_DIR) },
     retentionDays: config.MEDIA_RETENTION_DAYS,
     worker: worker.id,
+    auditDays: config.AUDIT_RETENTION_DAYS,
     log,
   })
 

@@ -6,6 +6,7 @@ import type { FastifyContextConfig, FastifySchema } from 'fastify'
 import fp from 'fastify-plugin'
 import Joi from 'joi'
 import { idempotent } from './idempotency.ts'
+import { describeAccess } from './auth.ts'
 
 type Json = Record<string, unknown>
 
@@ -52,9 +53,12 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
           description: 'WhatsApp for a CRM: sessions, messages and chats.',
         },
         components: {
-          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+          securitySchemes: {
+            bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' },
+            apiKey: { type: 'apiKey', in: 'header', name: 'X-Api-Key' },
+          },
         },
-        security: [{ bearer: [] }],
+        security: [{ bearer: [] }, { apiKey: [] }],
       },
       refResolver: { buildLocalReference: ({ $id }) => $id as string },
       transformObject: relaxBodies,
@@ -73,7 +77,10 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
               parts.map((part) => [part, toJson(schema[part] as Joi.AnySchema)]),
             ),
             response: responses(schema, config, parts.length > 0),
-            ...(config.public && { security: [] }),
+            description: [schema.description, describeAccess(config.access ?? 'public')]
+              .filter(Boolean)
+              .join('\n\n'),
+            ...(config.access === 'public' && { security: [] }),
           },
         }
       },
@@ -84,8 +91,10 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
       const refusal = (text: string) => ({ 'x-response-description': text, $ref: 'Error#' })
       const shared = {
         ...(input && { 400: refusal('Something in the request is wrong') }),
-        ...(!config.public && { 401: refusal('Not signed in') }),
-        ...(config.roles && { 403: refusal('Not for this role') }),
+        ...(config.access !== 'public' && {
+          401: refusal('Not signed in'),
+          403: refusal('Not for this role, or not for this API key'),
+        }),
         ...(schema.params !== undefined && { 404: refusal('Not found') }),
         ...(schema.headers === idempotent && {
           409: refusal('Another request with the Idempotency-Key is still running'),
@@ -102,10 +111,6 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
       return { ...shared, ...(Object.fromEntries(own) as Json) }
     }
 
-    app.addHook('onRoute', (route) => {
-      if (!route.url.startsWith('/documentation')) return
-      route.config = { ...route.config, public: true, limit: 'none' }
-    })
     await app.register(swaggerUi, {
       routePrefix: '/documentation',
       staticCSP: true,
@@ -113,7 +118,7 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
       transformStaticCSP: (header) => header.replace(/upgrade-insecure-requests;?/, '').trim(),
     })
   },
-  { name: 'openapi', dependencies: ['joi'] },
+  { name: 'openapi', dependencies: ['auth'] },
 )
 
 interface ByContentType {

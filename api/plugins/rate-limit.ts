@@ -5,6 +5,7 @@ import fp from 'fastify-plugin'
 import { AppError } from '../../shared/errors.ts'
 import { countHit } from '../../shared/rate-limits.ts'
 import type { Hit } from '../../shared/rate-limits.ts'
+import { connectRedis } from '../redis-counter.ts'
 
 /** What is counted together: all sign-ins and their like, all sends, all uploads; everything else is general. */
 export type LimitClass = 'auth' | 'messages' | 'uploads'
@@ -17,8 +18,9 @@ declare module 'fastify' {
 }
 
 /**
- * Limits each person, or each address of those who are not signed in. The classes are counted in Postgres, so that they hold
- * over all processes and restarts; the general limit is counted in memory, since it only guards this process.
+ * Limits each person, or each address of those who are not signed in. With REDIS_URL all limits are counted in Redis. Without, the classes
+ * are counted in Postgres, so that they hold over all processes and restarts, and the general limit in memory, since it only guards this process.
+ * While the store is away this process counts by itself: limits loosen, by as many processes as there are, and never fall away.
  */
 export default fp(
   async function limits(app) {
@@ -30,18 +32,19 @@ export default fp(
     }
     const general = config.RATE_LIMIT_GENERAL
     const inMemory = memoryCounter()
-    const authInMemory = memoryCounter()
+    const redis =
+      config.REDIS_URL === undefined
+        ? undefined
+        : connectRedis(config.REDIS_URL, (error) => log.warn({ error }, 'redis connection failed'))
+    if (redis) app.addHook('onClose', async () => redis.close())
+    const inPostgres = (key: string, windowMs: number) => countHit(sql, key, windowMs)
 
-    /**
-     * Counts in Postgres. While the database is away sign-ins are counted in memory, since guessing passwords must stay hard;
-     * the others pass: without the database they cannot do anything anyway.
-     */
-    const inPostgres = (name: LimitClass) => async (key: string, windowMs: number) => {
+    const shared = (store: typeof inPostgres) => async (key: string, windowMs: number) => {
       try {
-        return await countHit(sql, key, windowMs)
+        return await store(key, windowMs)
       } catch (error) {
-        log.warn({ error, limit: name }, 'rate limit not counted in the database')
-        return name === 'auth' ? authInMemory(key, windowMs) : { hits: 0, ttlMs: windowMs }
+        log.warn({ error }, 'rate limit not counted in its store')
+        return inMemory(key, windowMs)
       }
     }
 
@@ -49,7 +52,8 @@ export default fp(
       readonly #count: (key: string, windowMs: number) => Hit | Promise<Hit>
 
       constructor({ groupId }: RateLimitOptions) {
-        this.#count = groupId === undefined ? inMemory : inPostgres(groupId as LimitClass)
+        if (redis) this.#count = shared(redis.count)
+        else this.#count = groupId === undefined ? inMemory : shared(inPostgres)
       }
 
       incr: FastifyRateLimitStore['incr'] = (key, callback, windowMs) => {
@@ -90,9 +94,13 @@ export default fp(
   { name: 'rate-limit', dependencies: ['auth'] },
 )
 
-/** One key a person, else one an address; IPv6 networks of one customer (/64) are one address. */
-const keyGenerator = (request: FastifyRequest) =>
-  `${(request.user as unknown) ? `user:${request.user.id}` : `ip:${normalizeIP(request.ip)}`}:`
+/** One key a person or API key, else one an address; IPv6 networks of one customer (/64) are one address. */
+const keyGenerator = (request: FastifyRequest) => `${callerKey(request)}:`
+
+function callerKey({ user, ip }: FastifyRequest): string {
+  if (!(user as unknown)) return `ip:${normalizeIP(ip)}`
+  return user.apiKey ? `key:${user.apiKey.id}` : `user:${user.id}`
+}
 
 /** Counts up to so many keys; past that the oldest windows are forgotten. */
 function memoryCounter(maxKeys = 50_000): (key: string, windowMs: number) => Hit {

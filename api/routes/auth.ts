@@ -4,52 +4,27 @@ import {
   createProfile,
   findProfile,
   findProfileByEmail,
+  renameProfile,
   userResource,
 } from '../../shared/profiles.ts'
-import type { ProfileRow, User } from '../../shared/profiles.ts'
-import { endFamily, endFamilyOf, rotateToken, startFamily } from '../../shared/refresh-tokens.ts'
-import type { IssuedToken } from '../../shared/refresh-tokens.ts'
+import type { User } from '../../shared/profiles.ts'
+import { endFamilies, endFamily, familyOf, rotateToken } from '../../shared/refresh-tokens.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
-import { hashPassword, verifyPassword } from '../passwords.ts'
-import { accessTokenSeconds, unauthorized } from '../plugins/auth.ts'
+import { admitLogin, noteLogin } from '../lockout.ts'
+import { assertStrong, hashPassword, newPassword, password, verifyPassword } from '../passwords.ts'
+import { unauthorized } from '../plugins/auth.ts'
+import { assertCsrf, clearCookies, refreshCookie } from '../plugins/cookies.ts'
+import type { Transport } from '../plugins/cookies.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { nothing, text, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
+import { invalidCredentials, signedIn, transport, user } from '../plugins/sign-in.ts'
 
-interface Tokens {
-  user: User
-  accessToken: string
-  refreshToken: string
-  expiresIn: number
-}
-
-export const user = Joi.object<User, true>({
-  id: Joi.string().guid().required(),
-  email: Joi.string().email().required(),
-  fullName: Joi.string().required(),
-  role: Joi.string().valid('owner', 'admin', 'agent').required(),
-  workspaceId: Joi.string().guid().required(),
-  twoFactorEnabled: Joi.boolean().required(),
-  createdAt: Joi.date().required(),
-})
-
-const tokens = Joi.object<Tokens, true>({
-  user: user.required(),
-  accessToken: Joi.string().required().description('Sent as `Authorization: Bearer …`'),
-  refreshToken: Joi.string().required().description('Good for one refresh, for 7 days'),
-  expiresIn: Joi.number().integer().required().description('Seconds the access token lives'),
-})
-
-const email = text()
-  .max(254)
-  .email({ tlds: { allow: false } })
-
-// bcrypt reads 72 bytes and stops at NUL: what it would not read is refused, never cut off.
-const password = text().max(72, 'utf8').messages({
-  'string.max':
-    '{#label} must be at most 72 bytes long (letters with accents and emoji take several)',
-})
-const name = visibleText().max(120)
+export const email = () =>
+  text()
+    .max(254)
+    .email({ tlds: { allow: false } })
+export const personName = () => visibleText().max(120)
 const refreshToken = text().max(200)
 
 interface Registration {
@@ -57,43 +32,49 @@ interface Registration {
   password: string
   fullName: string
   workspaceName?: string
+  transport: Transport
 }
 
 const registration = Joi.object<Registration, true>({
-  email: email.required(),
-  password: password.min(8).required(),
-  fullName: name.required(),
-  workspaceName: name.description('The name of the person when absent'),
+  email: email().required(),
+  password: newPassword().required(),
+  fullName: personName().required(),
+  workspaceName: personName().description('The name of the person when absent'),
+  transport: transport(),
 })
 
-const credentials = Joi.object<{ email: string; password: string }, true>({
-  email: email.required(),
-  password: password.required(),
+const credentials = Joi.object<{ email: string; password: string; transport: Transport }, true>({
+  email: email().required(),
+  password: password().required(),
+  transport: transport(),
 })
+
+const challenge = Joi.object<{ twoFactorRequired: boolean; challengeToken: string }, true>({
+  twoFactorRequired: Joi.boolean().valid(true).required(),
+  challengeToken: Joi.string()
+    .required()
+    .description('For /api/auth/2fa/verify or /api/auth/2fa/backup/verify, within five minutes'),
+})
+
+const tags = ['auth']
 
 /** Accounts and sign-in. */
 export const auth: Routes = async (app) => {
   const { sql, config } = app
 
-  const answer = (profile: ProfileRow, { token, family }: IssuedToken): Tokens => ({
-    user: userResource(profile),
-    accessToken: app.signAccessToken(profile.id, family),
-    refreshToken: token,
-    expiresIn: accessTokenSeconds,
-  })
-
   app.post(
     '/api/auth/register',
     {
-      config: { public: true, limit: 'auth' },
+      config: { access: 'public', limit: 'auth' },
       schema: {
         summary: 'Found a workspace and become its owner',
-        tags: ['auth'],
+        tags,
         body: registration,
-        response: { 201: tokens, 403: errorBody, 409: errorBody },
+        response: { 201: signedIn, 403: errorBody, 409: errorBody },
       },
     },
-    async ({ body }, reply) => {
+    async (request, reply) => {
+      const { email, password, fullName, workspaceName = fullName, transport } = request.body
       if (!config.ALLOW_REGISTRATION) {
         throw new AppError(
           403,
@@ -101,66 +82,93 @@ export const auth: Routes = async (app) => {
           'Registration is closed; ask for an invitation.',
         )
       }
-      const passwordHash = await hashPassword(body.password)
-      const { email, fullName, workspaceName = fullName } = body
-      const tokens = await sql.begin(async (tx) => {
+      await assertStrong(password, {
+        minScore: config.PASSWORD_MIN_SCORE,
+        about: [email, fullName, workspaceName],
+        path: 'body.password',
+      })
+      const passwordHash = await hashPassword(password)
+      const answer = await sql.begin(async (tx) => {
         const workspaceId = await createWorkspace(tx, workspaceName)
         const person = { workspaceId, email, fullName, role: 'owner', passwordHash } as const
         const profile = await createProfile(tx, person)
-        return answer(profile, await startFamily(tx, profile.id))
+        const target = { targetType: 'workspace', targetId: workspaceId }
+        await app.audit(request, { action: 'workspace.created', ...target }, { by: profile, tx })
+        await noteLogin(tx, profile, request.ip)
+        return app.signIn(reply, profile, transport, { tx })
       })
-      return reply.code(201).send(tokens)
+      return reply.code(201).send(answer)
     },
   )
 
   app.post(
     '/api/auth/login',
     {
-      config: { public: true, limit: 'auth' },
+      config: { access: 'public', limit: 'auth' },
       schema: {
         summary: 'Sign in',
-        tags: ['auth'],
+        tags,
         body: credentials,
-        response: { 200: tokens, 401: errorBody },
+        response: { 200: Joi.alternatives(signedIn, challenge), 401: errorBody, 429: errorBody },
       },
     },
-    async ({ body }) => {
-      const profile = await findProfileByEmail(sql, body.email)
+    async (request, reply) => {
+      const { email, password, transport } = request.body
+      await admitLogin(sql, reply, email, request.ip)
+      const profile = await findProfileByEmail(sql, email)
       // An unknown address and a wrong password differ neither in the answer nor in the time it takes.
-      if (!(await verifyPassword(body.password, profile?.passwordHash)) || !profile) {
-        throw new AppError(
-          401,
-          'INVALID_CREDENTIALS',
-          'The e-mail address or the password is wrong.',
-        )
+      if (!(await verifyPassword(password, profile?.passwordHash)) || !profile) {
+        if (profile) {
+          const { id: targetId, workspaceId } = profile
+          const deed = { action: 'auth.login_failed', targetType: 'user', targetId }
+          await app.audit(request, deed, { workspaceId })
+        }
+        throw invalidCredentials()
       }
-      return answer(profile, await startFamily(sql, profile.id))
+      await noteLogin(sql, profile, request.ip)
+      if (profile.twoFactorEnabled) {
+        reply.header('cache-control', 'no-store')
+        return { twoFactorRequired: true, challengeToken: app.signChallenge(profile, transport) }
+      }
+      const answer = await app.signIn(reply, profile, transport)
+      await app.audit(request, { action: 'auth.login' }, { by: profile })
+      return answer
     },
   )
 
   app.post(
     '/api/auth/refresh',
     {
-      config: { public: true, limit: 'auth' },
+      config: { access: 'public', limit: 'auth' },
       schema: {
         summary: 'Trade a refresh token for new tokens',
-        description: 'A refresh token works once. Using it again ends the whole sign-in.',
-        tags: ['auth'],
-        body: Joi.object<{ refreshToken: string }, true>({ refreshToken: refreshToken.required() }),
-        response: { 200: tokens, 401: errorBody },
+        description:
+          'A refresh token works once. Using it again ends the whole sign-in. Without a body the cookie is taken, with X-CSRF-Token.',
+        tags,
+        body: Joi.object<{ refreshToken?: string }, true>({ refreshToken }).optional(),
+        response: { 200: signedIn, 401: errorBody, 403: errorBody },
       },
     },
-    async ({ body }) => {
-      const issued = await rotateToken(sql, body.refreshToken)
+    async (request, reply) => {
+      const inBody = request.body?.refreshToken
+      const token = inBody ?? request.cookies[refreshCookie]
+      if (token === undefined) throw missingRefreshToken()
+      if (inBody === undefined) {
+        const owner = await familyOf(sql, token)
+        if (!owner) throw invalidRefreshToken()
+        assertCsrf(config, request, owner.family)
+      }
+      const { issued, reusedOf } = await rotateToken(sql, token)
+      if (reusedOf !== undefined) {
+        const by = await findProfile(sql, reusedOf)
+        if (by) await app.audit(request, { action: 'auth.refresh_token_reused' }, { by })
+      }
       const profile = issued && (await findProfile(sql, issued.profileId))
       if (!profile) {
-        throw new AppError(
-          401,
-          'INVALID_REFRESH_TOKEN',
-          'The refresh token is wrong, used or expired.',
-        )
+        if (inBody === undefined) clearCookies(reply, config)
+        throw invalidRefreshToken()
       }
-      return answer(profile, issued)
+      return app.answerSignIn(reply, profile, inBody === undefined ? 'cookie' : 'bearer', issued)
     },
   )
 
@@ -168,34 +176,101 @@ export const auth: Routes = async (app) => {
     '/api/auth/logout',
     {
       // Public, since the access token may have expired: the refresh token says whose sign-in ends.
-      config: { public: true },
+      config: { access: 'public' },
       schema: {
         summary: 'Sign out',
         description: 'Ends the sign-in of the refresh token and that of the access token, if sent.',
-        tags: ['auth'],
+        tags,
         body: Joi.object<{ refreshToken?: string }, true>({ refreshToken }).optional(),
-        response: { 204: nothing, 401: errorBody },
+        response: { 204: nothing, 401: errorBody, 403: errorBody },
       },
     },
     async (request, reply) => {
-      const token = request.body?.refreshToken
+      const inBody = request.body?.refreshToken
+      const inCookie = request.cookies[refreshCookie]
       const caller = await app.identify(request)
-      if (token === undefined && !caller) throw unauthorized()
-      if (token !== undefined) await endFamilyOf(sql, token)
-      if (caller) await endFamily(sql, caller.family)
+      if (caller?.apiKey) throw unauthorized()
+      const named = inBody === undefined ? undefined : await familyOf(sql, inBody)
+      const browsers =
+        inBody === undefined &&
+        request.headers.authorization === undefined &&
+        inCookie !== undefined
+          ? await familyOf(sql, inCookie)
+          : undefined
+      if (inBody === undefined && !caller && !browsers) throw unauthorized()
+      if (caller?.transport === 'cookie') assertCsrf(config, request, caller.family)
+      if (browsers) assertCsrf(config, request, browsers.family)
+
+      for (const family of [named?.family, browsers?.family, caller?.family]) {
+        if (family) await endFamily(sql, family)
+      }
+      const profileId = caller?.id ?? named?.profileId ?? browsers?.profileId
+      const by = profileId === undefined ? undefined : await findProfile(sql, profileId)
+      if (by) await app.audit(request, { action: 'auth.logout' }, { by })
+      if (inCookie !== undefined) clearCookies(reply, config)
       return reply.code(204).send()
     },
   )
 
+  app.post(
+    '/api/auth/logout-all',
+    {
+      config: { access: 'self', audit: 'auth.logout_all' },
+      schema: {
+        summary: 'Sign out everywhere',
+        tags,
+        body: Joi.object({}).optional(),
+        response: { 204: nothing },
+      },
+    },
+    async ({ user }, reply) => {
+      await endFamilies(sql, user.id)
+      if (user.family !== null) await endFamily(sql, user.family)
+      if (user.transport === 'cookie') clearCookies(reply, config)
+      return reply.code(204).send()
+    },
+  )
+
+  const me = Joi.object<{ user: User }, true>({ user: user.required() })
   app.get(
     '/api/auth/me',
     {
-      schema: {
-        summary: 'Who is signed in',
-        tags: ['auth'],
-        response: { 200: Joi.object<{ user: User }, true>({ user: user.required() }) },
-      },
+      config: { access: 'read' },
+      schema: { summary: 'Who is signed in', tags, response: { 200: me } },
     },
     async (request) => ({ user: userResource(request.user) }),
   )
+
+  app.patch(
+    '/api/auth/me',
+    {
+      config: { access: 'self' },
+      schema: {
+        summary: 'Change your own profile',
+        tags,
+        body: Joi.object<{ fullName: string }, true>({ fullName: personName().required() }),
+        response: { 200: me },
+      },
+    },
+    async (request) => {
+      const { id: targetId, fullName } = request.user
+      const after = await renameProfile(sql, targetId, request.body.fullName)
+      await app.audit(request, {
+        action: 'user.updated',
+        targetType: 'user',
+        targetId,
+        before: { fullName },
+        after: { fullName: after.fullName },
+      })
+      return { user: userResource(after) }
+    },
+  )
+}
+
+const invalidRefreshToken = () =>
+  new AppError(401, 'INVALID_REFRESH_TOKEN', 'The refresh token is wrong, used or expired.')
+
+function missingRefreshToken(): AppError {
+  const message = '"refreshToken" is required'
+  return new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'body.refreshToken', message }])
 }

@@ -62,6 +62,7 @@ export const chats: Routes = async (app) => {
   app.get(
     '/api/chats',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the chats, the one with the latest message first',
         tags,
@@ -74,7 +75,10 @@ export const chats: Routes = async (app) => {
 
   app.get(
     '/api/chats/:id',
-    { schema: { summary: 'Read a chat', tags, params: byId, response: { 200: chat } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a chat', tags, params: byId, response: { 200: chat } },
+    },
     async ({ user, params }) => {
       const found = await findChat(sql, user.workspaceId, params.id)
       if (!found) throw notFound('Chat')
@@ -85,6 +89,7 @@ export const chats: Routes = async (app) => {
   app.get(
     '/api/chats/:id/messages',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the messages of a chat, newest first',
         tags,
@@ -111,6 +116,7 @@ export const chats: Routes = async (app) => {
   app.post(
     '/api/chats/:id/seen',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Mark a chat as read, here and on WhatsApp',
         tags,
@@ -125,6 +131,7 @@ export const chats: Routes = async (app) => {
   app.post(
     '/api/chats/:id/typing',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Show "typing…" in a chat, or no longer',
         description:

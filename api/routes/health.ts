@@ -43,7 +43,7 @@ const deadlineMs = 2_000
  */
 const jam = { queued: 10_000, oldestSeconds: 3_600 }
 
-const config = { public: true, limit: 'none' } as const
+const config = { access: 'public', limit: 'none' } as const
 const tags = ['health']
 
 /** For load balancers and monitors: not limited, and never in need of a sign-in. */

@@ -47,6 +47,7 @@ export const linking: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions/:id/qr',
     {
+      config: { access: 'operate' }, // whoever reads the code may link a phone
       schema: {
         summary: 'Read the QR code to scan',
         tags,
@@ -81,6 +82,7 @@ export const linking: Routes = async (app) => {
   app.post(
     '/api/whatsapp/sessions/:id/pairing-code',
     {
+      config: { access: 'operate', audit: 'session.pairing_code_asked' },
       schema: {
         summary: 'Ask for a code to type on the phone instead of scanning',
         tags,

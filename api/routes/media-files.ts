@@ -42,7 +42,7 @@ export const mediaFileRoutes: Routes = async (app) => {
     app.get(
       `/api/files/:workspaceId/:mediaId${use === 'thumbnail' ? '/thumbnail' : ''}`,
       {
-        config: { public: true, limit: 'none' },
+        config: { access: 'public', limit: 'none' },
         schema: {
           summary: use === 'read' ? 'Read a file' : 'Read the small picture of an image',
           description: 'By a URL of `GET /api/upload/signed-url` only.',

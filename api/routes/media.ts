@@ -87,7 +87,7 @@ export const mediaRoutes: Routes = async (app) => {
     scope.post(
       '/api/upload/media',
       {
-        config: { limit: 'uploads' },
+        config: { access: 'send', limit: 'uploads' },
         schema: {
           summary: 'Upload a file',
           description:
@@ -124,6 +124,7 @@ export const mediaRoutes: Routes = async (app) => {
   app.get(
     '/api/upload',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the files, newest first',
         tags,
@@ -137,6 +138,7 @@ export const mediaRoutes: Routes = async (app) => {
   app.get(
     '/api/upload/signed-url',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'Get a URL of a file',
         description:
@@ -166,6 +168,7 @@ export const mediaRoutes: Routes = async (app) => {
   app.delete(
     '/api/upload/:mediaId',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Delete a file',
         description: 'Messages that carried it stay, without it.',

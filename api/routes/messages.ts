@@ -1,4 +1,5 @@
 import Joi from 'joi'
+import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import type { MessageMedia } from '../../shared/media.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
@@ -120,8 +121,8 @@ const emoji = Joi.string()
 export const messages: Routes = async (app) => {
   const { sql, notifier } = app
 
-  async function existing(workspaceId: string, id: string): Promise<MessageRow> {
-    const row = await findMessage(sql, workspaceId, id)
+  async function existing(workspaceId: string, id: string, on = sql as Sql): Promise<MessageRow> {
+    const row = await findMessage(on, workspaceId, id)
     if (!row) throw notFound('Message')
     return row
   }
@@ -135,13 +136,17 @@ export const messages: Routes = async (app) => {
 
   app.get(
     '/api/messages/:id',
-    { schema: { summary: 'Read a message', tags, params: byId, response: { 200: message } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a message', tags, params: byId, response: { 200: message } },
+    },
     async ({ user, params }) => messageResource(await existing(user.workspaceId, params.id)),
   )
 
   app.patch(
     '/api/messages/:id',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Edit a message',
         description: 'In place while it is queued (200), on WhatsApp once it was sent (202).',
@@ -174,6 +179,7 @@ export const messages: Routes = async (app) => {
   app.delete(
     '/api/messages/:id',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Cancel a queued message, or delete a sent one for everyone',
         tags,
@@ -203,7 +209,7 @@ export const messages: Routes = async (app) => {
   app.post(
     '/api/messages/:id/reaction',
     {
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'React to a message; an empty emoji takes the reaction back',
         tags,
@@ -216,7 +222,7 @@ export const messages: Routes = async (app) => {
     async (request, reply) => {
       const { user, params, body } = request
       await app.answerOnce(request, reply, async (tx) => {
-        const row = await existing(user.workspaceId, params.id)
+        const row = await existing(user.workspaceId, params.id, tx)
         if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) {
           throw new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')
         }
@@ -235,7 +241,7 @@ export const messages: Routes = async (app) => {
   app.post(
     '/api/messages/:id/retry',
     {
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'Send a message again that failed, was cancelled or is unknown',
         description:

@@ -39,7 +39,7 @@ export const numbers: Routes = async (app) => {
   app.post(
     '/api/whatsapp/check-number',
     {
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'Ask whether a number is on WhatsApp',
         description:

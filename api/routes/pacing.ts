@@ -68,6 +68,7 @@ export const pace: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions/:id/pacing',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'Read the pace of a session',
         description: '`null` is what the settings of the worker say.',
@@ -87,7 +88,7 @@ export const pace: Routes = async (app) => {
   app.put(
     '/api/whatsapp/sessions/:id/pacing',
     {
-      config: { roles: ['owner', 'admin'] },
+      config: { access: 'manage' },
       schema: {
         summary: 'Set the pace of a session',
         description: 'What is left out goes back to what the settings of the worker say.',

@@ -189,7 +189,7 @@ export const sending: Routes = async (app) => {
   app.post(
     '/api/whatsapp/send',
     {
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'Send a message',
         description:
@@ -233,7 +233,7 @@ export const sending: Routes = async (app) => {
     '/api/whatsapp/send/bulk',
     {
       bodyLimit: 16 * 1_048_576,
-      config: { limit: 'messages' },
+      config: { access: 'send', limit: 'messages' },
       schema: {
         summary: 'Send many messages',
         description:
@@ -273,6 +273,7 @@ export const sending: Routes = async (app) => {
   app.get(
     '/api/batches/:id',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'Read how a batch is getting on',
         tags,
@@ -290,6 +291,7 @@ export const sending: Routes = async (app) => {
   app.delete(
     '/api/batches/:id',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Cancel what is left of a batch',
         tags,

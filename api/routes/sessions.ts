@@ -70,6 +70,7 @@ export const sessions: Routes = async (app) => {
   app.post(
     '/api/whatsapp/sessions',
     {
+      config: { access: 'operate', audit: 'session.created' },
       schema: {
         summary: 'Create a session',
         tags,
@@ -97,6 +98,7 @@ export const sessions: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the sessions, newest first',
         tags,
@@ -109,7 +111,10 @@ export const sessions: Routes = async (app) => {
 
   app.get(
     '/api/whatsapp/sessions/:id',
-    { schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a session', tags, params: byId, response: { 200: session } },
+    },
     async ({ user, params }) =>
       sessionResource(await existingSession(sql, user.workspaceId, params.id)),
   )
@@ -124,6 +129,7 @@ export const sessions: Routes = async (app) => {
     app.post(
       url,
       {
+        config: { access: 'operate', audit: `session.${url.split('/').at(-1)!}_asked` },
         schema: {
           summary,
           description: 'Accepted at once, done by a worker. Calling it twice changes nothing more.',
@@ -149,7 +155,7 @@ export const sessions: Routes = async (app) => {
   app.delete(
     '/api/whatsapp/sessions/:id',
     {
-      config: { roles: ['owner', 'admin'] },
+      config: { access: 'manage', audit: 'session.deleted' },
       schema: {
         summary: 'Delete a session; its chats stay readable',
         tags,
@@ -167,6 +173,7 @@ export const sessions: Routes = async (app) => {
   app.get(
     '/api/whatsapp/sessions/:id/history',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the changes of its state, newest first',
         tags,

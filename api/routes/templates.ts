@@ -62,7 +62,6 @@ const preview = Joi.object<{ body: string; missing: string[] }, true>({
 })
 
 const tags = ['templates']
-const roles = ['owner', 'admin'] as const
 
 /** Texts with variables, to be sent again and again. */
 export const templates: Routes = async (app) => {
@@ -71,7 +70,7 @@ export const templates: Routes = async (app) => {
   app.post(
     '/api/templates',
     {
-      config: { roles },
+      config: { access: 'manage' },
       schema: {
         summary: 'Create a template',
         tags,
@@ -93,6 +92,7 @@ export const templates: Routes = async (app) => {
   app.get(
     '/api/templates',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'List the templates, newest first',
         tags,
@@ -105,7 +105,10 @@ export const templates: Routes = async (app) => {
 
   app.get(
     '/api/templates/:id',
-    { schema: { summary: 'Read a template', tags, params: byId, response: { 200: template } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read a template', tags, params: byId, response: { 200: template } },
+    },
     async ({ user, params }) =>
       templateResource(await existingTemplate(sql, user.workspaceId, params.id)),
   )
@@ -113,7 +116,7 @@ export const templates: Routes = async (app) => {
   app.patch(
     '/api/templates/:id',
     {
-      config: { roles },
+      config: { access: 'manage' },
       schema: {
         summary: 'Change a template',
         tags,
@@ -132,7 +135,7 @@ export const templates: Routes = async (app) => {
   app.delete(
     '/api/templates/:id',
     {
-      config: { roles },
+      config: { access: 'manage' },
       schema: {
         summary: 'Delete a template',
         tags,
@@ -149,6 +152,7 @@ export const templates: Routes = async (app) => {
   app.post(
     '/api/templates/:id/preview',
     {
+      config: { access: 'read' },
       schema: {
         summary: 'See what a template says with these values',
         tags,

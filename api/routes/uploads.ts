@@ -89,7 +89,7 @@ export const uploads: Routes = async (app) => {
   app.post(
     '/api/uploads/sign',
     {
-      config: { limit: 'uploads' },
+      config: { access: 'send', limit: 'uploads' },
       schema: {
         summary: 'Begin a direct upload',
         description:
@@ -140,6 +140,7 @@ export const uploads: Routes = async (app) => {
   app.post(
     '/api/uploads/confirm',
     {
+      config: { access: 'send' },
       schema: {
         summary: 'Confirm a direct upload',
         description:
@@ -169,7 +170,7 @@ export const uploads: Routes = async (app) => {
     scope.put(
       '/api/uploads/:workspaceId/:mediaId',
       {
-        config: { public: true, limit: 'none' },
+        config: { access: 'public', limit: 'none' },
         schema: {
           summary: 'Put the file of a direct upload',
           description: 'By a URL of `POST /api/uploads/sign` only, and once.',

@@ -30,7 +30,7 @@ export const workers: Routes = async (app) => {
   app.get(
     '/api/workers',
     {
-      config: { roles: ['owner', 'admin'] },
+      config: { access: 'manage' },
       schema: {
         summary: 'List the worker processes, what they own and what it costs',
         tags: ['service'],

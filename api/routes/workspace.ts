@@ -45,14 +45,17 @@ export const workspaces: Routes = async (app) => {
 
   app.get(
     '/api/workspace',
-    { schema: { summary: 'Read the workspace', tags, response: { 200: workspace } } },
+    {
+      config: { access: 'read' },
+      schema: { summary: 'Read the workspace', tags, response: { 200: workspace } },
+    },
     async ({ user }) => workspaceResource(await readWorkspace(sql, user.workspaceId)),
   )
 
   app.patch(
     '/api/workspace',
     {
-      config: { roles: ['owner', 'admin'] },
+      config: { access: 'manage' },
       schema: {
         summary: 'Change the settings of the workspace',
         tags,

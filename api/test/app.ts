@@ -6,6 +6,7 @@ import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fas
 import type { Test } from 'tap'
 import { readEnv } from '../../shared/config.ts'
 import type { Db } from '../../shared/db.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
 import type { Channel } from '../../shared/notify.ts'
 import { createProfile } from '../../shared/profiles.ts'
@@ -16,8 +17,12 @@ import { buildApp } from '../app.ts'
 import { apiSchema } from '../config.ts'
 import type { ApiConfig } from '../config.ts'
 import type { MediaOptions } from '../plugins/media.ts'
+import type { Mail } from '../mail.ts'
 
 export const jwtSecret = 'only-for-tests-0123456789abcdef-0123456789'
+
+/** What test apps seal with. */
+export const testKey = `test:${Buffer.alloc(32, 7).toString('base64')}`
 
 /** bcrypt's cheapest hash of `password`: signing in must not take the tests' time. */
 export const password = 'correct horse battery'
@@ -30,6 +35,8 @@ export interface TestApp {
   config: ApiConfig
   /** The channels that were nudged, in order. */
   nudges: Channel[]
+  /** The e-mails that were sent, when SMTP_URL is set; none leaves. */
+  mails: Mail[]
 }
 
 /** The API over a database of the test's own, without rate limits; both are closed when the test ends. */
@@ -47,7 +54,7 @@ export async function appOver(
   sql: Db,
   settings: Record<string, string> = {},
   media: MediaOptions = {},
-): Promise<Pick<TestApp, 'app' | 'config' | 'nudges'>> {
+): Promise<Pick<TestApp, 'app' | 'config' | 'nudges' | 'mails'>> {
   const dataDir = await mkdtemp(join(tmpdir(), 'awfar-api-'))
   t.teardown(() => rm(dataDir, { recursive: true, force: true }))
   const config = readEnv<ApiConfig>(apiSchema, {
@@ -60,6 +67,7 @@ export async function appOver(
     ...settings,
   })
   const nudges: Channel[] = []
+  const mails: Mail[] = []
   const { LOG_DIR: dir } = settings
   const app = await buildApp({
     media,
@@ -70,10 +78,16 @@ export async function appOver(
       stdout: false,
       ...(dir !== undefined && { dir }),
     }),
+    keys: KeyRing.parse(settings.SESSION_ENCRYPTION_KEY ?? testKey),
+    mailer: {
+      enabled: config.SMTP_URL !== undefined,
+      send: (mail) => mails.push(mail),
+      close: async () => {},
+    },
     notifier: { nudge: (channel) => nudges.push(channel), close: async () => {} },
   })
   t.teardown(() => app.close())
-  return { app, config, nudges }
+  return { app, config, nudges, mails }
 }
 
 export interface Person {
