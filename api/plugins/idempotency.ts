@@ -73,7 +73,7 @@ export const idempotent = Joi.object<IdempotencyHeaders, true>({
   .messages({ 'any.custom': '{#label} {#error.message}' })
 
 /** How long a request waits for another one with its key. */
-const patienceMs = 5_000
+const patienceMs = 3_000
 const pollMs = 50
 /** How long work may take that fits into no transaction. */
 const longWorkSeconds = 60

@@ -107,6 +107,8 @@ void t.test('every route says who may call, and is private unless it says so', a
     .map(({ method, url }) => `${method} ${url}`)
     .sort()
   t.strictSame(open, [
+    'GET /api/files/:workspaceId/:mediaId',
+    'GET /api/files/:workspaceId/:mediaId/thumbnail',
     'GET /config.json',
     'GET /health',
     'GET /health/live',
@@ -121,6 +123,7 @@ void t.test('every route says who may call, and is private unless it says so', a
     'POST /api/auth/refresh',
     'POST /api/auth/register',
     'POST /api/invitations/accept',
+    'PUT /api/uploads/:workspaceId/:mediaId',
   ])
 })
 
@@ -175,7 +178,18 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     message: 'x',
   })
   const { chatId, id: messageId } = message.json<{ chatId: string; id: string }>()
+  const idOf = async (url: string, body: object) =>
+    (await owner.call('POST', url, body)).json<{ id: string; batchId: string; mediaId: string }>()
+  const batch = await idOf('/api/whatsapp/send/bulk', {
+    messages: [{ to: '12025550100', message: 'x' }],
+  })
+  const template = await idOf('/api/templates', { name: 'theirs', body: 'x' })
+  const file = { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 }
+  const { mediaId } = await idOf('/api/uploads/sign', file)
   const ids: [RegExp, string][] = [
+    [/^\/api\/batches\//, batch.batchId],
+    [/^\/api\/templates\//, template.id],
+    [/^\/api\/upload\//, mediaId],
     [/^\/api\/users\//, agent.profile.id],
     [/^\/api\/api-keys\//, key.id],
     [/^\/api\/invitations\//, made.json<{ invitation: { id: string } }>().invitation.id],
@@ -186,6 +200,11 @@ void t.test('what lies in another workspace is not found, whatever the route', a
   const bodies: Record<string, object> = {
     'PATCH /api/users/:id': { role: 'admin' },
     'POST /api/whatsapp/sessions/:id/pairing-code': { phone: '12025550100' },
+    'PUT /api/whatsapp/sessions/:id/pacing': {},
+    'PATCH /api/messages/:id': { message: 'x' },
+    'POST /api/messages/:id/reaction': { emoji: '👍' },
+    'PATCH /api/templates/:id': { name: 'mine' },
+    'POST /api/templates/:id/preview': { variables: {} },
   }
   for (const { method, url } of named) {
     const id = ids.find(([path]) => path.test(url))?.[1]

@@ -439,6 +439,16 @@ void t.test(
 
 /** POST routes that are called without a key, and why. */
 const exempt: Record<string, string> = {
+  '/api/auth/logout-all': 'signed out twice is signed out',
+  '/api/auth/password': 'the old password holds once',
+  '/api/auth/2fa/enroll': 'its answer is a secret, which is stored nowhere',
+  '/api/auth/2fa/confirm': 'a code holds once',
+  '/api/auth/2fa/disable': 'a code holds once',
+  '/api/auth/2fa/backup-codes': 'its answer is a secret, which is stored nowhere',
+  '/api/users/:id/2fa/reset': 'reset twice is reset',
+  '/api/invitations':
+    'its answer is a secret, which is stored nowhere; asked again, a new one takes its place',
+  '/api/api-keys': 'its answer is a secret, which is stored nowhere',
   '/api/chats/:id/seen': 'seen twice is seen',
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',
