@@ -25,6 +25,7 @@ import { WebjsEngine } from './engine/webjs.ts'
 import { findFfmpeg } from '../shared/media-voice.ts'
 import { Actions } from './actions.ts'
 import { Attachments } from './attachments.ts'
+import { Backfill } from './backfill.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
 import { Profiles } from './profiles.ts'
@@ -118,6 +119,7 @@ async function start(
   })
   const actions = new Actions({ sql, worker: worker.id, log })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const backfill = new Backfill({ sql, log, receiver })
   const createSession = (leased: LeasedSession) =>
     new Session(leased, {
       sql,
@@ -126,6 +128,7 @@ async function start(
       sender,
       actions,
       receiver,
+      backfill,
       logins,
       createEngine: (session) => createEngine(session, config, profiles, log),
       backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),

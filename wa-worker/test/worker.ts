@@ -15,6 +15,8 @@ import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
 import { Actions } from '../actions.ts'
 import { Attachments } from '../attachments.ts'
+import { Backfill } from '../backfill.ts'
+import type { BackfillOptions } from '../backfill.ts'
 import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
@@ -60,6 +62,7 @@ export function startWorker(
     scanMs = 20,
     pacing = {},
     unknownMs = 60_000,
+    reading = {},
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
@@ -71,6 +74,8 @@ export function startWorker(
     scanMs?: number
     pacing?: Partial<PacingConfig>
     unknownMs?: number
+    /** How missed messages are read. */
+    reading?: Pick<BackfillOptions, 'afterMs' | 'maxChats' | 'limitPerChat' | 'deadlineMs'>
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -99,6 +104,7 @@ export function startWorker(
   })
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const backfill = new Backfill({ sql, log, receiver, ...reading })
   const engines: SimulatorEngine[] = []
   const sessions = new Set<Session>()
   const supervisor = new Supervisor({
@@ -116,6 +122,7 @@ export function startWorker(
         sender,
         actions,
         receiver,
+        backfill,
         logins,
         createEngine: (session) => {
           const engine = new SimulatorEngine({
