@@ -2,6 +2,8 @@ import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
+import { announceMedia } from './media-fetches.ts'
+import type { ReceivedMedia } from './media-fetches.ts'
 import { findMessage, messageResource } from './messages.ts'
 import type { MessageType } from './messages.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -31,6 +33,8 @@ export interface Received {
   /** What a text cannot hold: a place, a card, a poll. */
   content?: object | null
   mentions?: string[]
+  /** The file that came with it. */
+  media?: ReceivedMedia | null
   /** The message it answers. */
   quoted?: { fromMe: boolean; id: string } | null
 }
@@ -71,6 +75,7 @@ export async function storeReceived(
       on conflict do nothing
       returning id`
     if (!stored) return undefined
+    if (message.media) await announceMedia(tx, session, stored.id, message.media)
 
     await tx`
       update chats c set unread_count = c.unread_count + ${message.fromMe ? 0 : 1}, archived = false,
@@ -111,6 +116,7 @@ async function complete(
     set type = ${type}, body = ${body}, content = ${content}, mentions = ${mentions}, quoted_message_id = ${quotedIn(session, message)}
     where id = ${id} and type = 'unknown' and body is null and revoked_at is null returning id`
   if (!completed) return undefined
+  if (message.media) await announceMedia(tx, session, id, message.media)
   await heedOptOut(tx, session.workspaceId, id, message)
   await tell(tx, session, id, message.fromMe ? ['message.any'] : ['message', 'message.any'])
   return id

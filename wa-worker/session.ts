@@ -16,6 +16,7 @@ import type { Backfill } from './backfill.ts'
 import type { Backoff } from './backoff.ts'
 import { Care } from './care.ts'
 import type { CareTimes } from './care.ts'
+import type { Downloads } from './downloads.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
 import { next } from './lifecycle.ts'
@@ -35,6 +36,7 @@ export interface SessionDeps extends CareTimes {
   actions: Actions
   receiver: Receiver
   backfill: Backfill
+  downloads: Downloads
   logins: Logins
   createEngine(session: LeasedSession): Engine
   backoff: Backoff
@@ -300,6 +302,7 @@ export class Session {
     this.#care?.watch()
     this.#deps.actions.open(this.owned, engine)
     this.#deps.backfill.open(this.owned, engine)
+    this.#deps.downloads.open(this.owned, engine)
     this.#deps.sender.open(this.owned, engine, (reason) => {
       const detail =
         reason === 'ACKS_STALLED'
@@ -313,6 +316,7 @@ export class Session {
   #idle(how?: 'broken'): Promise<void> {
     this.#deps.actions.close(this.id)
     void this.#deps.backfill.close(this.id)
+    this.#deps.downloads.close(this.id)
     return this.#deps.sender.close(this.id, how)
   }
 

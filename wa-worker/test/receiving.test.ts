@@ -366,6 +366,81 @@ void t.test('changes to messages are recorded once, in whatever order they are t
   })
 })
 
+void t.test('media follows its message, with tries of its own', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let failures = 0
+  let downloads = 0
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const download = engine.download.bind(engine)
+      engine.download = async (key, path) => {
+        downloads += 1
+        if (failures === 0) return download(key, path)
+        failures -= 1
+        throw new EngineError('transient', 'DOWNLOAD_FAILED', 'not now')
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const engine = worker.engine()
+  const document = (name: string) => ({
+    type: 'document' as const,
+    mimeType: 'text/plain',
+    filename: name,
+    caption: 'Here',
+    mediaId: '',
+  })
+  const receive = async (
+    name: string,
+    bytes = Buffer.from(`The text of ${name}`),
+    expire = false,
+  ) => {
+    const key = engine.deliver(customer, document(name), undefined, {
+      bytes,
+      ...(expire && unheard),
+    })
+    if (expire) {
+      engine.expireMedia(key)
+      engine.deliver(customer, 'after it')
+      void engine.reload()
+    }
+    return until(`${name} is settled`, async () => {
+      const [row] = await sql<{
+        status: string
+        type: string
+        body: string
+        sha256: string | null
+      }>`
+        select f.status, m.type, m.body, f.sha256 from messages m join media f on f.id = m.media_id where m.wa_key_id = ${key.id}`
+      return row !== undefined && row.status !== 'pending' && row
+    })
+  }
+
+  t.match(await receive('one.txt'), { status: 'ready', type: 'document', body: 'Here' })
+  const [told] = await until('it is told', () =>
+    sql<{ payload: object }>`select payload from events where type = 'media.ready'`.then(
+      (rows) => rows.length > 0 && rows,
+    ),
+  )
+  t.match(told!.payload, { status: 'ready', filename: 'one.txt', mimeType: 'text/plain' })
+  const events = await sql<{ payload: object }>`
+    select payload from events where type = 'message' order by id limit 1`
+  t.match(events[0]!.payload, { media: { status: 'pending', kind: 'document' } })
+
+  failures = 1
+  t.match(await receive('again.txt'), { status: 'ready' })
+  failures = 2
+  t.match(await receive('never.txt'), { status: 'failed', sha256: null })
+  const before = downloads
+  t.match(await receive('large.txt', Buffer.alloc(1_001, 'a')), { status: 'failed' })
+  t.equal(downloads, before, 'what is too large is not fetched')
+  t.match(await receive('gone.txt', undefined, true), { status: 'expired' })
+  t.same(await sql`select * from media_fetches`, [])
+})
+
 interface Part {
   id?: string
   chatId?: string

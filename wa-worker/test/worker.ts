@@ -11,6 +11,7 @@ import { createSession } from '../../shared/wa-sessions.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
+import { Downloads } from '../downloads.ts'
 import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
 import { Actions } from '../actions.ts'
@@ -105,6 +106,17 @@ export function startWorker(
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
   const backfill = new Backfill({ sql, log, receiver, ...reading })
+  const downloads = new Downloads({
+    sql,
+    store,
+    dir: join(dataDir, 'tmp'),
+    quota: undefined,
+    worker: id,
+    log,
+    maxBytes: 1_000,
+    pollMs: 50,
+    maxAttempts: 2,
+  })
   const engines: SimulatorEngine[] = []
   const sessions = new Set<Session>()
   const supervisor = new Supervisor({
@@ -123,6 +135,7 @@ export function startWorker(
         actions,
         receiver,
         backfill,
+        downloads,
         logins,
         createEngine: (session) => {
           const engine = new SimulatorEngine({
@@ -151,7 +164,7 @@ export function startWorker(
       return session
     },
   })
-  const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
+  const running = Promise.all([supervisor.run(), sender.run(), actions.run(), downloads.run()])
   let stopped: Promise<void> | undefined
   const worker: TestWorker = {
     id,
@@ -167,6 +180,7 @@ export function startWorker(
         await supervisor.stop()
         sender.stop()
         actions.stop()
+        downloads.stop()
         await running
       })()),
   }
