@@ -10,6 +10,7 @@ export type EventType =
   | 'session.status'
   | 'session.qr'
   | 'chat.updated'
+  | 'media.ready'
 
 export interface NewEvent {
   workspaceId: string

@@ -1,6 +1,9 @@
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
+import { announceMedia } from './media-fetches.ts'
+import type { ReceivedMedia } from './media-fetches.ts'
 import { findMessage, messageResource } from './messages.ts'
 import type { MessageType } from './messages.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -21,11 +24,25 @@ export interface Received {
   ack: number
   senderName: string | null
   chatName: string | null
+  /** Whether it was heard as it happened, or read again afterwards. Live when absent. */
+  source?: 'live' | 'backfill'
+  /** Its content is not to be read yet; it follows under the same id. */
+  pending?: boolean
+  /** It was deleted before we saw it. */
+  revoked?: boolean
+  /** What a text cannot hold: a place, a card, a poll. */
+  content?: object | null
+  mentions?: string[]
+  /** The file that came with it. */
+  media?: ReceivedMedia | null
+  /** The message it answers. */
+  quoted?: { fromMe: boolean; id: string } | null
 }
 
 /**
  * Stores a message, its chat and its contact, and tells of it, in one transaction. However often and under whichever address the
- * same message is reported, it is stored once: undefined means it was there already. Throws LeaseLost.
+ * same message is reported, it is stored once: undefined means it was there already. One that could not be read at first is completed
+ * when its content comes, and is a `message` event then. Throws LeaseLost.
  */
 export async function storeReceived(
   sql: Sql,
@@ -35,27 +52,30 @@ export async function storeReceived(
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
     // Before the chat is opened: the same message under another address must not leave an empty chat behind.
-    const [known] = await tx`
-      select from messages
+    const [known] = await tx<{ id: string }>`
+      select id from messages
       where session_id = ${session.id} and (direction = 'outbound') = ${message.fromMe}
         and wa_key_id = ${message.keyId} and wa_participant = ${message.participant}`
-    if (known) return undefined
+    if (known) return complete(tx, session, known.id, message)
     const chatId = await openChat(tx, session, message)
     const group = isGroup(message.waChatId)
+    const { source = 'live', revoked = false, content = null, mentions = [] } = message
     const [stored] = await tx<{ id: string }>`
       insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, ack,
-        wa_key_id, wa_participant, wa_message_id, author_wa_id, author_name, created_at, sent_at)
+        wa_key_id, wa_participant, wa_message_id, author_wa_id, author_name, content, mentions, quoted_message_id, revoked_at, created_at, sent_at)
       values (${session.workspaceId}, ${session.id}, ${chatId},
-        ${message.fromMe ? 'outbound' : 'inbound'}, ${message.fromMe ? 'phone' : 'live'}, ${message.type}, ${message.body},
+        ${message.fromMe ? 'outbound' : 'inbound'}, ${message.fromMe && source === 'live' ? 'phone' : source}, ${message.type}, ${message.body},
         ${message.fromMe ? statusOf(message.ack) : 'received'}, ${message.fromMe ? message.ack : null}::smallint,
         ${message.keyId}, ${message.participant}, ${message.waMessageId},
         ${group && !message.fromMe ? message.participant : null}, ${group && !message.fromMe ? message.senderName : null},
+        ${content}, ${mentions}, ${quotedIn(session, message)}, case when ${revoked} then now() end,
         -- WhatsApp counts whole seconds; within that second the order of arrival decides. A sender's clock that is ahead counts for nothing.
         least(clock_timestamp(), to_timestamp(${message.timestamp}) + interval '999999 microseconds'),
         to_timestamp(${message.timestamp}))
       on conflict do nothing
       returning id`
     if (!stored) return undefined
+    if (message.media) await announceMedia(tx, session, stored.id, message.media)
 
     await tx`
       update chats c set unread_count = c.unread_count + ${message.fromMe ? 0 : 1}, archived = false,
@@ -66,31 +86,70 @@ export async function storeReceived(
       from messages m where m.id = ${stored.id} and c.id = m.chat_id`
     // The conversation is open: what waits there needs no budget, and an answer no daytime.
     await tx`
-      update outbox_lanes set cold = false, last_inbound_at = case when ${message.fromMe} then last_inbound_at else now() end
-      where chat_id = ${chatId}`
-    if (!message.fromMe && !group) await heedOptOut(tx, session.workspaceId, chatId, message.body)
-    const row = (await findMessage(tx, session.workspaceId, stored.id))!
-    const types: EventType[] = message.fromMe ? ['message.any'] : ['message', 'message.any']
-    await appendEvents(
+      update outbox_lanes l
+      set cold = false, last_inbound_at = case when ${message.fromMe} then l.last_inbound_at else greatest(l.last_inbound_at, m.created_at) end
+      from messages m where m.id = ${stored.id} and l.chat_id = ${chatId}`
+    await heedOptOut(tx, session.workspaceId, stored.id, message)
+    // What cannot be read is no message yet to whoever answers messages.
+    const readable = !message.pending && !revoked
+    await tell(
       tx,
-      types.map((type) => ({
-        workspaceId: session.workspaceId,
-        sessionId: session.id,
-        type,
-        payload: messageResource(row),
-      })),
+      session,
+      stored.id,
+      message.fromMe || !readable ? ['message.any'] : ['message', 'message.any'],
     )
     return stored.id
   })
 }
 
-/** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again. */
+/** A message that is there: its content may have been missing. Answers its id if so, else undefined. */
+async function complete(
+  tx: Sql,
+  session: { id: string; workspaceId: string },
+  id: string,
+  message: Received,
+): Promise<string | undefined> {
+  if (message.pending || message.revoked || message.type === 'unknown') return undefined
+  const { type, body, content = null, mentions = [] } = message
+  const [completed] = await tx`
+    update messages
+    set type = ${type}, body = ${body}, content = ${content}, mentions = ${mentions}, quoted_message_id = ${quotedIn(session, message)}
+    where id = ${id} and type = 'unknown' and body is null and revoked_at is null returning id`
+  if (!completed) return undefined
+  if (message.media) await announceMedia(tx, session, id, message.media)
+  await heedOptOut(tx, session.workspaceId, id, message)
+  await tell(tx, session, id, message.fromMe ? ['message.any'] : ['message', 'message.any'])
+  return id
+}
+
+/** Our id of the message that is answered, whatever address it was stored under. */
+const quotedIn = (session: { id: string }, { quoted }: Received) =>
+  quoted
+    ? fragment`(select q.id from messages q where q.session_id = ${session.id} and (q.direction = 'outbound') = ${quoted.fromMe}
+        and q.wa_key_id = ${quoted.id} limit 1)`
+    : fragment`null::uuid`
+
+async function tell(
+  tx: Sql,
+  { id: sessionId, workspaceId }: { id: string; workspaceId: string },
+  messageId: string,
+  types: EventType[],
+): Promise<void> {
+  const payload = messageResource((await findMessage(tx, workspaceId, messageId))!)
+  await appendEvents(
+    tx,
+    types.map((type) => ({ workspaceId, sessionId, type, payload })),
+  )
+}
+
+/** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again: the latest such word counts. */
 async function heedOptOut(
   tx: Sql,
   workspaceId: string,
-  chatId: string,
-  body: string | null,
+  messageId: string,
+  { fromMe, waChatId, body }: Received,
 ): Promise<void> {
+  if (fromMe || isGroup(waChatId)) return
   const word = (body ?? '')
     .trim()
     .replace(/[.!]+$/, '')
@@ -99,10 +158,14 @@ async function heedOptOut(
   await tx`
     update contacts k set opted_out = w.out, opted_out_at = case when w.out then now() end
     from (
-      select case when ${word} in ('START', 'UNSTOP') then false
-                  when ${word} = any(array(select upper(x) from unnest(opt_out_words) x)) then true end as out
-      from workspaces where id = ${workspaceId}) w, chats c
-    where c.id = ${chatId} and k.id = c.contact_id and w.out is not null and k.opted_out <> w.out`
+      select case when ${word} in ('START', 'UNSTOP') then false when ${word} = any(words) then true end as out, words
+      from (select array(select upper(x) from unnest(opt_out_words) x) as words from workspaces where id = ${workspaceId}) o) w, messages m, chats c
+    where m.id = ${messageId} and c.id = m.chat_id and k.id = c.contact_id and w.out is not null and k.opted_out <> w.out
+      -- Read again afterwards, it may be older than a word that was heard.
+      and not exists (
+        select from messages n
+        where n.chat_id = m.chat_id and n.direction = 'inbound' and n.created_at > m.created_at and length(n.body) <= 60
+          and upper(rtrim(btrim(n.body, E' \\t\\r\\n'), '.!')) = any(w.words || array['START', 'UNSTOP']))`
 }
 
 /** Finds or creates the chat and its contact, and learns the sender's name. */

@@ -60,6 +60,7 @@ export interface MessageRow extends HoldFacts {
   sentBy: string | null
   sentByName: string | null
   reactions: Reaction[] | null
+  votes: PollVote[] | null
   createdAt: Date
   position: string
   sentAt: Date | null
@@ -73,6 +74,14 @@ export interface Reaction {
   emoji: string
   waId: string
   fromMe: boolean
+  at: string
+}
+
+/** What a person has chosen in a poll. */
+export interface PollVote {
+  waId: string
+  fromMe: boolean
+  options: string[]
   at: string
 }
 
@@ -125,7 +134,7 @@ export function messageResource(row: MessageRow): Message {
     body: row.body,
     location: row.type === 'location' ? row.content : null,
     contactCard: row.type === 'contact' ? row.content : null,
-    poll: row.type === 'poll' ? row.content : null,
+    poll: row.type === 'poll' ? { ...row.content, votes: row.votes ?? [] } : null,
     mentions: row.mentions,
     media: row.media,
     status: row.status,
@@ -159,7 +168,10 @@ export const messageColumns = fragment`
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
   (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
-   from message_reactions r where r.message_id = m.id) as reactions,
+   from message_reactions r where r.message_id = m.id and r.emoji <> '') as reactions,
+  case when m.type = 'poll' then
+    (select json_agg(json_build_object('waId', v.wa_id, 'fromMe', v.wa_id = 'me', 'options', v.options, 'at', v.at) order by v.at, v.wa_id)
+     from poll_votes v where v.message_id = m.id and v.options <> '{}') end as votes,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 const joined = fragment`
   join chats c on c.id = m.chat_id

@@ -54,7 +54,7 @@ export async function writeTransition(
       set status = ${to}, reason = ${reason}, since = now(),
           desired_state = case when ${stops} then 'stopped' else desired_state end,
           qr = ${qr?.value}, qr_attempt = ${qr?.attempt}, qr_expires_at = ${qr?.expiresAt}
-          ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now()` : fragment``}
+          ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now(), backfill_from = ${missedSince(account)}` : fragment``}
           ${account ? accountColumns(account) : fragment``}
       where id = ${session.id} and fence = ${session.fence}
       returning *`
@@ -109,6 +109,12 @@ export async function closeRequest(
     where s.id = ${session.id} and s.fence = ${session.fence}
       and r.session_id = s.id and r.kind = ${kind} and r.done_at is null`
 }
+
+/** Another number has missed nothing: what it said before it was linked here is its history. */
+const missedSince = (account: Account | undefined) =>
+  account
+    ? fragment`case when wa_id is distinct from ${account.waId} then now() else coalesce(backfill_from, last_seen_at, now()) end`
+    : fragment`coalesce(backfill_from, last_seen_at, now())`
 
 const accountColumns = (account: Account) => fragment`
   , linked_at = case when wa_id is distinct from ${account.waId} then now() else coalesce(linked_at, now()) end

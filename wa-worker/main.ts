@@ -12,7 +12,7 @@ import type { Logger } from '../shared/logger.ts'
 import { migrate } from '../shared/migrations.ts'
 import { tempDir } from '../shared/media-files.ts'
 import { openKeyRing } from '../shared/key-ring.ts'
-import { openObjectStore } from '../shared/storage.ts'
+import { openObjectStore, quotaOf } from '../shared/storage.ts'
 import { onShutdown } from '../shared/shutdown.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { signOff } from '../shared/workers.ts'
@@ -25,6 +25,8 @@ import { WebjsEngine } from './engine/webjs.ts'
 import { findFfmpeg } from '../shared/media-voice.ts'
 import { Actions } from './actions.ts'
 import { Attachments } from './attachments.ts'
+import { Backfill } from './backfill.ts'
+import { Downloads } from './downloads.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
 import { Profiles } from './profiles.ts'
@@ -118,6 +120,16 @@ async function start(
   })
   const actions = new Actions({ sql, worker: worker.id, log })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const backfill = new Backfill({ sql, log, receiver })
+  const downloads = new Downloads({
+    sql,
+    store,
+    dir: tempDir(config.DATA_DIR),
+    quota: quotaOf(config),
+    worker: worker.id,
+    log,
+    maxBytes: config.WA_MEDIA_MAX_MB * 1_048_576,
+  })
   const createSession = (leased: LeasedSession) =>
     new Session(leased, {
       sql,
@@ -126,6 +138,8 @@ async function start(
       sender,
       actions,
       receiver,
+      backfill,
+      downloads,
       logins,
       createEngine: (session) => createEngine(session, config, profiles, log),
       backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),
@@ -167,12 +181,13 @@ async function start(
     log,
   })
 
-  const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
+  const running = Promise.all([supervisor.run(), sender.run(), actions.run(), downloads.run()])
   stops.push(async () => {
     await jobs.stop()
     await supervisor.stop()
     sender.stop()
     actions.stop()
+    downloads.stop()
     await running
     await listener.close()
     await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))

@@ -12,9 +12,11 @@ import {
 } from '../shared/wa-session-transitions.ts'
 import type { Account, OwnedSession, QrCode, Transition } from '../shared/wa-session-transitions.ts'
 import type { SessionRequest, SessionStatus } from '../shared/wa-sessions.ts'
+import type { Backfill } from './backfill.ts'
 import type { Backoff } from './backoff.ts'
 import { Care } from './care.ts'
 import type { CareTimes } from './care.ts'
+import type { Downloads } from './downloads.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
 import { next } from './lifecycle.ts'
@@ -33,6 +35,8 @@ export interface SessionDeps extends CareTimes {
   sender: Sender
   actions: Actions
   receiver: Receiver
+  backfill: Backfill
+  downloads: Downloads
   logins: Logins
   createEngine(session: LeasedSession): Engine
   backoff: Backoff
@@ -297,6 +301,8 @@ export class Session {
   #work(engine: Engine): void {
     this.#care?.watch()
     this.#deps.actions.open(this.owned, engine)
+    this.#deps.backfill.open(this.owned, engine)
+    this.#deps.downloads.open(this.owned, engine)
     this.#deps.sender.open(this.owned, engine, (reason) => {
       const detail =
         reason === 'ACKS_STALLED'
@@ -309,6 +315,8 @@ export class Session {
   /** Sends nothing more; resolves when the message in flight is through. */
   #idle(how?: 'broken'): Promise<void> {
     this.#deps.actions.close(this.id)
+    void this.#deps.backfill.close(this.id)
+    this.#deps.downloads.close(this.id)
     return this.#deps.sender.close(this.id, how)
   }
 
@@ -462,6 +470,7 @@ export class Session {
     await engine?.stop()
     await closed
     if (!engine) return
+    await this.#deps.backfill.close(this.id)
     await this.#deps.receiver.settled(engine)
     this.#engine = undefined
   }

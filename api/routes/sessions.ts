@@ -1,4 +1,6 @@
 import Joi from 'joi'
+import { listGaps } from '../../shared/backfill.ts'
+import type { Gap } from '../../shared/backfill.ts'
 import { notFound } from '../../shared/errors.ts'
 import {
   createSession,
@@ -53,6 +55,19 @@ const historyEntry = Joi.object<HistoryEntry, true>({
   detail: Joi.string().allow(null).required(),
   worker: Joi.string().allow(null).required(),
   at: Joi.date().required(),
+})
+
+const gap = Joi.object<Gap, true>({
+  chatId: Joi.string()
+    .guid()
+    .allow(null)
+    .required()
+    .description('Null for all the chats that were too many to be read'),
+  waChatId: Joi.string().allow(null).required(),
+  from: Joi.date().required(),
+  to: Joi.date().required(),
+  complete: Joi.boolean().required().description('No message of that time is missing'),
+  at: Joi.date().required().description('When that was found out'),
 })
 
 const newSession = Joi.object<{ name: string; start: boolean }, true>({
@@ -185,6 +200,26 @@ export const sessions: Routes = async (app) => {
     async ({ user, params, query }) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
       return sessionHistory(sql, user.workspaceId, id, query)
+    },
+  )
+
+  app.get(
+    '/api/whatsapp/sessions/:id/gaps',
+    {
+      config: { access: 'read' },
+      schema: {
+        summary: 'List what was read again after times nobody listened, newest first',
+        description:
+          'One entry a chat that had news in such a time. Where `complete` is false, older messages of that time may be missing.',
+        tags,
+        params: byId,
+        querystring: list,
+        response: { 200: pageOf(gap) },
+      },
+    },
+    async ({ user, params, query }) => {
+      const { id } = await existingSession(sql, user.workspaceId, params.id)
+      return listGaps(sql, user.workspaceId, id, query)
     },
   )
 }

@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Test } from 'tap'
 import { testDb } from '../../shared/test/db.ts'
+import type { Gap } from '../../shared/backfill.ts'
 import type { Session } from '../../shared/wa-sessions.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { until } from '../../wa-worker/test/waiting.ts'
@@ -53,6 +54,18 @@ async function journey(t: Test, world: World): Promise<void> {
       return message.status === 'read' && message
     })
 
+  /** What the customer wrote while nobody listened is in the chat, once. */
+  const missed = async (text: string) => {
+    if (!world.received()) return
+    const [message, ...others] = await until(`"${text}" is stored`, async () => {
+      const [chat] = await agent.chats()
+      const found = (await agent.messages(chat!.id)).filter(({ body }) => body === text)
+      return found.length > 0 && found
+    })
+    t.match(message, { direction: 'inbound', source: 'backfill', status: 'received' })
+    t.same(others, [])
+  }
+
   await t.test('a code is shown as a picture, and scanned', async (t) => {
     await until('a code', async () => (await agent.session(created.id)).status === 'SCAN_QR_CODE')
     const picture = await agent.call('GET', `${path}/qr?format=png`)
@@ -89,11 +102,13 @@ async function journey(t: Test, world: World): Promise<void> {
     await agent.call('POST', `${path}/stop`)
     await until('STOPPED', async () => (await agent.session(created.id)).status === 'STOPPED')
     const waiting = await agent.send(customer, 'while stopped')
+    world.write('You are closed?')
     t.match(waiting, { status: 'queued', heldBy: 'SESSION_STOPPED' })
     await agent.call('POST', `${path}/start`)
     await working()
     await read(waiting.id)
     await codesShown(t, agent, path, 1)
+    await missed('You are closed?')
   })
 
   await t.test(
@@ -108,12 +123,16 @@ async function journey(t: Test, world: World): Promise<void> {
         5_000,
       )
       const waiting = await agent.send(customer, 'while dead')
+      world.write('Anybody there?')
       worker = await startProcess(t, 'wa-worker/main.js', env)
       await read(waiting.id)
       await read(crashing.id)
       await codesShown(t, agent, path, 1)
       const bodies = world.received()?.map(({ body }) => body)
       if (bodies) t.same(bodies.slice(-2), ['while crashing', 'while dead'], 'each once, in order')
+      await missed('Anybody there?')
+      const { body } = await agent.call<{ data: Json<Gap>[] }>('GET', `${path}/gaps`)
+      if (bodies) t.match(body.data[0], { waChatId: `${customer}@c.us`, complete: true })
     },
   )
 

@@ -12,10 +12,13 @@ import { createSession } from '../../shared/wa-sessions.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
+import { Downloads } from '../downloads.ts'
 import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
 import { Actions } from '../actions.ts'
 import { Attachments } from '../attachments.ts'
+import { Backfill } from '../backfill.ts'
+import type { BackfillOptions } from '../backfill.ts'
 import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
@@ -62,6 +65,7 @@ export function startWorker(
     pacing = {},
     unknownMs = 60_000,
     mediaStore,
+    reading = {},
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
@@ -74,6 +78,8 @@ export function startWorker(
     pacing?: Partial<PacingConfig>
     unknownMs?: number
     mediaStore?: ObjectStore
+    /** How missed messages are read. */
+    reading?: Pick<BackfillOptions, 'afterMs' | 'maxChats' | 'limitPerChat' | 'deadlineMs'>
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -107,6 +113,18 @@ export function startWorker(
   })
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const backfill = new Backfill({ sql, log, receiver, ...reading })
+  const downloads = new Downloads({
+    sql,
+    store,
+    dir: join(dataDir, 'tmp'),
+    quota: undefined,
+    worker: id,
+    log,
+    maxBytes: 1_000,
+    pollMs: 50,
+    maxAttempts: 2,
+  })
   const engines: SimulatorEngine[] = []
   const sessions = new Set<Session>()
   const supervisor = new Supervisor({
@@ -124,6 +142,8 @@ export function startWorker(
         sender,
         actions,
         receiver,
+        backfill,
+        downloads,
         logins,
         createEngine: (session) => {
           const engine = new SimulatorEngine({
@@ -152,7 +172,7 @@ export function startWorker(
       return session
     },
   })
-  const running = Promise.all([supervisor.run(), sender.run(), actions.run()])
+  const running = Promise.all([supervisor.run(), sender.run(), actions.run(), downloads.run()])
   let stopped: Promise<void> | undefined
   const worker: TestWorker = {
     id,
@@ -168,6 +188,7 @@ export function startWorker(
         await supervisor.stop()
         sender.stop()
         actions.stop()
+        downloads.stop()
         await running
       })()),
   }

@@ -1,0 +1,149 @@
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { decodeCursor, toPage } from './pagination.ts'
+import type { Page } from './pagination.ts'
+import { assertFence, LeaseLost } from './wa-session-leases.ts'
+
+interface Owned {
+  id: string
+  workspaceId: string
+  fence: number
+}
+
+/** A stretch of time of which something may be missing. */
+export interface Stretch {
+  from: Date
+  to: Date
+}
+
+/**
+ * From when until now a session may have missed something, or undefined when nothing is outstanding. It begins ten minutes before the session was last
+ * known to listen: clocks differ, and a phone hands things on late. Throws LeaseLost.
+ */
+export async function missedStretch(sql: Sql, session: Owned): Promise<Stretch | undefined> {
+  const [row] = await sql<{ from: Date | null; to: Date }>`
+    select backfill_from - interval '10 minutes' as "from", clock_timestamp() as "to"
+    from wa_sessions where id = ${session.id} and fence = ${session.fence}`
+  if (!row) throw new LeaseLost(session.id)
+  return row.from === null ? undefined : { from: row.from, to: row.to }
+}
+
+/** All that was missed has been read again, as far as it is to be had. */
+export async function endStretch(sql: Sql, session: Owned): Promise<void> {
+  await sql`update wa_sessions set backfill_from = null where id = ${session.id} and fence = ${session.fence}`
+}
+
+/** What is known here of a message that WhatsApp still has. */
+export interface KnownMessage {
+  keyId: string
+  fromMe: boolean
+  ack: number | null
+  /** Its content was not to be read when it came. */
+  placeholder: boolean
+  body: string | null
+  revoked: boolean
+}
+
+/** Which of these messages are stored, whatever address they were stored under. */
+export async function knownMessages(
+  sql: Sql,
+  session: Owned,
+  keys: { fromMe: boolean; id: string }[],
+): Promise<KnownMessage[]> {
+  return sql<KnownMessage>`
+    select m.wa_key_id as key_id, u.from_me, m.ack, m.type = 'unknown' and m.body is null as placeholder, m.body,
+      m.revoked_at is not null as revoked
+    from unnest(${keys.map(({ fromMe }) => fromMe)}::boolean[], ${keys.map(({ id }) => id)}::text[]) u(from_me, key_id)
+    join messages m on m.session_id = ${session.id} and (m.direction = 'outbound') = u.from_me and m.wa_key_id = u.key_id`
+}
+
+/**
+ * Messages of ours, newest first, that WhatsApp may know more of than we do: confirmed but not read, or of unknown fate. What the sender still has in its
+ * hands is left to it.
+ */
+export async function unreadOfOurs(
+  sql: Sql,
+  session: Owned,
+  limit: number,
+): Promise<{ keyId: string; chatId: string }[]> {
+  return sql<{ keyId: string; chatId: string }>`
+    select m.wa_key_id as key_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as chat_id
+    from messages m join chats c on c.id = m.chat_id
+    where m.workspace_id = ${session.workspaceId} and m.session_id = ${session.id} and m.direction = 'outbound'
+      and m.created_at > now() - interval '3 days' and m.wa_key_id is not null
+      and (m.ack in (1, 2) or m.status = 'unknown')
+      and not exists (select from outbox o where o.message_id = m.id)
+    order by m.created_at desc limit ${limit}`
+}
+
+/** What was read again of one chat: `waChatId` is empty for all chats that were not read. */
+export interface ChatReport extends Stretch {
+  waChatId: string
+  /** Ids of messages of it. */
+  keyIds: string[]
+  complete: boolean
+}
+
+/** Writes what is proven of a chat; a later word on the same stretch takes the place of an earlier one. Throws LeaseLost. */
+export async function reportChat(sql: Sql, session: Owned, report: ChatReport): Promise<void> {
+  const { waChatId, keyIds, from, to, complete } = report
+  await sql.begin(async (tx) => {
+    await assertFence(tx, session)
+    await tx`
+      insert into wa_gaps (workspace_id, session_id, wa_chat_id, chat_id, from_at, to_at, complete)
+      values (${session.workspaceId}, ${session.id}, ${waChatId}, (
+        select m.chat_id from unnest(${keyIds}::text[]) u(id), (values (true), (false)) d(outbound), messages m
+        where m.session_id = ${session.id} and (m.direction = 'outbound') = d.outbound and m.wa_key_id = u.id limit 1),
+        ${from}, ${to}, ${complete})
+      on conflict (session_id, from_at, wa_chat_id) do update
+      set chat_id = coalesce(excluded.chat_id, wa_gaps.chat_id), to_at = excluded.to_at, complete = excluded.complete, at = now()`
+    await tx`delete from wa_gaps where session_id = ${session.id} and at < now() - interval '30 days'`
+  })
+}
+
+/** A stretch of time a session did not listen in, and what is proven of a chat for it. */
+export interface Gap {
+  /** Null for the chats that were too many to be read. */
+  chatId: string | null
+  waChatId: string | null
+  from: Date
+  to: Date
+  /** No message of that time is missing. */
+  complete: boolean
+  at: Date
+}
+
+interface GapRow extends Gap {
+  id: number
+  position: string
+}
+
+/** What was read again of the chats of a session, newest first, for 30 days. A chat without news in a stretch has no entry. */
+export async function listGaps(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+  { limit, cursor }: { limit: number; cursor?: string | undefined },
+): Promise<Page<Gap>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, /^\d{1,18}$/)
+  const rows = await sql<GapRow>`
+    select g.id, g.chat_id, coalesce(c.wa_chat_id, nullif(g.wa_chat_id, '')) as wa_chat_id, g.from_at as "from", g.to_at as "to",
+      g.complete, g.at, g.at::text as position
+    from wa_gaps g left join chats c on c.id = g.chat_id
+    where g.workspace_id = ${workspaceId} and g.session_id = ${sessionId}
+      ${after ? fragment`and g.id < ${after.key}::bigint` : fragment``}
+    order by g.id desc limit ${limit + 1}`
+  return toPage(
+    rows,
+    limit,
+    (row) => ({ at: row.position, key: String(row.id) }),
+    ({ chatId, waChatId, from, to, complete, at }) => ({
+      chatId,
+      waChatId,
+      from,
+      to,
+      complete,
+      at,
+    }),
+  )
+}

@@ -1,0 +1,535 @@
+import t from 'tap'
+import { listGaps } from '../../shared/backfill.ts'
+import type { Sql } from '../../shared/db.ts'
+import { createLogger } from '../../shared/logger.ts'
+import { accept } from '../../shared/outbound.ts'
+import { findSession } from '../../shared/wa-sessions.ts'
+import type { SessionStatus } from '../../shared/wa-sessions.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { keyIdOf } from '../../shared/wa-id.ts'
+import { Backfill } from '../backfill.ts'
+import { EngineError } from '../engine/engine.ts'
+import type { IncomingMessage, MessageKey, Recent, RecentChat } from '../engine/engine.ts'
+import { SimulatorEngine } from '../engine/simulator.ts'
+import { Receiver } from '../receiver.ts'
+import { until } from './waiting.ts'
+import { givenSession, startWorker } from './worker.ts'
+
+const customer = '12025550100@c.us'
+const silent = '12025550006@c.us'
+const unheard = { unheard: true }
+
+void t.test('what came while the browser or the page was away is read again', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  worker.engine().deliver(customer, 'heard')
+  await untilStored(sql, 1)
+
+  for (const [n, interrupt] of (['crash', 'reload'] as const).entries()) {
+    worker.engine().deliver(customer, `missed at a ${interrupt} 1`, undefined, unheard)
+    worker.engine().deliver(customer, `missed at a ${interrupt} 2`, undefined, unheard)
+    void worker.engine()[interrupt]()
+    await untilStored(sql, 3 + 2 * n)
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  }
+
+  const stored =
+    await sql`select body, source, status, direction from messages order by created_at, seq`
+  t.match(stored, [
+    { body: 'heard', source: 'live' },
+    ...['crash 1', 'crash 2', 'reload 1', 'reload 2'].map((body) => ({
+      body: `missed at a ${body}`,
+      source: 'backfill',
+      status: 'received',
+      direction: 'inbound',
+    })),
+  ])
+  t.match(
+    await sql`select unread_count, m.body from chats c join messages m on m.id = last_message_id`,
+    [{ unreadCount: 5, body: 'missed at a reload 2' }],
+  )
+  const events =
+    await sql`select payload->>'body' as body from events where type = 'message' order by id`
+  t.same(
+    events.map(({ body }) => body),
+    stored.map(({ body }) => body),
+  )
+
+  const { data } = await until('every stretch is reported', async () => {
+    const page = await listGaps(sql, workspaceId, sessionId, { limit: 10 })
+    return page.data.length >= 2 && page
+  })
+  t.match(data[0], { waChatId: customer, complete: true })
+  t.ok(data[0]!.from < data[0]!.to)
+})
+
+void t.test('what came while no worker ran, and acks that nobody heard', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const first = startWorker(t, sql, { dataDir })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const [message] = await accept(sql, {
+    workspaceId,
+    sessionId,
+    sentBy: null,
+    requestId: 'test',
+    messages: [{ waChatId: silent, content: { type: 'text', body: 'Good morning' } }],
+  })
+  if (!message || 'refusal' in message) throw new Error('not accepted')
+  const { id } = message.message
+  first.sender.nudge()
+  await untilAck(sql, id, 2)
+  // Long ago, so that its chat has no news.
+  await sql`update messages set created_at = created_at - interval '1 hour' where id = ${id}`
+  await first.stop()
+
+  const phone = first.engine()
+  phone.arrived(keyIdOf(id))!.ack = 3
+  phone.arrived(keyIdOf(id))!.timestamp -= 3_600
+  for (let n = 1; n <= 30; n++) phone.deliver(customer, `missed ${n}`, undefined, unheard)
+  await settled(phone)
+  startWorker(t, sql, { dataDir })
+
+  await untilStored(sql, 30)
+  await untilAck(sql, id, 3)
+  const rows = await sql<{ body: string }>`
+    select body from messages where direction = 'inbound' order by created_at, seq`
+  t.same(
+    rows.map(({ body }) => body),
+    Array.from({ length: 30 }, (_, n) => `missed ${n + 1}`),
+  )
+  t.match(await sql`select status, ack, source from messages where id = ${id}`, [
+    { status: 'read', ack: 3, source: 'api' },
+  ])
+})
+
+void t.test(
+  'the first link reads no old history, and a later one from where it ended',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { workspaceId, sessionId } = await givenSession(sql)
+    const asked: number[] = []
+    const worker = startWorker(t, sql, {
+      dataDir: t.testdir(),
+      changeEngine: (engine) => {
+        engine.recent = async ({ sinceSeconds }) => {
+          asked.push(sinceSeconds)
+          return { chats: [], truncated: false }
+        }
+        return engine
+      },
+    })
+    const ago = (minutes: number) => Date.now() / 1_000 - 60 * minutes
+    await until('it has read', () => asked.length === 1)
+    t.ok(asked[0]! > ago(11) && asked[0]! < ago(9))
+    await until('nothing is outstanding', async () => {
+      const [row] = await sql`select backfill_from from wa_sessions`
+      return row!['backfillFrom'] === null
+    })
+
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    worker.engine().dropLink()
+    await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING')
+    await sql`update wa_sessions set last_seen_at = now() - interval '3 hours'`
+    worker.engine().restoreLink()
+    await until('it has read again', () => asked.length === 2)
+    t.ok(asked[1]! > ago(191) && asked[1]! < ago(189))
+  },
+)
+
+void t.test('a reading that fails is tried again, from the same moment', async (t) => {
+  const { sql } = await testDb(t)
+  await givenSession(sql)
+  const asked: number[] = []
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    reading: { afterMs: [0, 50, 100] },
+    changeEngine: (engine) => {
+      engine.recent = async ({ sinceSeconds }) => {
+        asked.push(sinceSeconds)
+        if (asked.length === 1) throw new EngineError('unknown', 'READ_TIMEOUT', 'too slow')
+        return recent([chat([incoming('late')])])
+      }
+      return engine
+    },
+  })
+  await until('it has read thrice', () => asked.length === 3)
+  t.equal(new Set(asked).size, 1)
+  await untilStored(sql, 1)
+})
+
+void t.test('what was typed on the phone, deleted, edited, or is not whole', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let news = recent([])
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      engine.recent = async () => news
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const [edited, deleted] = ['before', 'oops'].map((body) =>
+    worker.engine().deliver(customer, body),
+  )
+  await untilStored(sql, 2)
+
+  const typed = incoming('from the phone', { fromMe: true, id: '3ATYPED', ack: 3 })
+  news = recent(
+    [
+      chat([
+        incoming('after', { id: edited!.id }),
+        { ...incoming('', { id: deleted!.id }), body: null, type: 'unknown', revoked: true },
+        typed,
+        incoming('never left', { fromMe: true, id: '3APENDING', ack: 0 }),
+      ]),
+      chat([incoming('of many', { chatId: '12025550111@c.us' })], { complete: false }),
+    ],
+    true,
+  )
+  void worker.engine().reload()
+  await until('it is there', async () => {
+    const page = await listGaps(sql, workspaceId, sessionId, { limit: 10 })
+    return page.data.length === 3 && page
+  })
+
+  const rows =
+    await sql`select body, source, direction, status, revoked_at is not null as revoked, edited_at is not null as edited
+    from messages order by seq`
+  t.same(rows, [
+    {
+      body: 'after',
+      source: 'live',
+      direction: 'inbound',
+      status: 'received',
+      revoked: false,
+      edited: true,
+    },
+    {
+      body: 'oops',
+      source: 'live',
+      direction: 'inbound',
+      status: 'received',
+      revoked: true,
+      edited: false,
+    },
+    {
+      body: 'from the phone',
+      source: 'backfill',
+      direction: 'outbound',
+      status: 'read',
+      revoked: false,
+      edited: false,
+    },
+    {
+      body: 'of many',
+      source: 'backfill',
+      direction: 'inbound',
+      status: 'received',
+      revoked: false,
+      edited: false,
+    },
+  ])
+  const { data } = await listGaps(sql, workspaceId, sessionId, { limit: 10 })
+  t.match(data, [
+    { chatId: null, waChatId: null, complete: false },
+    { chatId: String, waChatId: '12025550111@c.us', complete: false },
+    { chatId: String, waChatId: customer, complete: true },
+  ])
+  const types = await sql<{ type: string }>`
+    select type from events where type in ('message.edited', 'message.revoked') order by type`
+  t.same(types, [{ type: 'message.edited' }, { type: 'message.revoked' }])
+})
+
+void t.test('nothing is written for an engine that is over', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  await sql`update wa_sessions set fence = 1, backfill_from = now()`
+  const log = createLogger('test', { level: 'error', stdout: false })
+  const receiver = new Receiver(sql, log, () => {})
+  const backfill = new Backfill({ sql, log, receiver, afterMs: [0] })
+  const engine = new SimulatorEngine({ sessionId, profileDir: async () => t.testdir(), scanMs: 0 })
+  let answer: (recent: Recent) => void = () => {}
+  const asked = new Promise<void>((resolve) => {
+    engine.recent = () => {
+      resolve()
+      return new Promise((resolve) => (answer = resolve))
+    }
+  })
+  backfill.open({ id: sessionId, workspaceId, fence: 1, worker: 'test' }, engine)
+  await asked
+  const closed = backfill.close(sessionId)
+  answer(recent([chat([incoming('too late')])]))
+  await closed
+  t.same(await sql`select * from messages`, [])
+  t.same(await sql`select * from wa_gaps`, [])
+})
+
+void t.test('changes to messages are recorded once, in whatever order they are told', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const engine = worker.engine()
+
+  await t.test('an edit and a deletion', async (t) => {
+    const key = engine.deliver(customer, 'helo')
+    engine.editByContact(key, 'hello')
+    await untilRow(sql, key, 'edited_at is not null')
+    engine.emit('edit', { key, body: 'older', at: new Date(Date.now() - 60_000) })
+    engine.revokeByContact(key)
+    engine.revokeByContact(key)
+    await untilRow(sql, key, 'revoked_at is not null')
+    engine.emit('edit', { key, body: 'after the end', at: new Date() })
+    engine.deliver(customer, 'after')
+    await untilBody(sql, 'after')
+    t.match(await sql`select body from messages where wa_key_id = ${key.id}`, [{ body: 'hello' }])
+    t.same(await eventsOf(sql, key), [
+      'message',
+      'message.any',
+      'message.edited',
+      'message.revoked',
+    ])
+  })
+
+  await t.test('reactions: the last one of a person counts', async (t) => {
+    const key = engine.deliver(customer, 'look')
+    const react = (emoji: string, secondsAgo: number, waId = customer) =>
+      engine.emit('reaction', {
+        target: key,
+        emoji,
+        waId,
+        fromMe: waId === 'us',
+        at: new Date(Date.now() - 1_000 * secondsAgo),
+      })
+    react('👍', 30)
+    react('❤️', 20)
+    react('👍', 30)
+    react('😂', 10, 'us')
+    react('', 5, 'us')
+    react('😂', 10, 'us')
+    engine.deliver(customer, 'after the reactions')
+    await untilBody(sql, 'after the reactions')
+    const [last] = await sql<{ payload: { reactions: object[] } }>`
+      select payload from events where type = 'message.reaction' order by id desc limit 1`
+    t.match(last!.payload.reactions, [{ emoji: '❤️', waId: customer, fromMe: false }])
+    t.equal((await eventsOf(sql, key)).filter((type) => type === 'message.reaction').length, 4)
+  })
+
+  await t.test('votes, a call, a place, an answer that mentions', async (t) => {
+    const poll = engine.deliver(customer, {
+      type: 'poll',
+      question: 'When?',
+      options: ['now', 'later'],
+      multiple: false,
+    })
+    engine.voteByContact(poll, customer, ['now'])
+    engine.voteByContact(poll, customer, ['later'])
+    engine.callByContact(customer, true)
+    engine.deliver(customer, { type: 'location', latitude: 1.5, longitude: -2, name: 'Shop' })
+    engine.deliver(customer, 'that one', undefined, { quoted: poll, mentions: [silent] })
+    await untilBody(sql, 'that one')
+    const [voted] = await sql<{ payload: { poll: object } }>`
+      select payload from events where type = 'message.reaction' order by id desc limit 1`
+    t.match(voted!.payload.poll, {
+      question: 'When?',
+      votes: [{ waId: customer, options: ['later'], fromMe: false }],
+    })
+    const rows = await sql`
+      select m.type, m.body, m.content, m.mentions, q.wa_key_id as quoted from messages m
+      left join messages q on q.id = m.quoted_message_id
+      where m.seq > (select seq from messages where wa_key_id = ${poll.id}) order by m.seq`
+    t.match(rows, [
+      { type: 'system', body: 'Video call' },
+      { type: 'location', content: { latitude: 1.5, longitude: -2, name: 'Shop' } },
+      { body: 'that one', quoted: poll.id, mentions: [silent] },
+    ])
+  })
+
+  await t.test('a message that becomes readable is one row, and told when it is', async (t) => {
+    const id = '3ALATE'
+    const key = engine.deliver(customer, 'finally', id, { placeholder: true })
+    await untilRow(sql, key, `type = 'unknown'`)
+    engine.deliver(customer, 'finally', id)
+    await untilBody(sql, 'finally')
+    engine.deliver(customer, 'finally', id)
+    engine.deliver(customer, 'after that')
+    await untilBody(sql, 'after that')
+    t.match(await sql`select type, body from messages where wa_key_id = ${id}`, [
+      { type: 'text', body: 'finally' },
+    ])
+    t.same(await eventsOf(sql, key), ['message.any', 'message', 'message.any'])
+  })
+})
+
+void t.test('media follows its message, with tries of its own', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let failures = 0
+  let downloads = 0
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const download = engine.download.bind(engine)
+      engine.download = async (key, path) => {
+        downloads += 1
+        if (failures === 0) return download(key, path)
+        failures -= 1
+        throw new EngineError('transient', 'DOWNLOAD_FAILED', 'not now')
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const engine = worker.engine()
+  const document = (name: string) => ({
+    type: 'document' as const,
+    mimeType: 'text/plain',
+    filename: name,
+    caption: 'Here',
+    mediaId: '',
+  })
+  const receive = async (
+    name: string,
+    bytes = Buffer.from(`The text of ${name}`),
+    expire = false,
+  ) => {
+    const key = engine.deliver(customer, document(name), undefined, {
+      bytes,
+      ...(expire && unheard),
+    })
+    if (expire) {
+      engine.expireMedia(key)
+      engine.deliver(customer, 'after it')
+      void engine.reload()
+    }
+    return until(`${name} is settled`, async () => {
+      const [row] = await sql<{
+        status: string
+        type: string
+        body: string
+        sha256: string | null
+      }>`
+        select f.status, m.type, m.body, f.sha256 from messages m join media f on f.id = m.media_id where m.wa_key_id = ${key.id}`
+      return row !== undefined && row.status !== 'pending' && row
+    })
+  }
+
+  t.match(await receive('one.txt'), { status: 'ready', type: 'document', body: 'Here' })
+  const [told] = await until('it is told', () =>
+    sql<{ payload: object }>`select payload from events where type = 'media.ready'`.then(
+      (rows) => rows.length > 0 && rows,
+    ),
+  )
+  t.match(told!.payload, { status: 'ready', filename: 'one.txt', mimeType: 'text/plain' })
+  const events = await sql<{ payload: object }>`
+    select payload from events where type = 'message' order by id limit 1`
+  t.match(events[0]!.payload, { media: { status: 'pending', kind: 'document' } })
+
+  failures = 1
+  t.match(await receive('again.txt'), { status: 'ready' })
+  failures = 2
+  t.match(await receive('never.txt'), { status: 'failed', sha256: null })
+  const before = downloads
+  t.match(await receive('large.txt', Buffer.alloc(1_001, 'a')), { status: 'failed' })
+  t.equal(downloads, before, 'what is too large is not fetched')
+  t.match(await receive('gone.txt', undefined, true), { status: 'expired' })
+  t.same(await sql`select * from media_fetches`, [])
+})
+
+interface Part {
+  id?: string
+  chatId?: string
+  fromMe?: boolean
+  ack?: number
+}
+
+let made = 0
+
+function incoming(body: string, part: Part = {}): IncomingMessage {
+  const { chatId = customer, fromMe = false, ack = 1, id = `3AMADE${(made += 1)}` } = part
+  return {
+    key: { fromMe, chatId, id, participant: '' },
+    waMessageId: `${fromMe}_${chatId}_${id}`,
+    type: 'text',
+    body,
+    timestamp: Math.floor(Date.now() / 1_000) - 60,
+    ack,
+    senderName: null,
+    chatName: null,
+    pending: false,
+    revoked: false,
+    media: null,
+    quoted: null,
+    mentions: [],
+    location: null,
+    contacts: [],
+    poll: null,
+  }
+}
+
+const chat = (messages: IncomingMessage[], more: Partial<RecentChat> = {}): RecentChat => ({
+  chatId: messages[0]!.key.chatId,
+  name: null,
+  isGroup: false,
+  messages,
+  complete: true,
+  ...more,
+})
+
+const recent = (chats: RecentChat[], truncated = false): Recent => ({ chats, truncated })
+
+/** Whatever the simulated phone has got is on its disk when it has stopped. */
+const settled = (engine: SimulatorEngine) => engine.stop()
+
+async function untilStatus(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+  status: SessionStatus,
+): Promise<void> {
+  await until(`status ${status}`, async () => {
+    const session = await findSession(sql, workspaceId, sessionId)
+    return session?.status === status
+  })
+}
+
+async function untilStored(sql: Sql, inboundOrTyped: number): Promise<void> {
+  await until(`${inboundOrTyped} messages`, async () => {
+    const rows = await sql`select from messages where source <> 'api'`
+    return rows.length === inboundOrTyped
+  })
+}
+
+async function untilAck(sql: Sql, id: string, ack: number): Promise<void> {
+  await until(`ack ${ack}`, async () => {
+    const [row] = await sql<{ ack: number | null }>`select ack from messages where id = ${id}`
+    return row?.ack === ack
+  })
+}
+
+const untilBody = (sql: Sql, body: string) =>
+  until(`"${body}" is stored`, async () => {
+    const rows = await sql`select from messages where body = ${body}`
+    return rows.length > 0
+  })
+
+async function untilRow(sql: Sql, { id }: MessageKey, what: string): Promise<void> {
+  await until(what, async () => {
+    const [row] = await sql<{ type: string; editedAt: Date | null; revokedAt: Date | null }>`
+      select type, edited_at, revoked_at from messages where wa_key_id = ${id}`
+    if (what.startsWith('edited')) return row?.editedAt
+    return what.startsWith('revoked') ? row?.revokedAt : row?.type === 'unknown'
+  })
+}
+
+async function eventsOf(sql: Sql, { id }: MessageKey): Promise<string[]> {
+  const rows = await sql<{ type: string }>`
+    select e.type from events e join messages m on m.id::text = e.payload->>'id'
+    where m.wa_key_id = ${id} order by e.id`
+  return rows.map(({ type }) => type)
+}
