@@ -99,9 +99,9 @@ async function run(lab: Lab): Promise<Row[]> {
   // Read again at the latest half a minute after the session works.
   const missed = new Trials('F2', 'inbound between fault and recovery: missed 0')
   for (const { subject, body } of scene.meanwhile) {
-    await missed.attempt(() =>
-      eventually(`"${body}" to be stored`, () => world.isStored(subject, body), 60_000),
-    )
+    await missed.attempt(async () => {
+      await eventually(`"${body}" stored`, () => world.isStored(subject, body))
+    })
   }
 
   const survived = new Trials('F2', 'worker processes alive, nothing left behind')
