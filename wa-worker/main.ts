@@ -33,6 +33,7 @@ import { Profiles } from './profiles.ts'
 import { Receiver } from './receiver.ts'
 import { Sender } from './sender.ts'
 import { Session } from './session.ts'
+import { Spool } from './spool.ts'
 import { Supervisor } from './supervisor.ts'
 import { Vault } from './vault.ts'
 
@@ -119,7 +120,12 @@ async function start(
     ownsLeases: () => supervisor.ownsLeases(),
   })
   const actions = new Actions({ sql, worker: worker.id, log })
-  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const receiver = new Receiver(
+    sql,
+    log,
+    (keyId) => sender.acked(keyId),
+    new Spool(config.DATA_DIR),
+  )
   const backfill = new Backfill({ sql, log, receiver })
   const downloads = new Downloads({
     sql,

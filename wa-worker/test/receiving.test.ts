@@ -12,6 +12,7 @@ import { EngineError } from '../engine/engine.ts'
 import type { IncomingMessage, MessageKey, Recent, RecentChat } from '../engine/engine.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { Receiver } from '../receiver.ts'
+import { Spool } from '../spool.ts'
 import { until } from './waiting.ts'
 import { givenSession, startWorker } from './worker.ts'
 
@@ -250,7 +251,7 @@ void t.test('nothing is written for an engine that is over', async (t) => {
   const { workspaceId, sessionId } = await givenSession(sql)
   await sql`update wa_sessions set fence = 1, backfill_from = now()`
   const log = createLogger('test', { level: 'error', stdout: false })
-  const receiver = new Receiver(sql, log, () => {})
+  const receiver = new Receiver(sql, log, () => {}, new Spool(t.testdir()))
   const backfill = new Backfill({ sql, log, receiver, afterMs: [0] })
   const engine = new SimulatorEngine({ sessionId, profileDir: async () => t.testdir(), scanMs: 0 })
   let answer: (recent: Recent) => void = () => {}

@@ -23,6 +23,7 @@ import { Receiver } from '../receiver.ts'
 import { Sender } from '../sender.ts'
 import { Session } from '../session.ts'
 import type { SessionDeps } from '../session.ts'
+import { Spool } from '../spool.ts'
 import { Supervisor } from '../supervisor.ts'
 import { Vault } from '../vault.ts'
 
@@ -112,7 +113,7 @@ export function startWorker(
     unknownMs,
   })
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
-  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId))
+  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId), new Spool(dataDir))
   const backfill = new Backfill({ sql, log, receiver, ...reading })
   const downloads = new Downloads({
     sql,
