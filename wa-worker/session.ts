@@ -386,14 +386,12 @@ export class Session {
     const exhausted = this.#failures >= this.#deps.maxStarts
     const hopeless =
       reason === 'BROWSER_MISSING' || (exhausted && (!linked || reason === 'MODULE_MISSING'))
+    // A wish to restart must not bring it back at once; one that comes after it was said must.
+    if (hopeless) await this.#close('restart')
     // Said first: closing a browser that hangs takes its time.
     await this.#transition({ type: hopeless ? 'gaveUp' : 'broke', reason }, { detail })
     await this.#stopEngine()
-    if (hopeless) {
-      // A wish to restart must not bring it back at once.
-      await this.#close('restart')
-      return this.#leave()
-    }
+    if (hopeless) return this.#leave()
     this.#retry = setTimeout(() => {
       this.#post(async () => {
         this.#retry = undefined

@@ -10,6 +10,8 @@ import type { Subject } from './world.ts'
 
 /** Pools breathe; a leak adds one with each cycle, this many more with each ten. */
 const spare = (cycles: number) => Math.max(10, cycles / 10)
+/** A heap breathes as well, even right after a collection; a cycle that kept its engine would add several times as much. */
+const spareHeap = (cycles: number) => Math.max(4_194_304, cycles * 10_240)
 
 export const recycles: Family = {
   id: 'F16',
@@ -28,7 +30,10 @@ async function recycle(
   const where = engine === 'webjs' ? 'Chromium' : 'simulator'
   const world = await World.open(lab, `f16-${engine}`, { engine })
   const cycles = new Trials('F16', `stop and start on ${where}: WORKING again without a code`)
-  const leaks = new Trials('F16', `after them, on ${where}: nothing has piled up`)
+  const leaks = new Trials(
+    'F16',
+    `after them, on ${where}: no process, descriptor, listener or memory piled up`,
+  )
   const worker = await world.startWorker('worker-a', { measured: true })
   const subjects = await world.link(sessions)
   if (engine === 'webjs') await world.loginsOnDisk(subjects)
@@ -57,6 +62,13 @@ async function recycle(
       `${what}: ${before} after one round, ${after} at the end ${JSON.stringify([first, last])}`,
     )
   }
+  // Once the first third has warmed it up the heap stays where it is.
+  const warm = samples.slice(Math.floor(samples.length / 3))
+  const growth = slopeOf(warm.map(({ heap }) => heap)) * (warm.length - 1)
+  leaks.check(
+    growth <= spareHeap((warm.length - 1) * sessions),
+    () => `the heap grew by ${mb(growth)} MB: ${warm.map(({ heap }) => mb(heap)).join(', ')}`,
+  )
   leaks.check(
     !worker.output.includes('MaxListenersExceededWarning'),
     'Node warned of too many listeners',

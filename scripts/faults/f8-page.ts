@@ -1,4 +1,6 @@
 /** F8: the page misbehaves in every way that was seen or reported of WhatsApp Web. */
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EmulatedWhatsAppOptions } from '../e2e/emulated-page/server.ts'
 import { sendModules, startModules } from '../../wa-worker/engine/webjs-page.ts'
@@ -11,7 +13,9 @@ import { World } from './world.ts'
 import type { HistoryRow, Subject } from './world.ts'
 
 const lanes = 4
-const startTimeoutMs = 12_000
+const startTimeoutMs = 15_000
+/** Before a person helps. */
+const byItselfMs = 10_000
 /** Longer than the start's own deadline and every step of the ladder below it. */
 const namedWithinMs = 60_000
 
@@ -56,7 +60,7 @@ async function run(lab: Lab): Promise<Row[]> {
     const setting = await stage(lab, `f8-${lane}`, {})
     for (let index = lane; index < usual.length; index += lanes) {
       const { group, one } = usual[index]!
-      await trialsOf(group).attempt(() => play(setting, one))
+      await trialsOf(group).attempt(() => play(lab, setting, one))
       alive.check(setting.worker.ended === undefined, () => `${one.what}: ${setting.worker.output}`)
       if (setting.worker.ended) setting.worker = await setting.world.startWorker('worker-b')
     }
@@ -64,7 +68,7 @@ async function run(lab: Lab): Promise<Row[]> {
   })
   const single = own.map(({ group, one }, index) => async () => {
     const setting = await stage(lab, `f8-own-${index}`, one.whatsapp ?? {})
-    await trialsOf(group).attempt(() => play(setting, one))
+    await trialsOf(group).attempt(() => play(lab, setting, one))
     alive.check(setting.worker.ended === undefined, () => `${one.what}: ${setting.worker.output}`)
     await setting.world.close()
   })
@@ -89,7 +93,9 @@ async function stage(lab: Lab, name: string, whatsapp: EmulatedWhatsAppOptions):
   return { world, subject: subject!, worker }
 }
 
-async function play({ world, subject }: Setting, one: Case): Promise<void> {
+async function play(lab: Lab, { world, subject }: Setting, one: Case): Promise<void> {
+  // Whatever became of the case before.
+  await recovered({ world, subject, mark: await world.mark(subject.id) })
   try {
     const scene = { world, subject, mark: await world.mark(subject.id) }
     await one.run(scene)
@@ -99,26 +105,39 @@ async function play({ world, subject }: Setting, one: Case): Promise<void> {
     await world.hears(subject)
   } catch (error) {
     await one.cure?.({ world, subject, mark: 0 })
-    throw new Error(`${one.what}: ${(error as Error).message}`, { cause: error })
+    const text = `${one.what}: ${(error as Error).message}`
+    lab.say(`F8: ${text}`)
+    throw new Error(text, { cause: error })
   }
 }
 
-/** WORKING, where need be after a person did what the state says: start it again. */
-async function recovered({ world, subject }: Scene): Promise<void> {
+/**
+ * WORKING, where need be after a person did what the state says: start it again. Many faults in a row make the pauses between attempts long;
+ * nobody waits for them here.
+ */
+async function recovered({ world, subject, mark }: Scene): Promise<void> {
+  const askAt = performance.now() + byItselfMs
   let asked = false
   await eventually(
     'WORKING again',
     async () => {
       const status = await world.status(subject.id)
-      if (resting.includes(status) && !asked) {
-        asked = true
-        await world.agent.call('POST', `/api/whatsapp/sessions/${subject.id}/restart`)
+      if (!asked && (resting.includes(status) || performance.now() > askAt)) {
+        asked = status !== 'WORKING'
+        if (asked) await world.agent.call('POST', `/api/whatsapp/sessions/${subject.id}/restart`)
       }
       return status === 'WORKING'
     },
     90_000,
-  )
+  ).catch(async (error: Error) => {
+    throw new Error(`${error.message}; ${told(await world.history(subject.id, mark))}`)
+  })
 }
+
+const told = (rows: HistoryRow[]) =>
+  rows
+    .map(({ toStatus, reason, detail }) => `${toStatus} ${reason ?? ''} ${detail ?? ''}`.trim())
+    .join(' > ') || 'the history says nothing'
 
 /** Resolves with the row that names the fault; rejects when none does. */
 async function named(scene: Scene, names: (row: HistoryRow) => boolean): Promise<HistoryRow> {
@@ -131,10 +150,7 @@ async function named(scene: Scene, names: (row: HistoryRow) => boolean): Promise
     },
     namedWithinMs,
   ).catch((error: Error) => {
-    const steps = rows.map(
-      ({ toStatus, reason, detail }) => `${toStatus} ${reason ?? ''} ${detail ?? ''}`,
-    )
-    throw new Error(`${error.message}; ${steps.join(' > ') || 'the history says nothing'}`)
+    throw new Error(`${error.message}; ${told(rows)}`)
   })
 }
 
@@ -156,10 +172,19 @@ async function settled({ world, subject }: Scene, quietMs: number): Promise<void
 }
 
 async function casesOf(lab: Lab): Promise<[string, Case[]][]> {
-  const modules = [...new Set([...startModules, ...sendModules])]
-  const chosen = modules.slice(0, lab.scaled(modules.length))
+  const random = lab.random('F8')
+  const some = (names: string[]) => random.shuffled(names).slice(0, lab.scaled(names.length))
+  const needed = [...new Set([...startModules, ...sendModules])]
+  const others = (await modulesOfPage()).filter((name) => !needed.includes(name))
   return [
-    [`each of ${chosen.length} modules removed, page reloaded: named`, chosen.map(moduleRemoved)],
+    [
+      'each module the self-test knows removed: named, or text goes on',
+      some(needed).map((name) => moduleRemoved(name, reasonIn('MODULE_MISSING'))),
+    ],
+    [
+      'each other module removed: text goes on, or a reason',
+      some(others).map((name) => moduleRemoved(name, ({ reason }) => reason !== null)),
+    ],
     ['socket states (M7): reason names it, login kept', states.map(stateEntered)],
     ['navigation and loading: recovered, or named', navigations],
     ['start and ready (M1, M4, M6): recovered', starts],
@@ -167,18 +192,53 @@ async function casesOf(lab: Lab): Promise<[string, Case[]][]> {
   ]
 }
 
-const moduleRemoved = (name: string): Case => ({
+/** The names under which the emulated page defines its modules. */
+async function modulesOfPage(): Promise<string[]> {
+  const folder = join(import.meta.dirname, '..', 'e2e', 'emulated-page', 'page')
+  const files = (await readdir(folder)).filter((name) => name.endsWith('.js'))
+  const texts = await Promise.all(files.map((name) => readFile(join(folder, name), 'utf8')))
+  const names = texts.flatMap((text) =>
+    [...text.matchAll(/^ {2}(WA\w+)\b/gm)].map(([, name]) => name!),
+  )
+  if (names.length < 50) throw new Error(`only ${names.length} modules of the page were found`)
+  return [...new Set(names)].sort()
+}
+
+/** After a release that renamed a module the session either works on, in truth, or says why it does not. */
+const moduleRemoved = (name: string, says: (row: HistoryRow) => boolean): Case => ({
   what: `${name} removed`,
   run: async (scene) => {
-    scene.world.whatsapp.removeModule(name)
-    await scene.world.whatsapp.reload(scene.subject.account)
-    await named(
-      scene,
-      ({ reason, detail }) => reason === 'MODULE_MISSING' && detail?.includes(name) === true,
+    const { world, subject, mark } = scene
+    const history = () => world.history(subject.id, mark)
+    // The reload itself is no answer.
+    const isNamed = async () =>
+      (await history()).some((row) => row.reason !== 'LINK_LOST' && says(row))
+    world.whatsapp.removeModule(name)
+    await world.whatsapp.reload(subject.account)
+    await eventually(
+      'WORKING, or a state that says why not',
+      async () => (await isNamed()) || (await history()).at(-1)?.toStatus === 'WORKING',
+      namedWithinMs,
+    )
+    if (sendModules.includes(name) && !(await isNamed())) throw new Error('it was not named')
+    await eventually(
+      'a text comes through, or a state that says why not',
+      async () => (await isNamed()) || (await talks(scene)),
+      namedWithinMs,
     )
   },
   cure: ({ world }) => world.whatsapp.restoreModule(name),
 })
+
+/** Whether a text goes out and another comes in. */
+async function talks({ world, subject }: Scene): Promise<boolean> {
+  const { customer, body } = world.unique()
+  const id = await world.send(subject, customer, body)
+  return Promise.all([world.confirmed(id, 10_000), world.hears(subject, 10_000)]).then(
+    () => true,
+    () => false,
+  )
+}
 
 const states = [
   'CONFLICT',

@@ -9,6 +9,8 @@ export interface Lab {
   folder: string
   /** Open ones, for when the run is broken off. */
   worlds: Set<World>
+  /** Aborted when the run is broken off: nothing new may be started then. */
+  signal: AbortSignal
   createDatabase(): Promise<string>
   random(name: string): Random
   /** How many trials: all of them, or a few for a short run. */

@@ -2,9 +2,12 @@
  * npm run test:faults [-- --seed N --only F2,F5 --quick --keep --markdown FILE]: breaks real processes, real browsers and pages on purpose and
  * counts which promises hold. Ends with the line "N passed, N failed".
  */
-import { mkdir, writeFile } from 'node:fs/promises'
+import { existsSync, rmSync } from 'node:fs'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { availableParallelism, loadavg } from 'node:os'
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { format, resolveConfig } from 'prettier'
 import { root } from '../../shared/root.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { Cluster } from './cluster.ts'
@@ -12,30 +15,35 @@ import { browserFaults } from './f2-browser.ts'
 import { staleOwner } from './f3-stale-owner.ts'
 import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
+import { snapshots } from './f7-snapshots.ts'
 import { pageFaults } from './f8-page.ts'
 import { idempotency } from './f11-idempotency.ts'
 import { shutdown } from './f13-shutdown.ts'
 import { recycles } from './f16-recycles.ts'
 import type { Family, Lab } from './lab.ts'
+import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
 import { Random } from './random.ts'
-import { markdown, plain } from './table.ts'
+import { markdown, placeIn, plain } from './table.ts'
 import type { Report } from './table.ts'
 import { isKept } from './trials.ts'
+import type { Row } from './trials.ts'
 import { inParallel } from './waiting.ts'
-import type { World } from './world.ts'
 
 const families: Family[] = [
   browserFaults,
   staleOwner,
   failover,
   restarts,
+  snapshots,
   pageFaults,
   idempotency,
   shutdown,
   recycles,
   brokenTwins,
 ]
+/** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
+const order = ['F2', 'F3', 'F5', 'F6', 'F8', 'TWINS', 'F16', 'F13', 'F7']
 /** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
 const width = 3
 const quickShare = 0.1
@@ -52,59 +60,66 @@ const { values: options } = parseArgs({
 const seed = Number(options.seed ?? Math.floor(Math.random() * 1_000_000))
 const only = options.only?.toUpperCase().split(',')
 const chosen = families.filter(({ id }) => only?.includes(id.toUpperCase()) ?? true)
-const worlds = new Set<World>()
+/** Of all families: those that must be ended when the run is. */
+const labs = new Set<Lab>()
+const breakOff = new AbortController()
 
 if (!Number.isSafeInteger(seed)) fail(`--seed ${options.seed} is not a whole number`)
 if (chosen.length === 0) fail(`--only ${options.only} names none of ${list(families)}`)
 const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
 if ('missing' in browser) fail(browser.missing)
+if (!existsSync(join(root, 'dist', 'api', 'server.js'))) fail('Nothing is built: npm run build')
 
 const startedAt = performance.now()
 say(`seed ${seed}; ${list(chosen)}`)
-const cluster = await Cluster.start()
+const starting = Cluster.start()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.once(name, () => {
-    for (const world of worlds) world.abort()
-    void cluster.stop(false).finally(() => process.exit(1))
+    breakOff.abort()
+    void endAll(false).finally(() => process.exit(1))
   })
 }
+const cluster = await starting
 let report: Report
 try {
   report = await runAll()
 } finally {
-  for (const world of worlds) world.abort()
-  await cluster.stop(options.keep)
+  await endAll(options.keep)
 }
 
 console.log(plain(report))
-if (options.markdown !== undefined) await writeFile(options.markdown, markdown(report))
+if (options.markdown !== undefined) await writeTable(options.markdown, report)
 const failed = report.rows.filter((row) => !isKept(row))
 if (failed.length > 0)
   console.log(`broken: ${failed.map(({ fault, what }) => `${fault} ${what}`).join('; ')}`)
 console.log(`${report.rows.length - failed.length} passed, ${failed.length} failed`)
 process.exitCode = failed.length === 0 ? 0 : 1
 
+async function endAll(keep: boolean): Promise<void> {
+  const begun = await starting
+  await Promise.all([...labs].map(abortWorlds))
+  await begun.stop(keep)
+  // What was under way a moment ago may have written something since.
+  if (!keep) rmSync(begun.folder, { recursive: true, force: true })
+}
+
+async function abortWorlds({ worlds }: Lab): Promise<void> {
+  await Promise.all([...worlds].map((world) => world.abort()))
+  worlds.clear()
+}
+
 async function runAll(): Promise<Report> {
   const folder = `${cluster.folder}/worlds`
   await mkdir(folder)
-  const lab: Lab = {
-    root,
-    folder,
-    worlds,
-    say,
-    createDatabase: () => cluster.createDatabase(),
-    random: (name) => new Random(seed, name),
-    scaled: (trials) => (options.quick ? Math.max(2, Math.round(trials * quickShare)) : trials),
-  }
+  const product = `${cluster.folder}/product`
+  await copyProduct(root, product)
   const results = new Map<string, Report['rows']>()
-  await inParallel(chosen, width, async (family) => {
+  const waiting = chosen.toSorted((a, b) => order.indexOf(a.id) - order.indexOf(b.id))
+  await inParallel(waiting, width, async (family) => {
     const begun = performance.now()
-    const rows = await family.run(lab).catch((error: unknown) => [crashed(family, error)])
+    const rows = await runFamily(family, folder, product)
     const seconds = Math.round((performance.now() - begun) / 1_000)
-    results.set(
-      family.id,
-      rows.map((row) => ({ ...row, seconds })),
-    )
+    results.set(family.id, rows)
     say(`${family.id}: ${rows.filter(isKept).length} of ${rows.length} promises kept, ${seconds} s`)
   })
   return {
@@ -117,10 +132,37 @@ async function runAll(): Promise<Report> {
   }
 }
 
-/** The fault could not even be tried: nothing was shown. */
-function crashed({ id }: Family, error: unknown) {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  return { fault: id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }
+async function runFamily(family: Family, folder: string, product: string): Promise<Row[]> {
+  const giveUp = new AbortController()
+  const lab: Lab = {
+    root: product,
+    folder,
+    worlds: new Set(),
+    signal: AbortSignal.any([breakOff.signal, giveUp.signal]),
+    say,
+    createDatabase: () => cluster.createDatabase(),
+    random: (name) => new Random(seed, name),
+    scaled: (trials) => (options.quick ? Math.max(2, Math.round(trials * quickShare)) : trials),
+  }
+  labs.add(lab)
+  try {
+    return await family.run(lab)
+  } catch (error) {
+    // The fault could not even be tried: nothing was shown. What it has begun must not slow down the others.
+    giveUp.abort()
+    await abortWorlds(lab)
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+    say(`${family.id} broke off: ${text}`)
+    return [{ fault: family.id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }]
+  }
+}
+
+/** Into its place in a README, or into a file of its own; formatted as the rest of the repository. */
+async function writeTable(file: string, report: Report): Promise<void> {
+  const before = await readFile(file, 'utf8').catch(() => '') // a new file
+  const style = await resolveConfig(join(root, 'README.md'))
+  const text = placeIn(before, markdown(report))
+  await writeFile(file, await format(text, { ...style, parser: 'markdown' }))
 }
 
 function list(some: Family[]): string {

@@ -50,7 +50,7 @@ export class Program {
     const program = new Program(child)
     let ready = false
     child.once('message', () => (ready = true))
-    await eventually(`${script} ready`, () => ready || program.ended !== undefined)
+    await eventually(`${script} ready`, () => ready || program.ended !== undefined, 180_000)
     if (!ready) throw new Error(`${script} did not start:\n${program.output}`)
     return program
   }

@@ -7,11 +7,12 @@ export interface Report {
   date: string
   machine: string
   seconds: number
-  /** `seconds` is what the whole family took. */
-  rows: (Row & { seconds: number })[]
+  rows: Row[]
 }
 
-const heads = ['Fault', 'What', 'N', 'Result', 'p50 ms', 'p95 ms', 'max ms', 's']
+const heads = ['Fault', 'Promise', 'N', 'Kept', 'p50 ms', 'p95 ms', 'max ms', 'Verdict']
+/** Where the table stands in a file that has other things to say as well. */
+const place = /(<!-- faults: begin -->\n)[^]*(<!-- faults: end -->)/
 
 export function plain(report: Report): string {
   const lines = [heads, ...report.rows.map(cells)]
@@ -19,7 +20,7 @@ export function plain(report: Report): string {
   const table = lines.map((line) =>
     line
       .map((cell, column) =>
-        column > 1 ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!),
+        isNumber(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!),
       )
       .join('  '),
   )
@@ -35,7 +36,7 @@ export function markdown(report: Report): string {
     introduction(report),
     '',
     line(heads),
-    line(heads.map((_, column) => (column > 1 ? '---:' : '---'))),
+    line(heads.map((_, column) => (isNumber(column) ? '---:' : '---'))),
     ...report.rows.map((row) => line(cells(row))),
     '',
     ...notes(report).map((note) => `- ${note}`),
@@ -44,25 +45,37 @@ export function markdown(report: Report): string {
   ].join('\n')
 }
 
-/** Every figure below is one of the emulated page: said in the same breath as the figures. */
-function introduction({ date, seed, seconds, machine, quick }: Report): string {
-  return `${date}, seed ${seed}, ${machine}, ${seconds} s in all${quick ? ', a short run' : ''}; real processes and Chromium on an emulated WhatsApp Web: figures of the emulator, not of WhatsApp.`
+/** The text with the table in its place; the table alone when it has no place for one. */
+export function placeIn(text: string, table: string): string {
+  return place.test(text)
+    ? text.replace(place, (_, begin, end) => `${begin}\n${table}\n${end}`)
+    : table
 }
 
-function cells(row: Report['rows'][number]): string[] {
+/** Every figure below is one of the emulated page: said in the same breath as the figures. */
+function introduction({ date, seed, seconds, machine, quick }: Report): string {
+  return [
+    `${date}, seed ${seed}, ${machine}, ${seconds} s in all${quick ? ', a short run' : ''}.`,
+    'Real processes and a real Chromium on an emulated WhatsApp Web: figures of the emulator, not of WhatsApp.',
+    'What was kept N of N times fails, with 95 % confidence, in less than 3/N of such cases.',
+  ].join(' ')
+}
+
+function cells(row: Row): string[] {
   const time = (share: number) => String(percentile(row.times, share) ?? '')
-  const result = `${row.kept}/${row.n}${isKept(row) ? '' : ' BROKEN'}`
   return [
     row.fault,
     row.what,
     String(row.n),
-    result,
+    String(row.kept),
     time(0.5),
     time(0.95),
     time(1),
-    String(row.seconds),
+    isKept(row) ? 'kept' : 'BROKEN',
   ]
 }
+
+const isNumber = (column: number) => column > 1 && column < heads.length - 1
 
 const notes = ({ rows }: Report) =>
   rows.filter(({ note }) => note !== '').map(({ fault, what, note }) => `${fault} ${what}: ${note}`)

@@ -8,14 +8,14 @@ import { AgentClient } from '../e2e/client.ts'
 import type { Json } from '../e2e/client.ts'
 import { startEmulatedWhatsApp } from '../e2e/emulated-page/server.ts'
 import type { EmulatedWhatsApp, EmulatedWhatsAppOptions } from '../e2e/emulated-page/server.ts'
-import { freePort, processesNaming } from '../e2e/processes.ts'
+import { freePort } from '../e2e/processes.ts'
 import { watchWrites } from './audit.ts'
 import type { Lab } from './lab.ts'
-import { browserOn } from './proc.ts'
-import type { Browser } from './proc.ts'
+import { browserOn, familyOf, listProcesses, signal, stillRunning } from './proc.ts'
+import type { Browser, Listed } from './proc.ts'
 import { Program } from './program.ts'
 import { loginIsOnDisk } from './profile.ts'
-import { eventually } from './waiting.ts'
+import { eventually, inParallel } from './waiting.ts'
 
 export interface WorldOptions {
   engine?: 'webjs' | 'simulator'
@@ -88,6 +88,7 @@ export class World {
   }
 
   static async open(lab: Lab, name: string, options: WorldOptions = {}): Promise<World> {
+    lab.signal.throwIfAborted()
     const folder = join(lab.folder, name)
     for (const inner of ['', 'tmp']) await mkdir(join(folder, inner), { recursive: true })
     const url = await lab.createDatabase()
@@ -121,20 +122,25 @@ export class World {
       }),
       ...options.settings,
     }
-    await watchWrites(sql)
     const api = await Program.start(lab.root, 'api/server.js', {
       ...settings,
       DATA_DIR: join(folder, 'data'),
+    }).catch(async (error: unknown) => {
+      await whatsapp.close()
+      await sql.close()
+      throw error
     })
     const agent = new AgentClient(`http://127.0.0.1:${port}`)
-    await agent.register()
     const world = new World(lab, { folder, sql, whatsapp, agent, settings, api })
     lab.worlds.add(world)
+    await watchWrites(sql)
+    await agent.register()
     return world
   }
 
   /** Starts a worker; its writes are known by its name. */
   async startWorker(name: string, options: WorkerOptions = {}): Promise<Program> {
+    this.#lab.signal.throwIfAborted()
     const { disk = 'data', measured = false, settings = {} } = options
     await this.#shareObjects(disk)
     const url = new URL(this.#settings['DATABASE_URL']!)
@@ -177,7 +183,8 @@ export class World {
   /** A login is kept in the vault some seconds after it was linked. */
   async loginsInVault(subjects: Subject[], least = 1): Promise<void> {
     for (const { id } of subjects) {
-      await eventually('a snapshot', async () => (await this.snapshots(id)).length >= least)
+      const enough = async () => (await this.snapshots(id)).length >= least
+      await eventually('a snapshot', enough, slowMs)
     }
   }
 
@@ -185,11 +192,9 @@ export class World {
   async link(count: number): Promise<Subject[]> {
     const subjects: Subject[] = []
     // Two at a time: the two cores have enough to do with two browsers that start.
-    const pairing = Array.from({ length: count }, async (_, index) => {
-      if (index >= 2) await eventually('its turn', () => subjects.length > index - 2, 600_000)
+    await inParallel(Array.from({ length: count }), 2, async () => {
       subjects.push(await this.#linkOne())
     })
-    await Promise.all(pairing)
     return subjects
   }
 
@@ -225,7 +230,7 @@ export class World {
         slowMs,
       )
     }
-    await eventually('WORKING', async () => (await this.status(id)) === 'WORKING')
+    await eventually('WORKING', async () => (await this.status(id)) === 'WORKING', slowMs)
     return { id, account }
   }
 
@@ -343,46 +348,77 @@ export class World {
     }
   }
 
-  /** A customer writes; resolves when it is stored. Rejects when it is not, or more than once. */
-  async hears({ id, account }: Subject, timeoutMs = 20_000): Promise<void> {
+  /** A customer writes; answers what. */
+  write({ account }: Subject): string {
     const { customer, body } = this.unique()
     this.whatsapp.deliver({ to: account, from: customer, body })
-    await eventually('an inbound message is stored', () => this.#stored(id, body), timeoutMs)
+    return body
   }
 
-  async #stored(id: string, body: string): Promise<boolean> {
+  /** A customer writes; resolves when it is stored. Rejects when it is not, or more than once. */
+  async hears(subject: Subject, timeoutMs = 20_000): Promise<void> {
+    const body = this.write(subject)
+    await eventually('an inbound message is stored', () => this.isStored(subject, body), timeoutMs)
+  }
+
+  /** Rejects when it is stored more than once. */
+  async isStored({ id }: Subject, body: string): Promise<boolean> {
     const rows = await this.sql`
       select from messages where session_id = ${id} and direction = 'inbound' and body = ${body}`
     if (rows.length > 1) throw new Error(`an inbound message is stored ${rows.length} times`)
     return rows.length === 1
   }
 
-  /** Ends everything, and names what is left then: processes, and files that a running browser has. */
+  /** Ends everything, and names what is left then: processes, and files that a running browser has. What is left is ended, too. */
   async close(): Promise<string[]> {
     this.#lab.worlds.delete(this)
+    const before = await this.#processes()
     for (const worker of this.workers) worker.kill('SIGCONT')
     await Promise.all(
       this.workers.map(async (worker) => worker.ended ?? (await worker.end('SIGTERM'))),
     )
-    await this.#api.end('SIGTERM')
+    await (this.#api.ended ?? this.#api.end('SIGTERM'))
     await this.whatsapp.close()
     await this.sql.close()
-    return this.leftovers()
+    // A browser's helpers outlive it by a moment.
+    const gone = async () => (await stillRunning(before)).length === 0
+    await eventually('the processes are gone', gone, 5_000).catch(() => {})
+    const left = await stillRunning([...before, ...(await this.#processes())])
+    for (const { pid } of left) signal(pid, 'SIGKILL')
+    return [...left.map(({ pid, command }) => `${pid} ${command}`), ...(await this.#files())]
   }
 
-  async leftovers(): Promise<string[]> {
-    const processes = await processesNaming(`${this.folder}/`)
-    const files = processes.length > 0 ? [] : await readdir(this.folder, { recursive: true })
-    return [
-      ...processes.map((pid) => `process ${pid}`),
-      ...files.filter((file) => file.endsWith('SingletonLock')),
-      ...files.filter((file) => file.startsWith('tmp/') && !file.includes('/', 4)),
+  /** Ours, and whatever they started, even if those that started it are gone. */
+  async #processes(): Promise<Listed[]> {
+    const all = await listProcesses()
+    const roots = [
+      ...[...this.workers, this.#api].filter(({ ended }) => !ended).map(({ pid }) => pid),
+      ...all.filter(({ command }) => command.includes(`${this.folder}/`)).map(({ pid }) => pid),
     ]
+    const found = roots.flatMap((pid) => familyOf(pid, all))
+    return [...new Map(found.map((process) => [process.pid, process])).values()]
+  }
+
+  /** Locks, which would keep a browser out of its profile, and temporary files. */
+  async #files(): Promise<string[]> {
+    const list = (path: string) => readdir(join(this.folder, path)).catch((): string[] => [])
+    const locks: string[] = []
+    for (const disk of await list('.')) {
+      for (const profile of await list(join(disk, 'profiles'))) {
+        const path = join(disk, 'profiles', profile)
+        if ((await list(path)).includes('SingletonLock')) locks.push(join(path, 'SingletonLock'))
+      }
+    }
+    return [...locks, ...(await list('tmp')).map((name) => join('tmp', name))]
   }
 
   /** At once, whatever state it is in: the run is being broken off. */
-  abort(): void {
+  async abort(): Promise<void> {
+    const all = await this.#processes()
     for (const program of [...this.workers, this.#api]) program.kill('SIGKILL')
+    for (const { pid } of await stillRunning(all)) signal(pid, 'SIGKILL')
+    await this.whatsapp.close()
+    await this.sql.close()
   }
 }
 

@@ -500,6 +500,32 @@ void t.test('one wish to restart is one restart, however slow', async (t) => {
   t.equal(worker.engines.length, 2)
 })
 
+void t.test('a restart asked for the moment it failed is heard', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let missing = true
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const { start, stop } = { start: engine.start.bind(engine), stop: engine.stop.bind(engine) }
+      engine.start = async () => {
+        if (missing) throw new EngineError('transient', 'BROWSER_MISSING', 'There is none.')
+        await start()
+      }
+      // Its end takes longer than a person who sees that it failed.
+      engine.stop = async () => {
+        await new Promise((resolve) => setTimeout(resolve, 500))
+        await stop()
+      }
+      return engine
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'FAILED')
+  missing = false
+  await request(sql, workspaceId, sessionId, 'restart')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+})
+
 void t.test('a fence that moved on stops every claim', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
@@ -601,7 +627,8 @@ void t.test('a pairing code is answered, or the reason there is none', async (t)
 void t.test('a session nobody used for long expires, and can be started again', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
-  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  // Long enough to be seen before the scan.
+  const worker = startWorker(t, sql, { dataDir: t.testdir(), scanMs: 500 })
   const working = await untilStatus(sql, workspaceId, sessionId, 'WORKING')
   t.ok(working.expiresAt!.getTime() > Date.now() + 29 * 86_400_000)
   await sql`update wa_sessions set expires_at = now() - interval '1 day'`

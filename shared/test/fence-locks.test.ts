@@ -1,0 +1,89 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import type { Sql } from '../db.ts'
+import { acceptText } from '../messages.ts'
+import { claim } from '../outbox.ts'
+import { assertFence, LeaseLost, takeLeases } from '../wa-session-leases.ts'
+import { createSession } from '../wa-sessions.ts'
+import { testDb } from './db.ts'
+
+const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 }
+
+void t.test('a claim waits for a change of owner under way, and then claims nothing', async (t) => {
+  const { sql } = await testDb(t)
+  const session = await givenOwnedSession(sql)
+  await acceptText(sql, {
+    workspaceId: session.workspaceId,
+    sessionId: session.id,
+    waChatId: '12025550100@c.us',
+    body: 'hello',
+    sentBy: null,
+    requestId: randomUUID(),
+  })
+  const { waited, claiming } = await sql.begin(async (tx) => {
+    await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
+    const claiming = claim(sql, 'first', [session])
+    return { claiming, waited: await waitsForLock(sql, claiming) }
+  })
+  t.ok(waited, 'it does not trust the owner it saw')
+  t.same(await claiming, [])
+  const owned = { id: session.id, fence: session.fence + 1 }
+  t.equal((await claim(sql, 'next', [owned])).length, 1)
+})
+
+void t.test('the fence is asserted only once a change of owner under way is over', async (t) => {
+  const { sql } = await testDb(t)
+  const session = await givenOwnedSession(sql)
+  const { waited, asserting } = await sql.begin(async (tx) => {
+    await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
+    const asserting = sql
+      .begin((write) => assertFence(write, session))
+      .catch((error: unknown) => error)
+    return { asserting, waited: await waitsForLock(sql, asserting) }
+  })
+  t.ok(waited, 'it does not trust the fence it saw')
+  t.type(await asserting, LeaseLost)
+})
+
+void t.test('nobody takes a session while its owner writes', async (t) => {
+  const { sql } = await testDb(t)
+  const session = await givenOwnedSession(sql)
+  await sql`update wa_sessions set lease_until = now() - interval '1 s' where id = ${session.id}`
+  await sql.begin(async (tx) => {
+    await assertFence(tx, session)
+    t.same(await takeLeases(sql, next), [], 'its lease has run out, its write has not ended')
+  })
+  t.match(await takeLeases(sql, next), [{ id: session.id, fence: session.fence + 1 }])
+})
+
+/** Whether a statement came to wait for a lock; false when it was done without. */
+async function waitsForLock(sql: Sql, statement: Promise<unknown>): Promise<boolean> {
+  let done = false
+  void statement.finally(() => (done = true))
+  const deadline = performance.now() + 20_000
+  while (!done && performance.now() < deadline) {
+    const waiting = await sql`
+      select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+    if (waiting.length > 0) return true
+    await sleep(10)
+  }
+  return false
+}
+
+async function givenOwnedSession(sql: Sql) {
+  const [workspace] = await sql<{ id: string }>`
+    insert into workspaces (name) values ('Bakery') returning id`
+  const workspaceId = workspace!.id
+  const { id } = await createSession(sql, {
+    workspaceId,
+    name: 'sales',
+    engine: 'simulator',
+    start: true,
+    expiryDays: 30,
+  })
+  await sql`
+    update wa_sessions set status = 'WORKING', owner = 'first', fence = 7, lease_until = now() + interval '1 minute'
+    where id = ${id}`
+  return { id, workspaceId, fence: 7 }
+}
