@@ -17,9 +17,14 @@ import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
 import { snapshots } from './f7-snapshots.ts'
 import { pageFaults } from './f8-page.ts'
+import { acks } from './f9-acks.ts'
 import { idempotency } from './f11-idempotency.ts'
+import { poison } from './f12-poison.ts'
 import { shutdown } from './f13-shutdown.ts'
+import { paces } from './f15-pacing.ts'
 import { recycles } from './f16-recycles.ts'
+import { modelCheck } from './model-check.ts'
+import { sendingTwins } from './twins-sending.ts'
 import type { Family, Lab } from './lab.ts'
 import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
@@ -37,10 +42,15 @@ const families: Family[] = [
   restarts,
   snapshots,
   pageFaults,
+  acks,
   idempotency,
+  poison,
   shutdown,
+  paces,
   recycles,
   brokenTwins,
+  modelCheck,
+  sendingTwins,
 ]
 /** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
 const order = ['F2', 'F3', 'F5', 'F6', 'F8', 'TWINS', 'F16', 'F13', 'F7']
