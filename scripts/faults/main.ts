@@ -11,8 +11,11 @@ import { format, resolveConfig } from 'prettier'
 import { root } from '../../shared/root.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { Cluster } from './cluster.ts'
+import { kills } from './f1-kills.ts'
+import { killsInPage } from './f1-page.ts'
 import { browserFaults } from './f2-browser.ts'
 import { staleOwner } from './f3-stale-owner.ts'
+import { database } from './f4-database.ts'
 import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
 import { snapshots } from './f7-snapshots.ts'
@@ -36,8 +39,11 @@ import type { Row } from './trials.ts'
 import { inParallel } from './waiting.ts'
 
 const families: Family[] = [
+  kills,
+  killsInPage,
   browserFaults,
   staleOwner,
+  database,
   failover,
   restarts,
   snapshots,

@@ -25,7 +25,8 @@ const scenarios: Scenario[] = [
 
 const promises: Record<Promised, string> = {
   'lost 0': 'nothing lost, nothing taken back that went out, no edit half done',
-  'transmitted once': 'transmitted once, twice only after an older snapshot where the policy wants it',
+  'transmitted once':
+    'transmitted once, twice only after an older snapshot where the policy wants it',
   order: 'within a chat in the order of acceptance',
   lanes: 'in every state each lane counts what waits, and is busy while one is on its way',
   'stale writes 0': 'who lost the session changes nothing any more',

@@ -35,9 +35,16 @@ export async function builtParts(root: string): Promise<Parts> {
   const load = async (file: string) =>
     (await import(pathToFileURL(join(root, 'dist', file)).href)) as Partial<Parts>
   const files = [
-    ...['db', 'inbox', 'outbound', 'outbox', 'acks', 'wa-id', 'wa-session-leases', 'wa-sessions'].map(
-      (name) => `shared/${name}.js`,
-    ),
+    ...[
+      'db',
+      'inbox',
+      'outbound',
+      'outbox',
+      'acks',
+      'wa-id',
+      'wa-session-leases',
+      'wa-sessions',
+    ].map((name) => `shared/${name}.js`),
     'wa-worker/delivery.js',
     'wa-worker/engine/engine.js',
   ]

@@ -325,9 +325,7 @@ class Play {
     }
     if (client && this.#asked.told === undefined)
       found.push({ promise: 'lost 0', what: 'the client was told nothing' })
-    const firsts = messages.map(({ keyId }) =>
-      this.#wire.findIndex((one) => one.keyId === keyId),
-    )
+    const firsts = messages.map(({ keyId }) => this.#wire.findIndex((one) => one.keyId === keyId))
     if (chats === 1 && firsts.every((at) => at >= 0) && firsts[0]! > firsts[1]!)
       found.push({ promise: 'order', what: 'm2 went out before m1' })
     return found

@@ -121,14 +121,16 @@ export async function liveThrough(
   /** When something is asked for: campaigns of strangers, and customers who write and are answered, now and then several times. */
   const arrivals: { at: number; numbers: string[]; wrote: boolean }[] = []
   let strangers = 0
-  for (let left = messages; left > 0; ) {
+  for (let left = messages; left > 0;) {
     const campaign = random.next() < 0.15
     const many = Math.min(left, campaign ? random.between(10, 100) : random.between(1, 6))
     const number = () => String(12_125_000_000 + strangers++)
     const known = String(12_126_000_000 + random.between(0, 60))
     arrivals.push({
       at: beginsAt + Math.floor(random.next() * days * dayMs),
-      numbers: campaign ? Array.from({ length: many }, number) : Array.from({ length: many }, () => known),
+      numbers: campaign
+        ? Array.from({ length: many }, number)
+        : Array.from({ length: many }, () => known),
       wrote: !campaign,
     })
     left -= many

@@ -1,14 +1,14 @@
 import pg from 'pg'
 import t from 'tap'
-import { liveThrough, ownClock } from '../../scripts/faults/pacing-month.ts'
-import { Random } from '../../scripts/faults/random.ts'
-import { recordAck } from '../acks.ts'
-import { connect } from '../db.ts'
-import { storeReceived } from '../inbox.ts'
-import { accept } from '../outbound.ts'
-import { claim } from '../outbox.ts'
-import { createSession } from '../wa-sessions.ts'
-import { testDb } from './db.ts'
+import { recordAck } from '../../shared/acks.ts'
+import { connect } from '../../shared/db.ts'
+import { storeReceived } from '../../shared/inbox.ts'
+import { accept } from '../../shared/outbound.ts'
+import { claim } from '../../shared/outbox.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { createSession } from '../../shared/wa-sessions.ts'
+import { liveThrough, ownClock } from '../faults/pacing-month.ts'
+import { Random } from '../faults/random.ts'
 
 const parts = { accept, claim, createSession, recordAck, storeReceived }
 
