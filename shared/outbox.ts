@@ -135,6 +135,8 @@ export async function claim(
         (${laneHeads} and hours.quiet and l.last_inbound_at > now() - interval '24 hours' order by l.last_inbound_at limit 1)
         order by due_at limit 1
       ) h
+      -- In the order of renewLeases, so that the two cannot wait for each other.
+      order by s.id
       for share of s
       offset 0
     ), claimed as (

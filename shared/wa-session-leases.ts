@@ -96,7 +96,12 @@ export async function renewLeases(
     set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
         last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end,
         expires_at = case when s.status = 'WORKING' then now() + ${expiryDays} * interval '1 day' else s.expires_at end
-    where s.owner = ${worker} and s.lease_until > clock_timestamp()
+    where s.id in (
+      select c.id from wa_sessions c where c.owner = ${worker} and c.lease_until > clock_timestamp()
+      -- In the order of claim(), so that the two cannot wait for each other.
+      order by c.id
+      for update
+    )
     returning ${leased}`
 }
 

@@ -11,15 +11,23 @@ import { format, resolveConfig } from 'prettier'
 import { root } from '../../shared/root.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { Cluster } from './cluster.ts'
+import { kills } from './f1-kills.ts'
+import { killsInPage } from './f1-page.ts'
 import { browserFaults } from './f2-browser.ts'
 import { staleOwner } from './f3-stale-owner.ts'
+import { database } from './f4-database.ts'
 import { failover } from './f5-failover.ts'
 import { restarts } from './f6-restarts.ts'
 import { snapshots } from './f7-snapshots.ts'
 import { pageFaults } from './f8-page.ts'
+import { acks } from './f9-acks.ts'
 import { idempotency } from './f11-idempotency.ts'
+import { poison } from './f12-poison.ts'
 import { shutdown } from './f13-shutdown.ts'
+import { paces } from './f15-pacing.ts'
 import { recycles } from './f16-recycles.ts'
+import { modelCheck } from './model-check.ts'
+import { sendingTwins } from './twins-sending.ts'
 import type { Family, Lab } from './lab.ts'
 import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
@@ -31,16 +39,24 @@ import type { Row } from './trials.ts'
 import { inParallel } from './waiting.ts'
 
 const families: Family[] = [
+  kills,
+  killsInPage,
   browserFaults,
   staleOwner,
+  database,
   failover,
   restarts,
   snapshots,
   pageFaults,
+  acks,
   idempotency,
+  poison,
   shutdown,
+  paces,
   recycles,
   brokenTwins,
+  modelCheck,
+  sendingTwins,
 ]
 /** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
 const order = ['F2', 'F3', 'F5', 'F6', 'F8', 'TWINS', 'F16', 'F13', 'F7']

@@ -4,14 +4,23 @@ import t from 'tap'
 import type { Sql } from '../db.ts'
 import { accept } from '../outbound.ts'
 import { claim } from '../outbox.ts'
-import { assertFence, LeaseLost, takeLeases } from '../wa-session-leases.ts'
+import type { PacingConfig } from '../pacing.ts'
+import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
 
+<<<<<<< HEAD
 const pacing = {
   WA_SEND_MIN_GAP_MS: 0,
   WA_SEND_JITTER_MS: 0,
   WA_SENDS_PER_MINUTE: 0,
+=======
+const atOnce: PacingConfig = {
+  WA_SEND_MIN_GAP_MS: 0,
+  WA_SEND_JITTER_MS: 0,
+  WA_SENDS_PER_MINUTE: 0,
+  WA_NEW_CONTACTS_PER_DAY: 0,
+>>>>>>> w-f1
   WA_TYPING: false,
 }
 const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 }
@@ -19,6 +28,7 @@ const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 
 void t.test('a claim waits for a change of owner under way, and then claims nothing', async (t) => {
   const { sql } = await testDb(t)
   const session = await givenOwnedSession(sql)
+<<<<<<< HEAD
   await accept(sql, {
     workspaceId: session.workspaceId,
     sessionId: session.id,
@@ -29,12 +39,22 @@ void t.test('a claim waits for a change of owner under way, and then claims noth
   const { waited, claiming } = await sql.begin(async (tx) => {
     await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
     const claiming = claim(sql, 'first', [session], pacing)
+=======
+  await queue(sql, session)
+  const { waited, claiming } = await sql.begin(async (tx) => {
+    await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
+    const claiming = claim(sql, 'first', [session], atOnce)
+>>>>>>> w-f1
     return { claiming, waited: await waitsForLock(sql, claiming) }
   })
   t.ok(waited, 'it does not trust the owner it saw')
   t.same(await claiming, [])
   const owned = { id: session.id, fence: session.fence + 1 }
+<<<<<<< HEAD
   t.equal((await claim(sql, 'next', [owned], pacing)).length, 1)
+=======
+  t.equal((await claim(sql, 'next', [owned], atOnce)).length, 1)
+>>>>>>> w-f1
 })
 
 void t.test('the fence is asserted only once a change of owner under way is over', async (t) => {
@@ -61,6 +81,46 @@ void t.test('nobody takes a session while its owner writes', async (t) => {
   })
   t.match(await takeLeases(sql, next), [{ id: session.id, fence: session.fence + 1 }])
 })
+
+void t.test(
+  'claims and renewals lock sessions in one order, so that they cannot deadlock',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const sessions: { id: string; workspaceId: string; fence: number }[] = []
+    for (let index = 0; index < 6; index++) sessions.push(await givenOwnedSession(sql))
+    for (const session of sessions) await queue(sql, session)
+    const statements = {
+      claim: () => claim(sql, 'first', sessions, atOnce),
+      renewal: () => renewLeases(sql, { worker: 'first', ttlMs: 60_000, expiryDays: 1 }),
+    }
+    for (const [name, statement] of Object.entries(statements)) {
+      for (const { id } of sessions) {
+        await sql`update outbox set state = 'q'`
+        await sql`update outbox_lanes set due_at = now() - interval '1 s'`
+        const { waiting, locked } = await sql.begin(async (tx) => {
+          await tx`select from wa_sessions where id = ${id} for update`
+          const waiting: Promise<unknown[]> = statement()
+          await waitsForLock(sql, waiting)
+          const behind = await tx`select from wa_sessions where id > ${id}`
+          const free = await tx`select from wa_sessions where id > ${id} for update skip locked`
+          return { waiting, locked: behind.length - free.length }
+        })
+        t.equal(locked, 0, `a ${name} that waits for a session has locked none behind it`)
+        t.equal((await waiting).length, sessions.length)
+      }
+    }
+  },
+)
+
+async function queue(sql: Sql, session: { id: string; workspaceId: string }): Promise<void> {
+  await accept(sql, {
+    workspaceId: session.workspaceId,
+    sessionId: session.id,
+    sentBy: null,
+    requestId: randomUUID(),
+    messages: [{ waChatId: '12025550100@c.us', content: { type: 'text', body: 'hello' } }],
+  })
+}
 
 /** Whether a statement came to wait for a lock; false when it was done without. */
 async function waitsForLock(sql: Sql, statement: Promise<unknown>): Promise<boolean> {

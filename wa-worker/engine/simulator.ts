@@ -365,6 +365,11 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   restoreLink(): void {
     this.#linkUp = true
     this.emit('link', 'restored')
+    this.#transmitPending()
+  }
+
+  /** As the real page does at each connection: what the server has not confirmed goes out again, under its id. */
+  #transmitPending(): void {
     for (const message of Object.values(this.#login?.messages ?? {})) {
       if (message.key.fromMe && message.ack === 0) this.#transmit(message)
     }
@@ -394,7 +399,9 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 
   #ready(): void {
-    if (this.#login) this.emit('ready', this.#login.account)
+    if (!this.#login) return
+    this.emit('ready', this.#login.account)
+    if (this.#linkUp) this.#transmitPending()
   }
 
   #transmit(message: SimulatedMessage): void {

@@ -100,6 +100,36 @@ void t.test(
   },
 )
 
+void t.test(
+  'what was cut short by the end of its process goes out at the next start',
+  async (t) => {
+    const profileDir = t.testdir()
+    const start = async () => {
+      const engine = new SimulatorEngine({
+        sessionId: 'cut-short',
+        profileDir: async () => profileDir,
+        scanMs: 0,
+        pace: 0.01,
+      })
+      const ready = nextEvent(engine, 'ready')
+      await engine.start()
+      await ready
+      return engine
+    }
+    const first = await start()
+    first.dropLink()
+    await first.send({ chatId: '12025550106@c.us', content: hello, keyId: '3EB0C' })
+    t.equal(first.transmissions('3EB0C'), 0)
+    await first.stop()
+
+    const second = await start()
+    const [ack] = await nextEvent(second, 'ack', ({ keyId }) => keyId === '3EB0C')
+    t.equal(ack.ack, 1)
+    t.equal(second.transmissions('3EB0C'), 1)
+    await second.stop()
+  },
+)
+
 void t.test('the same seed gives the same numbers', async (t) => {
   const [a, b] = [seededRandom(7), seededRandom(7)]
   t.same([a(), a(), a()], [b(), b(), b()])

@@ -1,0 +1,35 @@
+import pg from 'pg'
+import t from 'tap'
+import { recordAck } from '../../shared/acks.ts'
+import { connect } from '../../shared/db.ts'
+import { storeReceived } from '../../shared/inbox.ts'
+import { accept } from '../../shared/outbound.ts'
+import { claim } from '../../shared/outbox.ts'
+import { testDb } from '../../shared/test/db.ts'
+import { createSession } from '../../shared/wa-sessions.ts'
+import { liveThrough, ownClock } from '../faults/pacing-month.ts'
+import { Random } from '../faults/random.ts'
+
+const parts = { accept, claim, createSession, recordAck, storeReceived }
+
+for (const seed of [1, 2]) {
+  void t.test(`a week at a random pace, seed ${seed}`, async (t) => {
+    const { url } = await testDb(t)
+    const client = new pg.Client({ connectionString: url, application_name: 'test' })
+    await client.connect()
+    for (const text of ownClock) await client.query(text)
+    await client.end()
+    const sql = connect(url, { applicationName: 'test', max: 1 })
+    try {
+      const outcome = await liveThrough(parts, sql, new Random(seed, 'week'), {
+        messages: 200,
+        days: 7,
+      })
+      t.match(outcome, { gaps: [], minutes: [], budgets: [], quiet: [], starved: [] })
+      t.ok(outcome.opened > 0 && outcome.sent > outcome.opened, 'strangers and replies')
+      t.equal(outcome.sent + outcome.left, 200)
+    } finally {
+      await sql.close()
+    }
+  })
+}
