@@ -13,11 +13,11 @@ import { World } from './world.ts'
 import type { HistoryRow, Subject } from './world.ts'
 
 const lanes = 4
-const startTimeoutMs = 15_000
+const startTimeoutMs = 20_000
 /** Before a person helps. */
 const byItselfMs = 10_000
 /** Longer than the start's own deadline and every step of the ladder below it. */
-const namedWithinMs = 60_000
+const namedWithinMs = 90_000
 
 export const pageFaults: Family = { id: 'F8', run }
 

@@ -90,7 +90,9 @@ const startedAt = performance.now()
 say(`seed ${seed}; ${list(chosen)}`)
 const starting = Cluster.start()
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.once(name, () => {
+  // Under npm a Ctrl-C comes twice.
+  process.on(name, () => {
+    if (breakOff.signal.aborted) return
     breakOff.abort()
     void endAll(false).finally(() => process.exit(1))
   })
