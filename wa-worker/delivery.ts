@@ -14,7 +14,7 @@ import type { Engine, OutgoingContent } from './engine/engine.ts'
 export interface DeliveryOptions {
   sql: Sql
   log: Logger
-  attachments: Attachments
+  attachments: Pick<Attachments, 'fetch'>
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
   ownsLeases: () => boolean
   /** Tries that fail before a message is given up. */

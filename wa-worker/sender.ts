@@ -15,7 +15,7 @@ export interface SenderOptions {
   sql: Sql
   worker: string
   log: Logger
-  attachments: Attachments
+  attachments: Pick<Attachments, 'fetch'>
   /** The pace of sessions that have none of their own. */
   pacing: PacingConfig
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */

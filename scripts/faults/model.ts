@@ -493,6 +493,7 @@ class Play {
     const delivery: Delivery = new Delivery({
       sql,
       log: silent,
+      attachments: { fetch: () => Promise.reject(new Error('the model sends no files')) },
       ownsLeases: () => worker === this.#owner,
       maxAttempts: 5,
       maxCrashes: 3,

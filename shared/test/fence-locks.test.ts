@@ -9,10 +9,11 @@ import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-l
 import { createSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
 
-const pacing = {
+const atOnce: PacingConfig = {
   WA_SEND_MIN_GAP_MS: 0,
   WA_SEND_JITTER_MS: 0,
   WA_SENDS_PER_MINUTE: 0,
+  WA_NEW_CONTACTS_PER_DAY: 0,
   WA_TYPING: false,
 }
 const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 }
@@ -20,22 +21,16 @@ const next = { worker: 'next', startedAt: new Date(0), ttlMs: 60_000, limit: 10 
 void t.test('a claim waits for a change of owner under way, and then claims nothing', async (t) => {
   const { sql } = await testDb(t)
   const session = await givenOwnedSession(sql)
-  await accept(sql, {
-    workspaceId: session.workspaceId,
-    sessionId: session.id,
-    sentBy: null,
-    requestId: randomUUID(),
-    messages: [{ waChatId: '12025550100@c.us', content: { type: 'text', body: 'hello' } }],
-  })
+  await queue(sql, session)
   const { waited, claiming } = await sql.begin(async (tx) => {
     await tx`update wa_sessions set owner = 'next', fence = fence + 1 where id = ${session.id}`
-    const claiming = claim(sql, 'first', [session], pacing)
+    const claiming = claim(sql, 'first', [session], atOnce)
     return { claiming, waited: await waitsForLock(sql, claiming) }
   })
   t.ok(waited, 'it does not trust the owner it saw')
   t.same(await claiming, [])
   const owned = { id: session.id, fence: session.fence + 1 }
-  t.equal((await claim(sql, 'next', [owned], pacing)).length, 1)
+  t.equal((await claim(sql, 'next', [owned], atOnce)).length, 1)
 })
 
 void t.test('the fence is asserted only once a change of owner under way is over', async (t) => {
