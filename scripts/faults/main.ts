@@ -59,7 +59,26 @@ const families: Family[] = [
   sendingTwins,
 ]
 /** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
-const order = ['F2', 'F3', 'F5', 'F6', 'F8', 'TWINS', 'F16', 'F13', 'F7']
+const order = [
+  'F1',
+  'F2',
+  'F3',
+  'F5',
+  'F6',
+  'F8',
+  'TWINS',
+  'F16',
+  'F13',
+  'F7',
+  'F11',
+  'F4',
+  'F1P',
+  'MODEL',
+  'TWINS4',
+  'F9',
+  'F12',
+  'F15',
+]
 /** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
 const width = 3
 const quickShare = 0.1

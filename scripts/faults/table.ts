@@ -56,7 +56,7 @@ export function placeIn(text: string, table: string): string {
 function introduction({ date, seed, seconds, machine, quick }: Report): string {
   return [
     `${date}, seed ${seed}, ${machine}, ${seconds} s in all${quick ? ', a short run' : ''}.`,
-    'Real processes and a real Chromium on an emulated WhatsApp Web: figures of the emulator, not of WhatsApp.',
+    'Real processes and a real Chromium on an emulated WhatsApp Web, or the simulator where a note says so: not figures of WhatsApp.',
     'What was kept N of N times fails, with 95 % confidence, in less than 3/N of such cases.',
   ].join(' ')
 }

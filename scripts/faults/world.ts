@@ -69,6 +69,7 @@ export class World {
   readonly #settings: Record<string, string>
   readonly #api: Program
   #accounts = 0
+  #numbers = 0
   #messages = 0
 
   private constructor(
@@ -211,8 +212,9 @@ export class World {
   }
 
   async #linkOne(): Promise<Subject> {
+    // Before anything is waited for: two of them never get the same number.
+    const account = String(12_025_550_100 + ++this.#numbers)
     const id = await this.create()
-    const account = String(12_025_550_100 + this.#accounts)
     if (this.#settings['WA_ENGINE'] === 'webjs') {
       // On a busy machine a code may run out before it is scanned; then the next one is.
       await eventually(
