@@ -20,14 +20,16 @@ export interface Pace {
 /** A client gets so long to read an answer that came before it had sent everything. */
 const lingerMs = 1_000
 
-/** Whether the request is still being sent. Those that are injected have no socket and are complete. */
-const isArriving = ({ raw }: FastifyRequest) => !raw.complete && !raw.readableEnded
+/** Whether the request is still being sent; no longer, once its connection is gone. Those that are injected have no socket and are complete. */
+const isArriving = ({ raw }: FastifyRequest) =>
+  !raw.complete && !raw.readableEnded && !raw.destroyed
 
 /** Gives the body of every request so long to arrive; those of uploads have a pace instead. */
 export function limitBodies(app: FastifyInstance, ms: number): void {
   app.addHook('onRequest', async (request, reply) => {
     const { 'content-length': length = '0', 'transfer-encoding': encoding } = request.headers
     if (request.routeOptions.config.upload || (length === '0' && !encoding)) return
+    if (!isArriving(request)) return
     const timer = setTimeout(() => {
       const late = Object.assign(new Error('late'), { code: 'ERR_HTTP_REQUEST_TIMEOUT' })
       if (isArriving(request)) answerUnreadable(late, request.raw.socket, request.id)
@@ -45,6 +47,8 @@ export function guardUploads(app: FastifyInstance, { everyMs, bytes }: Pace): vo
     route.config = { ...route.config, upload: true }
   })
   app.addHook('onRequest', async (request, reply) => {
+    // Who has gone already is not told of again: nothing would ever clear the timer.
+    if (!isArriving(request)) return
     const { socket } = request.raw
     let seen = socket.bytesRead
     const timer = setInterval(() => {

