@@ -9,6 +9,7 @@ import { WebjsEngine } from '../../wa-worker/engine/webjs.ts'
 import { engineContract } from '../../wa-worker/test/engine-contract.ts'
 import type { FarMessage, Rig } from '../../wa-worker/test/engine-contract.ts'
 import { nextEvent, until } from '../../wa-worker/test/waiting.ts'
+import { listProcesses } from '../faults/proc.ts'
 import { startEmulatedWhatsApp } from './emulated-page/server.ts'
 import type { InboundMessage } from './emulated-page/server.ts'
 
@@ -209,6 +210,12 @@ await t.test(
     })
     const transmissions = (keyId: string) =>
       whatsapp.stanzas.filter(({ id }) => id === keyId).length
+
+    await t.test('Chromium keeps no page but WhatsApp’s', async (t) => {
+      const ours = (await listProcesses()).filter(({ command }) => command.includes(folder))
+      t.ok(ours.some(({ command }) => command.includes('--type=renderer')))
+      t.notOk(ours.find(({ command }) => command.includes('--top-chrome-webui')))
+    })
 
     await t.test('a part that is gone is missed by those who need it only', async (t) => {
       const { waMessageId } = await engine.send(text('3EB0TEXT'))

@@ -140,7 +140,7 @@ async function holdAtPoints(sql: Db): Promise<void> {
       if tg_table_name = 'outbox' then select body into said from messages where id = new.message_id;
       else said := new.body; end if;
       if said = tg_argv[0] and exists (select from faults_points where point = said) then
-        perform set_config('application_name', current_setting('application_name') || ' ' || said, true);
+        perform set_config('application_name', split_part(current_setting('application_name'), ' ', 1) || ' ' || said, true);
         perform pg_sleep(2);
       end if;
       return case when tg_when = 'BEFORE' then new end;
