@@ -158,8 +158,8 @@ export class Sender {
     let pollAt = 0
     while (!this.#stopped) {
       try {
-        if (Date.now() >= pollAt) {
-          pollAt = Date.now() + pollMs
+        if (performance.now() >= pollAt) {
+          pollAt = performance.now() + pollMs
           this.#askAll = true
           await releaseScheduled(sql)
         }
@@ -171,7 +171,7 @@ export class Sender {
         this.#sweep()
         sweepAt = Date.now() + unconfirmedMs
       }
-      await this.#wake.wait(Math.max(0, pollAt - Date.now()))
+      await this.#wake.wait(Math.max(0, pollAt - performance.now()))
     }
   }
 

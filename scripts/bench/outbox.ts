@@ -37,7 +37,7 @@ try {
     url,
     workers,
     rounds: options.quick ? 1 : 2,
-    messages: options.quick ? 150 : 450,
+    messages: options.quick ? 150 : 300,
   })
   say(`pickups measured, ${waited.violations} violations of the order`)
   const costs = await inDatabaseOfItsOwn((claims) =>

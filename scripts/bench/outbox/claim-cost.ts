@@ -6,7 +6,7 @@ import { atOnce, createSessions, fill } from './world.ts'
 
 export const laneCounts = [1, 100, 1_000]
 const sessionCount = 1_000
-const tries = 15
+const tries = 11
 /** A connection plans a statement anew that often before it keeps a plan. */
 const warmUps = 6
 
@@ -41,11 +41,11 @@ export async function claimCosts(sql: Db, most: number): Promise<ClaimCost[]> {
   }
   const costs = [await measure('nothing', 0)]
   for (const queued of [10_000, 100_000, 1_000_000].filter((queued) => queued <= most)) {
-    await fill(sql, sessions[0]!, queued / sessionCount)
+    await fill(sql, sessions[0]!, queued / sessionCount, 'inOrder')
     costs.push(await measure(`${queued.toLocaleString('en')} queued`, queued))
   }
   await sql`truncate outbox, outbox_lanes`
-  await fill(sql, sessions[0]!, 1)
+  await fill(sql, sessions[0]!, 1, 'inOrder')
   costs.push(await measure(`1,000 queued, ${most.toLocaleString('en')} finished`, 1_000))
   return costs
 }

@@ -10,7 +10,7 @@ import { createSessions } from './world.ts'
 
 export const backlog = 10_000
 export const sizes = [10, 100, 1_000]
-const windowMs = 1_500
+const windowMs = 1_000
 
 /** Messages a second by number of sessions; of pgbench none where it is not installed. */
 export interface Rates {

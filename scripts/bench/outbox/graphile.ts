@@ -5,7 +5,7 @@ import type { Contestant } from './contestant.ts'
 /** Jobs at a time in one process: with more, the workers spend themselves on looking for queues that are free. */
 const concurrency = 10
 const logger = new Logger(() => (level, message) => {
-  if (level === 'error') console.error(message)
+  if (String(level) === 'error') console.error(message)
 })
 
 /** A named queue for each session: its jobs run one after the other. */

@@ -46,12 +46,14 @@ export async function createSessions(sql: Db, count: number): Promise<BenchSessi
 }
 
 /**
- * Tops the queue of each session up to so many messages, as accept() would have written them. Each says its place in the order of all.
+ * Tops the queue of each session up to so many messages, as accept() would have written them. Each says its place in the order of all. Ids by chance are the
+ * real thing; a million of them `inOrder` is loaded faster.
  */
 export async function fill(
   sql: Sql,
   { workspaceId }: BenchSession,
   perSession: number,
+  ids: 'byChance' | 'inOrder' = 'byChance',
 ): Promise<void> {
   await sql.begin(async (tx) => {
     // Only the loading goes without its foreign keys, which here are right by construction.
@@ -65,12 +67,14 @@ export async function fill(
         select c.id, c.session_id, c.workspace_id, row_number() over (partition by c.session_id order by c.wa_chat_id) as nth,
           ${perSession}::int - coalesce(w.n, 0) as missing
         from chats c left join waiting w on w.session_id = c.session_id where c.workspace_id = ${workspaceId}
+      ), place as (
+        select chat.*, base.seq + row_number() over (order by i, chat.id) as n
+        from chat cross join base cross join generate_series(1, chat.missing) i where i % ${chatsPerSession}::int = chat.nth - 1
       ), message as (
-        insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id)
-        select chat.workspace_id, chat.session_id, chat.id, 'outbound', 'api', 'text', base.seq + row_number() over (order by i, chat.id), 'queued',
-          '3EB0' || upper(substr(replace(gen_random_uuid()::text, '-', ''), 1, 18))
-        from chat cross join base cross join generate_series(1, chat.missing) i
-        where i % ${chatsPerSession}::int = chat.nth - 1 order by i, chat.id
+        insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id)
+        select case when ${ids === 'inOrder'} then lpad(to_hex(n), 32, '0')::uuid else gen_random_uuid() end, workspace_id, session_id, id,
+          'outbound', 'api', 'text', n, 'queued', '3EB0' || upper(substr(replace(gen_random_uuid()::text, '-', ''), 1, 18))
+        from place order by n
         returning *
       ), queued as (
         insert into outbox (message_id, workspace_id, session_id, chat_id)
