@@ -1,10 +1,11 @@
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
-import { findMessage, messageResource } from './messages.ts'
-import { takeOut } from './outbox.ts'
+import { messageColumns, messageJoins, messageResource } from './messages.ts'
+import type { MessageRow } from './messages.ts'
+import { takingOut } from './outbox.ts'
 import { countColdRefusal, lockReachOut } from './pacing.ts'
-import { fragment } from './db.ts'
-import { assertFence } from './wa-session-leases.ts'
+import { LeaseLost } from './wa-session-leases.ts'
 
 /** What WhatsApp says of a message of ours: −1 refused, 0 taken by the page, 1 server, 2 device, 3 read, 4 played. */
 export interface Ack {
@@ -18,44 +19,89 @@ export interface Ack {
   until?: Date | undefined
 }
 
-/**
- * Records an acknowledgement. Acks only rise: a late or repeated one changes nothing, and a refusal counts only while the server has
- * not confirmed. From the server's ack on (or a refusal) the message leaves the outbox. Answers the message's id, or undefined
- * when the message is not ours or nothing changed. Throws LeaseLost.
- */
+/** An acknowledgement, and the session that was told. */
+export interface AckReport {
+  session: { id: string; workspaceId: string; fence: number }
+  ack: Ack
+}
+
+interface Acked extends MessageRow {
+  held: boolean
+  cold: boolean | null
+}
+
+/** Records one acknowledgement, as recordAcks() does. Throws LeaseLost. */
 export async function recordAck(
   sql: Sql,
-  session: { id: string; workspaceId: string; fence: number },
-  { keyId, ack, waMessageId, code = 'REFUSED_BY_WHATSAPP', until }: Ack,
+  session: AckReport['session'],
+  ack: Ack,
 ): Promise<string | undefined> {
+  const [outcome] = await recordAcks(sql, [{ session, ack }])
+  if (outcome instanceof LeaseLost) throw outcome
+  return outcome
+}
+
+/**
+ * Records acknowledgements in one transaction, at most one of each session. Acks only rise: a late or repeated one changes nothing, and a refusal
+ * counts only while the server has not confirmed. From the server's ack on (or a refusal) the message leaves the outbox. Answers in the order of the
+ * reports: the message's id, undefined when the message is not ours or nothing changed, LeaseLost when the session has another owner by now.
+ */
+export async function recordAcks(
+  sql: Sql,
+  reports: AckReport[],
+): Promise<(string | undefined | LeaseLost)[]> {
+  const acks = reports.map(({ ack }) => ack)
   return sql.begin(async (tx) => {
-    await assertFence(tx, session)
-    const [changed] = await tx<{ id: string; cold: boolean | null }>`
-      update messages m
-      set ack = ${ack}::smallint,
-          wa_message_id = coalesce(m.wa_message_id, ${waMessageId}),
-          status = case ${ack}::smallint
-            when -1 then 'failed' when 0 then m.status when 1 then 'sent' when 2 then 'delivered' when 3 then 'read' else 'played' end,
-          error_code = case when ${ack}::smallint = -1 then ${code} end,
-          attempts = coalesce((select o.attempts from outbox o where o.message_id = m.id), m.attempts),
-          error_message = case when ${ack}::smallint = -1 then 'WhatsApp refused the message.' end,
-          sent_at = case when ${ack}::smallint >= 1 then coalesce(m.sent_at, now()) else m.sent_at end,
-          delivered_at = case when ${ack}::smallint >= 2 then coalesce(m.delivered_at, now()) else m.delivered_at end,
-          read_at = case when ${ack}::smallint >= 3 then coalesce(m.read_at, now()) else m.read_at end
-      where m.session_id = ${session.id} and m.direction = 'outbound' and m.wa_key_id = ${keyId}
-        and case ${ack}::smallint when -1 then coalesce(m.ack, 0) = 0 when 0 then m.ack is null else coalesce(m.ack, 0) < ${ack}::smallint end
-      returning m.id, (select o.cold from outbox o where o.message_id = m.id) as cold`
-    if (!changed) return undefined
-    if (ack !== 0) await takeOut(tx, fragment`o.message_id = ${changed.id}`)
-    if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, session.id, until ?? null)
-    else if (changed.cold && ack !== 0) await countColdRefusal(tx, session.id, ack === -1)
-    const row = await findMessage(tx, session.workspaceId, changed.id)
-    if (row) {
-      const { workspaceId, sessionId } = row
-      await appendEvents(tx, [
-        { workspaceId, sessionId, type: 'message.ack', payload: messageResource(row) },
-      ])
+    const rows = await tx<Acked>`
+      with report as (
+        select * from unnest(
+          ${reports.map(({ session }) => session.id)}::uuid[], ${reports.map(({ session }) => session.fence)}::bigint[],
+          ${acks.map(({ keyId }) => keyId)}::text[], ${acks.map(({ ack }) => ack)}::smallint[], ${acks.map(({ waMessageId }) => waMessageId ?? null)}::text[],
+          ${acks.map(({ code = 'REFUSED_BY_WHATSAPP' }) => code)}::text[]
+        ) with ordinality r(session_id, fence, key_id, ack, wa_message_id, code, ord)
+      ), held as (
+        select s.id from report r join wa_sessions s on s.id = r.session_id and s.fence = r.fence
+        -- In the order of claim(), and against it: what either locks of a session after this comes in no order.
+        order by s.id
+        for no key update of s
+      ), changed as (
+        update messages m
+        set ack = r.ack,
+            wa_message_id = coalesce(m.wa_message_id, r.wa_message_id),
+            status = case r.ack when -1 then 'failed' when 0 then m.status when 1 then 'sent' when 2 then 'delivered' when 3 then 'read' else 'played' end,
+            error_code = case when r.ack = -1 then r.code end,
+            attempts = coalesce((select o.attempts from outbox o where o.message_id = m.id), m.attempts),
+            error_message = case when r.ack = -1 then 'WhatsApp refused the message.' end,
+            sent_at = case when r.ack >= 1 then coalesce(m.sent_at, now()) else m.sent_at end,
+            delivered_at = case when r.ack >= 2 then coalesce(m.delivered_at, now()) else m.delivered_at end,
+            read_at = case when r.ack >= 3 then coalesce(m.read_at, now()) else m.read_at end
+        from report r join held on held.id = r.session_id
+        where m.session_id = r.session_id and m.direction = 'outbound' and m.wa_key_id = r.key_id
+          and case r.ack when -1 then coalesce(m.ack, 0) = 0 when 0 then m.ack is null else coalesce(m.ack, 0) < r.ack end
+        returning m.*, r.ord, (select o.cold from outbox o where o.message_id = m.id) as cold
+      ), ${takingOut(fragment`o.message_id in (select id from changed where ack <> 0)`)}
+      select held.id is not null as held, m.cold, ${messageColumns}
+      from report r left join held on held.id = r.session_id left join (changed m ${messageJoins}) on m.ord = r.ord
+      order by r.ord`
+    const changed: Acked[] = []
+    for (const [index, row] of rows.entries()) {
+      if (row.id === null) continue
+      changed.push(row)
+      const { ack, code, until } = acks[index]!
+      if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
+      else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
     }
-    return changed.id
+    await appendEvents(
+      tx,
+      changed.map((row) => ({
+        workspaceId: row.workspaceId,
+        sessionId: row.sessionId,
+        type: 'message.ack',
+        payload: messageResource(row),
+      })),
+    )
+    return rows.map(({ held, id }, index) =>
+      held ? (id ?? undefined) : new LeaseLost(reports[index]!.session.id),
+    )
   })
 }

@@ -129,7 +129,11 @@ function tag(client: pg.Pool | pg.PoolClient, named: boolean): Tag & Sql {
   return run as Tag & Sql
 }
 
-function render(strings: readonly string[], values: readonly (Value | Fragment)[]) {
+/** The text and parameters a statement goes out with. */
+export function render(
+  strings: readonly string[],
+  values: readonly (Value | Fragment)[],
+): { text: string; parameters: unknown[] } {
   const parameters: unknown[] = []
   const flatten = (parts: readonly string[], items: readonly (Value | Fragment)[]): string =>
     items.reduce<string>((text, item, index) => {

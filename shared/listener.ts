@@ -11,14 +11,14 @@ export interface Listener {
 const proofMs = 2_000
 
 /**
- * Calls `onNudge` for each nudge on these channels, on a connection of its own, and once after every (re)connection since nudges may have
+ * Calls `onNudge` for each nudge on these channels, with the sessions it names (undefined: all), on a connection of its own, and once after every (re)connection since nudges may have
  * been missed. It proves itself by notifying itself; where that fails, or while the connection is away, the caller's polling is all there is,
  * and one log line says so.
  */
 export function listen(
   url: string,
   channels: Channel[],
-  onNudge: (channel: Channel) => void,
+  onNudge: (channel: Channel, sessionIds?: string[]) => void,
   log: Logger,
 ): Listener {
   const closing = new AbortController()
@@ -45,7 +45,9 @@ export function listen(
       await client.connect()
       await prove(client)
       for (const channel of channels) await client.query(`listen ${channel}`)
-      client.on('notification', ({ channel }) => onNudge(channel as Channel))
+      client.on('notification', ({ channel, payload }) =>
+        onNudge(channel as Channel, payload ? payload.split(',') : undefined),
+      )
       if (told) log.info('notifications from the database are back')
       told = false
       for (const channel of channels) onNudge(channel)

@@ -173,7 +173,8 @@ export const messageColumns = fragment`
     (select json_agg(json_build_object('waId', v.wa_id, 'fromMe', v.wa_id = 'me', 'options', v.options, 'at', v.at) order by v.at, v.wa_id)
      from poll_votes v where v.message_id = m.id and v.options <> '{}') end as votes,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
-const joined = fragment`
+/** Joins to `m` what messageColumns speaks of. */
+export const messageJoins = fragment`
   join chats c on c.id = m.chat_id
   join wa_sessions s on s.id = m.session_id
   left join profiles u on u.id = m.sent_by
@@ -189,7 +190,7 @@ export async function findMessage(
   id: string,
 ): Promise<MessageRow | undefined> {
   const [row] = await sql<MessageRow>`
-    select ${messageColumns} from messages m ${joined}
+    select ${messageColumns} from messages m ${messageJoins}
     where m.workspace_id = ${workspaceId} and m.id = ${id}`
   return row
 }
@@ -207,7 +208,7 @@ export async function listMessages(
 ): Promise<Page<Message>> {
   const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
   const rows = await sql<MessageRow>`
-    select ${messageColumns} from messages m ${joined}
+    select ${messageColumns} from messages m ${messageJoins}
     where m.workspace_id = ${workspaceId} and m.chat_id = ${chatId}
       ${after ? fragment`and (m.created_at, m.seq) < (${after.at}::timestamptz, ${after.key}::bigint)` : fragment``}
     order by m.created_at desc, m.seq desc limit ${limit + 1} offset ${offset}`

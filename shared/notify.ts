@@ -4,33 +4,40 @@ import type { Sql } from './db.ts'
 export type Channel = 'awfar_outbox' | 'awfar_sessions'
 
 export interface Notifier {
-  /** Nudges the listeners of a channel, soon and at most once at a time: nudges that come meanwhile are one. */
-  nudge(channel: Channel): void
+  /** Nudges the listeners of a channel, over one session or all, soon and at most once at a time: nudges that come meanwhile are one. */
+  nudge(channel: Channel, sessionId?: string): void
   /** Waits for the nudge under way. */
   close(): Promise<void>
 }
+
+/** Sessions one nudge names; with more it is meant for all. Postgres carries 8,000 bytes. */
+const maxNamed = 200
 
 /**
  * Sends nudges outside the caller's transaction: NOTIFY inside it takes a global lock at commit and makes commits queue up.
  * A nudge that fails is dropped, since polling finds the work a moment later; `onError` hears of it.
  */
 export function createNotifier(sql: Sql, onError: (error: unknown) => void): Notifier {
-  const waiting = new Set<Channel>()
+  const waiting = new Map<Channel, Set<string>>()
   let running: Promise<void> | undefined
 
   async function flush(): Promise<void> {
-    for (const channel of waiting) {
+    for (const [channel, sessions] of waiting) {
       waiting.delete(channel)
-      await sql`select pg_notify(${channel}, '')`.catch(onError)
+      const named = !sessions.has(all) && sessions.size <= maxNamed
+      await sql`select pg_notify(${channel}, ${named ? [...sessions].join() : ''})`.catch(onError)
     }
     running = undefined
   }
 
   return {
-    nudge(channel) {
-      waiting.add(channel)
+    nudge(channel, sessionId = all) {
+      const sessions = waiting.get(channel) ?? new Set()
+      waiting.set(channel, sessions.add(sessionId))
       running ??= flush()
     },
     close: async () => running,
   }
 }
+
+const all = ''

@@ -144,14 +144,15 @@ export async function claim(
       set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = head.cold
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
-      returning o.*, head.linked_at, (select m.wa_key_id from messages m where m.id = o.message_id) as key_id
+      returning o.*, head.linked_at
     ), lane as (
       update outbox_lanes l set due_at = 'infinity', cold = false from claimed where l.chat_id = claimed.chat_id
     ), pace as (
       ${movePace(defaults)}
-      returning p.session_id, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+      -- All that was claimed, so that nothing has to be joined to it again.
+      returning n.*, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    select ${selected(defaults)}, pace.wait_ms::float8 from claimed o ${joined} join pace on pace.session_id = o.session_id`
+    select ${selected(defaults)}, o.wait_ms::float8 from pace o ${joined}`
   return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs }))
 }
 
@@ -248,22 +249,24 @@ export async function unknownPolicy(
 }
 
 /**
- * Takes messages out of the outbox, and lets what is behind each of them in its chat go. `which` speaks of `o`. Rows are locked in one order everywhere, outbox
- * before lane, so that none of this can deadlock with a claim.
+ * The statements that take messages out of the outbox (`gone`), and let what is behind each of them in its chat go. `which` speaks of `o`. Rows are
+ * locked in one order everywhere, outbox before lane, so that none of this can deadlock with a claim.
  */
+export const takingOut = (which: Fragment) => fragment`
+  gone as (
+    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts
+  ), freed as (
+    update outbox_lanes l
+    set waiting = l.waiting - g.n,
+        -- What leaves from behind a message that is on its way does not let the chat go on.
+        due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
+    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from gone group by chat_id) g
+    where l.chat_id = g.chat_id
+  )`
+
+/** Takes messages out of the outbox; see takingOut(). */
 export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
-  return tx<TakenOut>`
-    with gone as (
-      delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts
-    ), freed as (
-      update outbox_lanes l
-      set waiting = l.waiting - g.n,
-          -- What leaves from behind a message that is on its way does not let the chat go on.
-          due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
-      from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from gone group by chat_id) g
-      where l.chat_id = g.chat_id
-    )
-    select message_id, state, attempts from gone`
+  return tx<TakenOut>`with ${takingOut(which)} select message_id, state, attempts from gone`
 }
 
 /** Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. */

@@ -65,8 +65,8 @@ const quietUntil = fragment`
     + case when p.quiet_to <= ${timeThere} then interval '1 day' else interval '0' end) at time zone p.time_zone`
 
 /**
- * The statement that moves the pace of each session in `claimed` (session_id, cold, key_id, linked_at) on by the message it has just claimed. The jitter is drawn from
- * the message's own id: the same message always waits as long.
+ * The statement that moves the pace of each session in `claimed` (session_id, message_id, cold, linked_at) on by the message it has just claimed. The jitter is drawn from
+ * the message's own id: the same message always waits as long. `n` has all columns of `claimed`.
  */
 export const movePace = (defaults: PacingConfig) => fragment`
   update wa_session_pacing p
@@ -80,13 +80,13 @@ export const movePace = (defaults: PacingConfig) => fragment`
       cold_held_by = case when n.may_open > 0 and n.opened >= n.may_open
                           and p.cold_at < (n.today + 1)::timestamp at time zone p.time_zone then 'NEW_CONTACTS_PER_DAY' else p.cold_held_by end
   from (
-    select s.session_id, s.recent, s.after_gap, s.today, s.opened, s.may_open,
+    select s.*,
       case when s.cap > 0 and cardinality(s.recent) >= s.cap then s.recent[1] + interval '1 minute' end as after_minute
     from (
-      select c.session_id, cap.n as cap,
+      select c.*, cap.n as cap,
         case when cap.n = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - cap.n):] end as recent,
         now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
-          + ('x' || substr(c.key_id, 5, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
+          + ('x' || left(c.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
         day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.cold::int as opened,
         coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp}) as may_open
       from claimed c join wa_session_pacing p on p.session_id = c.session_id

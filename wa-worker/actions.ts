@@ -58,8 +58,9 @@ export class Actions {
     this.#desks.delete(sessionId)
   }
 
-  nudge(): void {
-    this.#wake.ring()
+  /** There may be something to do in these sessions, or in any. */
+  nudge(sessionIds?: string[]): void {
+    if (sessionIds?.some((id) => this.#desks.has(id)) ?? true) this.#wake.ring()
   }
 
   async run(): Promise<void> {

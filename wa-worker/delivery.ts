@@ -1,4 +1,3 @@
-import { recordAck } from '../shared/acks.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { countCrash, giveUp, putBack, unknownPolicy } from '../shared/outbox.ts'
@@ -6,6 +5,7 @@ import type { Claimed } from '../shared/outbox.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { AckBook } from './ack-book.ts'
 import type { Attachment, Attachments } from './attachments.ts'
 import { retryBackoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
@@ -14,6 +14,7 @@ import type { Engine, OutgoingContent } from './engine/engine.ts'
 export interface DeliveryOptions {
   sql: Sql
   log: Logger
+  acks: Pick<AckBook, 'record'>
   attachments: Pick<Attachments, 'fetch'>
   /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
   ownsLeases: () => boolean
@@ -26,7 +27,7 @@ export interface DeliveryOptions {
 /** A session that is connected, and what it is connected by. */
 export interface Line {
   session: OwnedSession
-  engine: Engine
+  engine: Pick<Engine, 'send' | 'find' | 'typing' | 'checkNumber'>
 }
 
 /**
@@ -45,7 +46,7 @@ export class Delivery {
 
   /** Sends a message that was just claimed. Throws LeaseLost when the session may be somebody else's by now. */
   async send(line: Line, message: Claimed): Promise<Outcome> {
-    const { sql, log, ownsLeases } = this.#options
+    const { acks, log, ownsLeases } = this.#options
     const { session, engine } = line
     if (message.optedOut)
       return this.#refuse(
@@ -86,7 +87,7 @@ export class Delivery {
         mentions,
         ...(quoted && { quoted }),
       })
-      await recordAck(sql, session, { keyId, ...receipt })
+      await acks.record(session, { keyId, ...receipt })
       log.info('message handed to WhatsApp', fieldsOf(message, { ack: receipt.ack }))
       return receipt.ack === 0 ? 'handed' : 'over'
     } catch (error) {
@@ -102,13 +103,13 @@ export class Delivery {
    * engine cannot tell now.
    */
   async settle(line: Line, message: Claimed): Promise<Outcome> {
-    const { sql, log } = this.#options
+    const { acks, log } = this.#options
     const { session, engine } = line
     const { waChatId: chatId, keyId } = message
     try {
       const receipt = await engine.find({ chatId, keyId })
       if (receipt === null) return await this.#absent(line, message)
-      await recordAck(sql, session, { keyId, ...receipt })
+      await acks.record(session, { keyId, ...receipt })
       log.info('message found on WhatsApp', fieldsOf(message, { ack: receipt.ack }))
       return receipt.ack === 0 ? 'handed' : 'over'
     } catch (error) {
@@ -130,7 +131,7 @@ export class Delivery {
   }
 
   /** Where the message goes; null when nobody is there. Strangers are looked up first: WhatsApp punishes sending to numbers it does not have. */
-  async #address(engine: Engine, message: Claimed): Promise<string | null> {
+  async #address(engine: Line['engine'], message: Claimed): Promise<string | null> {
     const { sql, log } = this.#options
     const { workspaceId, waChatId, chatId } = message
     if (!message.cold || !waChatId.endsWith('@c.us')) return waChatId

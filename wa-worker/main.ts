@@ -23,6 +23,7 @@ import type { Engine } from './engine/engine.ts'
 import { SimulatorEngine } from './engine/simulator.ts'
 import { WebjsEngine } from './engine/webjs.ts'
 import { findFfmpeg } from '../shared/media-voice.ts'
+import { AckBook } from './ack-book.ts'
 import { Actions } from './actions.ts'
 import { Attachments } from './attachments.ts'
 import { Backfill } from './backfill.ts'
@@ -106,8 +107,10 @@ async function start(
   const vault = new Vault({ sql, store, keys, log })
   const profiles = new Profiles(config.DATA_DIR)
   const logins = new Logins({ sql, profiles, vault, log })
+  const acks = new AckBook(sql)
   const sender: Sender = new Sender({
     sql,
+    acks,
     worker: worker.id,
     log,
     pacing: config,
@@ -125,6 +128,7 @@ async function start(
     log,
     (keyId) => sender.acked(keyId),
     new Spool(config.DATA_DIR),
+    acks,
   )
   const backfill = new Backfill({ sql, log, receiver })
   const downloads = new Downloads({
@@ -170,10 +174,10 @@ async function start(
   const listener = listen(
     directUrl,
     ['awfar_outbox', 'awfar_sessions'],
-    (channel) => {
+    (channel, sessionIds) => {
       if (channel === 'awfar_sessions') return supervisor.nudge()
-      sender.nudge()
-      actions.nudge()
+      sender.nudge(sessionIds)
+      actions.nudge(sessionIds)
     },
     log,
   )

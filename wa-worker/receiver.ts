@@ -1,4 +1,3 @@
-import { recordAck } from '../shared/acks.ts'
 import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
 import { storeReceived } from '../shared/inbox.ts'
@@ -12,6 +11,7 @@ import {
 import { serializeKey } from '../shared/wa-id.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { AckBook } from './ack-book.ts'
 import type { Engine, EngineEvents, IncomingMessage } from './engine/engine.ts'
 import { waitOutOutage } from './patience.ts'
 import type { Spool } from './spool.ts'
@@ -53,15 +53,23 @@ export class Receiver {
   readonly #log: Logger
   readonly #onAck: (keyId: string) => void
   readonly #spool: Spool
+  readonly #acks: Pick<AckBook, 'record'>
   readonly #lines = new Map<Engine, Line>()
   /** The latest line of each session: the spool is its. */
   readonly #current = new Map<string, Line>()
 
-  constructor(sql: Sql, log: Logger, onAck: (keyId: string) => void, spool: Spool) {
+  constructor(
+    sql: Sql,
+    log: Logger,
+    onAck: (keyId: string) => void,
+    spool: Spool,
+    acks: Pick<AckBook, 'record'>,
+  ) {
     this.#sql = sql
     this.#log = log
     this.#onAck = onAck
     this.#spool = spool
+    this.#acks = acks
   }
 
   /** Listens to an engine of a session this worker owns. What the spool has of the session is written first. */
@@ -140,7 +148,7 @@ export class Receiver {
         await this.store(session, event)
         return
       case 'ack':
-        await recordAck(this.#sql, session, event)
+        await this.#acks.record(session, event)
         if (event.ack !== 0) this.#onAck(event.keyId)
         return
       case 'edit':

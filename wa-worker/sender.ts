@@ -5,16 +5,17 @@ import type { Claimed } from '../shared/outbox.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import type { AckBook } from './ack-book.ts'
 import type { Attachments } from './attachments.ts'
 import { Delivery } from './delivery.ts'
 import type { Line } from './delivery.ts'
-import type { Engine } from './engine/engine.ts'
 import { Wake } from './wake.ts'
 
 export interface SenderOptions {
   sql: Sql
   worker: string
   log: Logger
+  acks: Pick<AckBook, 'record'>
   attachments: Pick<Attachments, 'fetch'>
   /** The pace of sessions that have none of their own. */
   pacing: PacingConfig
@@ -65,6 +66,10 @@ export class Sender {
   /** Messages that have made their session suspect once. */
   readonly #stuck = new Set<string>()
   readonly #wake = new Wake()
+  /** Sessions that may have something to send: a claim costs what it asks for. */
+  readonly #asked = new Set<string>()
+  /** Any may. */
+  #askAll = false
   #stopped = false
 
   constructor(options: SenderOptions) {
@@ -83,7 +88,7 @@ export class Sender {
   }
 
   /** Lets a session send. What an earlier owner left claimed is settled first. */
-  open(session: OwnedSession, engine: Engine, onTrouble: OnTrouble): void {
+  open(session: OwnedSession, engine: Line['engine'], onTrouble: OnTrouble): void {
     const lane: OpenLane = {
       session,
       engine,
@@ -134,9 +139,11 @@ export class Sender {
     return lane !== undefined && lane.work === undefined
   }
 
-  /** There may be something to send. */
-  nudge(): void {
-    this.#wake.ring()
+  /** There may be something to send in these sessions, or in any. */
+  nudge(sessionIds?: string[]): void {
+    if (!sessionIds) this.#askAll = true
+    else for (const id of sessionIds) if (this.#lanes.has(id)) this.#asked.add(id)
+    if (this.#askAll || this.#asked.size > 0) this.#wake.ring()
   }
 
   /** WhatsApp confirmed or refused a message: whoever waits for that may go on. */
@@ -151,8 +158,9 @@ export class Sender {
     let pollAt = 0
     while (!this.#stopped) {
       try {
-        if (Date.now() >= pollAt) {
-          pollAt = Date.now() + pollMs
+        if (performance.now() >= pollAt) {
+          pollAt = performance.now() + pollMs
+          this.#askAll = true
           await releaseScheduled(sql)
         }
         await this.#claim()
@@ -163,7 +171,7 @@ export class Sender {
         this.#sweep()
         sweepAt = Date.now() + unconfirmedMs
       }
-      await this.#wake.wait(pollMs)
+      await this.#wake.wait(Math.max(0, pollAt - performance.now()))
     }
   }
 
@@ -173,22 +181,23 @@ export class Sender {
   }
 
   async #claim(): Promise<void> {
-    const idle = this.#idle()
+    const asked = this.#askAll ? undefined : new Set(this.#asked)
+    this.#askAll = false
+    this.#asked.clear()
+    // A lane that is at work asks again when it is done.
+    const idle = this.#idle().filter(({ session }) => asked?.has(session.id) ?? true)
     if (idle.length === 0) return
     const { sql, worker, pacing, pollMs } = this.#options
-    const claimed = await claim(
-      sql,
-      worker,
-      idle.map(({ session }) => session),
-      pacing,
-    )
+    const sessions = idle.map(({ session }) => session)
+    const lanes = new Map(idle.map((lane) => [lane.session.id, lane]))
+    const claimed = await claim(sql, worker, sessions, pacing)
     for (const message of claimed) {
-      const lane = idle.find(({ session }) => session.id === message.sessionId)
+      const lane = lanes.get(message.sessionId)
       // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.
       if (!lane || lane.closing) continue
       // The poll would find the next one too, but later than the pace asks for.
       if (message.waitMs > 0 && message.waitMs < 60 * pollMs) {
-        lane.pacer = setTimeout(() => this.#wake.ring(), Math.ceil(message.waitMs))
+        lane.pacer = setTimeout(() => this.nudge([lane.session.id]), Math.ceil(message.waitMs))
       }
       this.#occupy(lane, () => this.#deliver(lane, message))
     }
@@ -237,7 +246,7 @@ export class Sender {
       })
       .then(() => {
         lane.work = undefined
-        this.#wake.ring()
+        this.nudge([lane.session.id])
       })
   }
 

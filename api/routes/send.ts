@@ -213,10 +213,12 @@ export const sending: Routes = async (app) => {
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
       }
+      let sessionId: string | undefined
       await app.answerOnce(request, reply, async (tx) => {
+        sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
         const [outcome] = await accept(tx, {
           workspaceId,
-          sessionId: await sessionToSend(tx, workspaceId, body.sessionId),
+          sessionId,
           sentBy: user.id,
           requestId: id,
           messages: [await draftOf(tx, workspaceId, body, user.role)],
@@ -224,7 +226,7 @@ export const sending: Routes = async (app) => {
         if ('refusal' in outcome!) throw refused[outcome.refusal]()
         return { statusCode: 202, body: messageResource(outcome!.message) }
       })
-      notifier.nudge('awfar_outbox')
+      notifier.nudge('awfar_outbox', sessionId)
       return reply
     },
   )
@@ -254,8 +256,9 @@ export const sending: Routes = async (app) => {
     async (request, reply) => {
       const { id, user, body } = request
       const { workspaceId } = user
+      let sessionId: string | undefined
       await app.answerOnce(request, reply, async (tx) => {
-        const sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
+        sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
         const { indexes, messages, rejected } = await draftsOf(
           tx,
           workspaceId,
@@ -265,7 +268,7 @@ export const sending: Routes = async (app) => {
         const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
         return { statusCode: 202, body: await acceptBatch(tx, submission, indexes, rejected) }
       })
-      notifier.nudge('awfar_outbox')
+      notifier.nudge('awfar_outbox', sessionId)
       return reply
     },
   )

@@ -3,13 +3,13 @@
  * counts which promises hold. Ends with the line "N passed, N failed".
  */
 import { existsSync, rmSync } from 'node:fs'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { availableParallelism, loadavg } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { format, resolveConfig } from 'prettier'
 import { root } from '../../shared/root.ts'
 import { findBrowser } from '../../wa-worker/browser.ts'
+import { writeFigures } from '../markdown.ts'
 import { Cluster } from './cluster.ts'
 import { kills } from './f1-kills.ts'
 import { killsInPage } from './f1-page.ts'
@@ -32,7 +32,7 @@ import type { Family, Lab } from './lab.ts'
 import { copyProduct } from './product.ts'
 import { brokenTwins } from './twins.ts'
 import { Random } from './random.ts'
-import { markdown, placeIn, plain } from './table.ts'
+import { markdown, plain } from './table.ts'
 import type { Report } from './table.ts'
 import { isKept } from './trials.ts'
 import type { Row } from './trials.ts'
@@ -125,7 +125,7 @@ try {
 }
 
 console.log(plain(report))
-if (options.markdown !== undefined) await writeTable(options.markdown, report)
+if (options.markdown !== undefined) await writeFigures(options.markdown, 'faults', markdown(report))
 const failed = report.rows.filter((row) => !isKept(row))
 if (failed.length > 0)
   console.log(`broken: ${failed.map(({ fault, what }) => `${fault} ${what}`).join('; ')}`)
@@ -192,14 +192,6 @@ async function runFamily(family: Family, folder: string, product: string): Promi
     say(`${family.id} broke off: ${text}`)
     return [{ fault: family.id, what: 'ran', n: 1, kept: 0, times: [], note: '', failures: [text] }]
   }
-}
-
-/** Into its place in a README, or into a file of its own; formatted as the rest of the repository. */
-async function writeTable(file: string, report: Report): Promise<void> {
-  const before = await readFile(file, 'utf8').catch(() => '') // a new file
-  const style = await resolveConfig(join(root, 'README.md'))
-  const text = placeIn(before, markdown(report))
-  await writeFile(file, await format(text, { ...style, parser: 'markdown' }))
 }
 
 function list(some: Family[]): string {

@@ -493,6 +493,7 @@ class Play {
     const delivery: Delivery = new Delivery({
       sql,
       log: silent,
+      acks: { record: (owned, ack) => this.#parts.recordAck(sql, owned, ack) },
       attachments: { fetch: () => Promise.reject(new Error('the model sends no files')) },
       ownsLeases: () => worker === this.#owner,
       maxAttempts: 5,

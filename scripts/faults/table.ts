@@ -1,3 +1,4 @@
+import { markdownTable, plainTable } from '../markdown.ts'
 import { isKept, percentile } from './trials.ts'
 import type { Row } from './trials.ts'
 
@@ -11,45 +12,25 @@ export interface Report {
 }
 
 const heads = ['Fault', 'Promise', 'N', 'Kept', 'p50 ms', 'p95 ms', 'max ms', 'Verdict']
-/** Where the table stands in a file that has other things to say as well. */
-const place = /(<!-- faults: begin -->\n)[^]*(<!-- faults: end -->)/
+const numbers = new Set([2, 3, 4, 5, 6])
 
 export function plain(report: Report): string {
-  const lines = [heads, ...report.rows.map(cells)]
-  const widths = heads.map((_, column) => Math.max(...lines.map((line) => line[column]!.length)))
-  const table = lines.map((line) =>
-    line
-      .map((cell, column) =>
-        isNumber(column) ? cell.padStart(widths[column]!) : cell.padEnd(widths[column]!),
-      )
-      .join('  '),
-  )
+  const table = plainTable(heads, report.rows.map(cells), numbers)
   return ['', introduction(report), '', ...table, '', ...notes(report), ...failures(report)].join(
     '\n',
   )
 }
 
 export function markdown(report: Report): string {
-  const line = (parts: string[]) =>
-    `| ${parts.map((part) => part.replaceAll('|', '\\|')).join(' | ')} |`
   return [
     introduction(report),
     '',
-    line(heads),
-    line(heads.map((_, column) => (isNumber(column) ? '---:' : '---'))),
-    ...report.rows.map((row) => line(cells(row))),
+    ...markdownTable(heads, report.rows.map(cells), numbers),
     '',
     ...notes(report).map((note) => `- ${note}`),
     ...failures(report).map((failure) => `- ${failure.trim()}`),
     '',
   ].join('\n')
-}
-
-/** The text with the table in its place; the table alone when it has no place for one. */
-export function placeIn(text: string, table: string): string {
-  return place.test(text)
-    ? text.replace(place, (_, begin, end) => `${begin}\n${table}\n${end}`)
-    : table
 }
 
 /** Every figure below is one of the emulated page: said in the same breath as the figures. */
@@ -74,8 +55,6 @@ function cells(row: Row): string[] {
     isKept(row) ? 'kept' : 'BROKEN',
   ]
 }
-
-const isNumber = (column: number) => column > 1 && column < heads.length - 1
 
 const notes = ({ rows }: Report) =>
   rows.filter(({ note }) => note !== '').map(({ fault, what, note }) => `${fault} ${what}: ${note}`)

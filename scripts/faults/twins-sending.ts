@@ -59,7 +59,7 @@ const twins: Twin[] = [
     edits: [
       {
         file: 'shared/acks.js',
-        find: 'await assertFence(tx, session);',
+        find: ' and s.fence = r.fence',
         replace: '',
       },
     ],

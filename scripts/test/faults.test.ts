@@ -1,6 +1,7 @@
 import t from 'tap'
 import { Random } from '../faults/random.ts'
-import { markdown, placeIn, plain } from '../faults/table.ts'
+import { markdown, plain } from '../faults/table.ts'
+import { placeIn } from '../markdown.ts'
 import { isKept, percentile, Trials } from '../faults/trials.ts'
 
 void t.test('a promise is kept when every trial kept it, in time', async (t) => {
@@ -52,10 +53,10 @@ void t.test('the table takes its place in a README, and the next one takes the s
   }
   t.match(plain(report), /seed 7[^]*F0 +a promise +1 +0 .* BROKEN[^]*1 × because/)
   const readme = 'before\n<!-- faults: begin -->\nold\n<!-- faults: end -->\nafter\n'
-  const placed = placeIn(readme, markdown(report))
+  const placed = placeIn(readme, 'faults', markdown(report))
   t.match(placed, /^before\n[^]*\| F0 \| a promise \|[^]*\nafter\n$/)
   t.notMatch(placed, 'old')
-  t.equal(placeIn(placed, markdown(report)), placed)
-  t.match(placeIn('', markdown(report)), /^2026-01-02, seed 7/)
+  t.equal(placeIn(placed, 'faults', markdown(report)), placed)
+  t.match(placeIn('', 'faults', markdown(report)), /^2026-01-02, seed 7/)
   t.end()
 })

@@ -76,14 +76,34 @@ void t.test('a nudge arrives, on a listener that proved itself', async (t) => {
   const nudges = new EventEmitter()
   const heard = () => once(nudges, 'awfar_outbox', { signal: AbortSignal.timeout(10_000) })
   const first = heard()
-  const listener = listen(url, ['awfar_outbox'], (channel) => nudges.emit(channel), log)
+  const listener = listen(
+    url,
+    ['awfar_outbox'],
+    (channel, sessions) => nudges.emit(channel, sessions),
+    log,
+  )
   t.teardown(() => listener.close())
   await first // once at the start, for what was missed
 
   const notifier = createNotifier(sql, (error) => t.fail(String(error)))
   const second = heard()
+  notifier.nudge('awfar_outbox', 'a')
+  t.strictSame(await second, [['a']], 'it names the session')
+
+  const heardAll: unknown[] = []
+  nudges.on('awfar_outbox', (sessions) => heardAll.push(sessions))
+  const last = heard()
+  for (const session of ['b', 'c', 'd']) notifier.nudge('awfar_outbox', session)
+  await last
+  if (heardAll.length < 2) await heard()
+  t.strictSame(heardAll, [['b'], ['c', 'd']], 'those that come while one is under way are one')
+  const sweep = heard()
+  notifier.nudge('awfar_outbox', 'e')
+  notifier.nudge('awfar_outbox', 'f')
   notifier.nudge('awfar_outbox')
-  await second
+  await sweep
+  if (heardAll.length < 4) await heard()
+  t.strictSame(heardAll.slice(2), [['e'], undefined], 'one of them is meant for all')
 
   const again = heard()
   await sql`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'awfar-listener' and datname = current_database()`

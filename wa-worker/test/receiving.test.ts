@@ -7,6 +7,7 @@ import { findSession } from '../../shared/wa-sessions.ts'
 import type { SessionStatus } from '../../shared/wa-sessions.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
+import { AckBook } from '../ack-book.ts'
 import { Backfill } from '../backfill.ts'
 import { EngineError } from '../engine/engine.ts'
 import type { IncomingMessage, MessageKey, Recent, RecentChat } from '../engine/engine.ts'
@@ -251,7 +252,7 @@ void t.test('nothing is written for an engine that is over', async (t) => {
   const { workspaceId, sessionId } = await givenSession(sql)
   await sql`update wa_sessions set fence = 1, backfill_from = now()`
   const log = createLogger('test', { level: 'error', stdout: false })
-  const receiver = new Receiver(sql, log, () => {}, new Spool(t.testdir()))
+  const receiver = new Receiver(sql, log, () => {}, new Spool(t.testdir()), new AckBook(sql))
   const backfill = new Backfill({ sql, log, receiver, afterMs: [0] })
   const engine = new SimulatorEngine({ sessionId, profileDir: async () => t.testdir(), scanMs: 0 })
   let answer: (recent: Recent) => void = () => {}

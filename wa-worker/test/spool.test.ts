@@ -5,6 +5,7 @@ import type { Test } from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { AckBook } from '../ack-book.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { Receiver } from '../receiver.ts'
 import { Spool } from '../spool.ts'
@@ -26,7 +27,8 @@ async function rig(t: Test, maxBytes?: number) {
     (...args: Parameters<Sql>) => (network.away ? gone() : sql(...args)),
     { begin: (work: Parameters<Sql['begin']>[0]) => (network.away ? gone() : sql.begin(work)) },
   ) as Sql
-  const makeReceiver = () => new Receiver(faulty, log, () => {}, new Spool(dataDir, maxBytes))
+  const makeReceiver = () =>
+    new Receiver(faulty, log, () => {}, new Spool(dataDir, maxBytes), new AckBook(faulty))
   const makeEngine = () =>
     new SimulatorEngine({ sessionId, profileDir: async () => dataDir, scanMs: Infinity })
   const session = { id: sessionId, workspaceId, fence: 1, worker: 'test' }

@@ -15,6 +15,7 @@ import type { Engine } from '../engine/engine.ts'
 import { Downloads } from '../downloads.ts'
 import { Logins } from '../logins.ts'
 import { Profiles } from '../profiles.ts'
+import { AckBook } from '../ack-book.ts'
 import { Actions } from '../actions.ts'
 import { Attachments } from '../attachments.ts'
 import { Backfill } from '../backfill.ts'
@@ -94,10 +95,12 @@ export function startWorker(
     log,
   })
   const logins = new Logins({ sql, profiles, vault, log })
+  const acks = new AckBook(sql)
   const sender = new Sender({
     sql,
     worker: id,
     log,
+    acks,
     ownsLeases,
     pacing: { ...noPacing, ...pacing },
     attachments: new Attachments({
@@ -113,7 +116,7 @@ export function startWorker(
     unknownMs,
   })
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
-  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId), new Spool(dataDir))
+  const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId), new Spool(dataDir), acks)
   const backfill = new Backfill({ sql, log, receiver, ...reading })
   const downloads = new Downloads({
     sql,

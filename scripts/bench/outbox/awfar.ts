@@ -1,0 +1,146 @@
+import { randomUUID } from 'node:crypto'
+import { connect, fragment } from '../../../shared/db.ts'
+import type { Db } from '../../../shared/db.ts'
+import { listen } from '../../../shared/listener.ts'
+import { createLogger } from '../../../shared/logger.ts'
+import { createNotifier } from '../../../shared/notify.ts'
+import { accept } from '../../../shared/outbound.ts'
+import { claim, takeOut } from '../../../shared/outbox.ts'
+import { AckBook } from '../../../wa-worker/ack-book.ts'
+import { Sender } from '../../../wa-worker/sender.ts'
+import type { Consumer, ConsumerOptions, Contestant, Producer } from './contestant.ts'
+import { atOnce, chatIds, fill } from './world.ts'
+import type { BenchSession } from './world.ts'
+
+/** How often the sender looks for work nobody told it of; its own default. */
+export const pollMs = 1_000
+
+/** All of it: the worker's own sender, as main.ts puts it together, on an engine that does nothing. */
+export const awfar: Contestant = { openProducer, openConsumer: openSender }
+
+/**
+ * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed. No message is marked as sent, no event written.
+ */
+export const awfarQueue: Contestant = { openProducer, openConsumer: openQueue }
+
+function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<Producer> {
+  const notifier = createNotifier(sql, (error) => console.error(error))
+  let count = 0
+  return Promise.resolve({
+    fill: (perSession: number) => fill(sql, sessions[0]!, perSession),
+    async submit({ workspaceId, id }: BenchSession, body: string) {
+      await accept(sql, {
+        workspaceId,
+        sessionId: id,
+        sentBy: null,
+        requestId: randomUUID(),
+        messages: [
+          { waChatId: chatIds[count++ % chatIds.length]!, content: { type: 'text', body } },
+        ],
+      })
+      notifier.nudge('awfar_outbox', id)
+    },
+    close: () => notifier.close(),
+  })
+}
+
+async function openSender(options: ConsumerOptions): Promise<Consumer> {
+  const { url, worker, onMessage } = options
+  const sessions = options.sessions.filter((session) => session.worker === worker)
+  const sql = connect(url, { applicationName: 'bench-awfar' })
+  const log = createLogger('bench', { level: 'warn' })
+  const book = new AckBook(sql)
+  const inFlight = new Set<string>()
+  const latest = new Map<string, number>()
+  let violations = 0
+  const sender = new Sender({
+    sql,
+    worker,
+    log,
+    pacing: atOnce,
+    pollMs,
+    attachments: { fetch: () => Promise.reject(new Error('there are no attachments')) },
+    acks: {
+      async record(session, ack) {
+        const recorded = await book.record(session, ack)
+        inFlight.delete(session.id)
+        return recorded
+      },
+    },
+  })
+  for (const session of sessions) {
+    sender.open(
+      session,
+      {
+        send({ chatId, keyId, content }) {
+          const body = content.type === 'text' ? content.body : ''
+          const chat = `${session.id} ${chatId}`
+          if (inFlight.has(session.id) || Number(body) <= (latest.get(chat) ?? 0)) violations += 1
+          inFlight.add(session.id)
+          latest.set(chat, Number(body))
+          onMessage(body)
+          return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 1 })
+        },
+        find: () => Promise.resolve(null),
+        typing: () => Promise.resolve(),
+        checkNumber: () => Promise.reject(new Error('there are no strangers')),
+      },
+      () => {},
+    )
+  }
+  // What an earlier owner left is looked for first.
+  while (sessions.some(({ id }) => sender.isBusy(id))) await new Promise(setImmediate)
+  const listener =
+    options.mode === 'wait'
+      ? listen(url, ['awfar_outbox'], (_, sessionIds) => sender.nudge(sessionIds), log)
+      : undefined
+  let running: Promise<void> | undefined
+  return {
+    start() {
+      running = sender.run()
+    },
+    async stop() {
+      sender.stop()
+      await running
+      await Promise.all(sessions.map(({ id }) => sender.close(id)))
+      await listener?.close()
+      await sql.close()
+      return { violations }
+    },
+  }
+}
+
+async function openQueue(options: ConsumerOptions): Promise<Consumer> {
+  const { url, worker, onMessage } = options
+  const sessions = options.sessions.filter((session) => session.worker === worker)
+  const sql = connect(url, { applicationName: 'bench-awfar' })
+  await sql`select`
+  const latest = new Map<string, number>()
+  let violations = 0
+  let stopped = false
+  let running: Promise<void> | undefined
+  const run = async () => {
+    while (!stopped) {
+      const claimed = await claim(sql, worker, sessions, atOnce)
+      if (claimed.length === 0) return
+      for (const { chatId, content } of claimed) {
+        const body = content.type === 'text' ? content.body : ''
+        if (Number(body) <= (latest.get(chatId) ?? 0)) violations += 1
+        latest.set(chatId, Number(body))
+        onMessage(body)
+      }
+      await takeOut(sql, fragment`o.id = any(${claimed.map(({ outboxId }) => outboxId)}::bigint[])`)
+    }
+  }
+  return {
+    start() {
+      running = run()
+    },
+    async stop() {
+      stopped = true
+      await running
+      await sql.close()
+      return { violations }
+    },
+  }
+}

@@ -1,0 +1,72 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Db } from '../../../shared/db.ts'
+import { pollMs } from './awfar.ts'
+import type { ConsumerOptions } from './contestant.ts'
+import { contestants } from './worker.ts'
+import type { Name } from './worker.ts'
+import type { Workers } from './workers.ts'
+import { clock, createSessions } from './world.ts'
+
+const sessionCount = 100
+/** Messages that go ahead and are not counted: connections are opened and statements planned with them. */
+const warmUps = 100
+
+export interface PickupOptions {
+  sql: Db
+  url: string
+  workers: Workers
+  rounds: number
+  /** Messages of one round. */
+  messages: number
+}
+
+/** Milliseconds from the beginning of an insert to the beginning of its handler, at about 150 messages a second over 100 sessions. */
+export async function pickups({ rounds, ...options }: PickupOptions) {
+  const names = ['awfar', 'pgBoss', 'graphile'] as const
+  const all: Record<(typeof names)[number], number[]> = { awfar: [], pgBoss: [], graphile: [] }
+  let violations = 0
+  for (let round = 0; round < rounds; round++) {
+    for (const name of names) {
+      const result = await pickup(options, name, 'wait', 1_000 / 150)
+      all[name].push(...result.pickups)
+      violations += result.violations
+    }
+  }
+  // Each session once at the most between two polls: a second one waits for the first, whoever told of it.
+  const deaf = await pickup({ ...options, messages: sessionCount }, 'awfar', 'poll', 20)
+  return { ...all, deaf: deaf.pickups, violations: violations + deaf.violations }
+}
+
+async function pickup(
+  { sql, url, workers, messages }: Omit<PickupOptions, 'rounds'>,
+  name: Name,
+  mode: ConsumerOptions['mode'],
+  everyMs: number,
+): Promise<{ pickups: number[]; violations: number }> {
+  const sessions = await createSessions(sql, sessionCount)
+  const producer = await contestants[name].openProducer(url, sessions, sql)
+  await producer.fill(0)
+  let countedFrom = Infinity
+  const results = await workers.run({ name, url, sessions, mode }, async () => {
+    await sleep(1_000)
+    const handedIn: Promise<void>[] = []
+    const began = clock()
+    for (let i = 0; i < warmUps + messages; i++) {
+      await sleep(Math.max(0, began + i * everyMs - clock()))
+      if (i === warmUps) countedFrom = clock()
+      handedIn.push(producer.submit(sessions[i % sessionCount]!, String(clock())))
+    }
+    await Promise.all(handedIn)
+    await sleep(pollMs + 500)
+  })
+  await producer.close()
+  const counted = results
+    .flatMap((result) => result.pickups)
+    .filter(({ born }) => born >= countedFrom)
+  if (counted.length !== messages)
+    throw new Error(`${name} handled ${counted.length} of ${messages}.`)
+  return {
+    pickups: counted.map(({ ms }) => ms),
+    violations: results.reduce((sum, result) => sum + result.violations, 0),
+  }
+}

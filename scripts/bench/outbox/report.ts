@@ -1,0 +1,162 @@
+import { availableParallelism, loadavg } from 'node:os'
+import { markdownTable, plainTable } from '../../markdown.ts'
+import { pollMs } from './awfar.ts'
+import { laneCounts } from './claim-cost.ts'
+import type { ClaimCost } from './claim-cost.ts'
+import { backlog } from './drain.ts'
+import type { Rates } from './drain.ts'
+import { median, quantile } from './figures.ts'
+
+interface Measured {
+  drained: { rates: Rates[]; handled: number; violations: number }
+  waited: Record<'awfar' | 'pgBoss' | 'graphile' | 'deaf', number[]> & { violations: number }
+  costs: ClaimCost[]
+  quick: boolean
+  seconds: number
+}
+
+/** One line of the table. Without a target it is only told. */
+interface Figure {
+  figure: string
+  ours: string
+  peer: string
+  ratio: number | undefined
+  target: string
+  ok: boolean | undefined
+}
+
+export interface Report {
+  introduction: string
+  figures: Figure[]
+  notes: string[]
+}
+
+/** Judges what was measured. */
+export function figuresOf({ drained, waited, costs, quick, seconds }: Measured): Report {
+  const oneLane = (queued: number) => costs.find((cost) => cost.queued === queued)!.ms[0]!
+  const most = Math.max(...costs.map(({ queued }) => queued))
+  const violations = drained.violations + waited.violations
+  const p50 = (times: number[]) => median(times)
+  const deaf = quantile(waited.deaf, 0.99)
+  const claimMs = costs.find(({ queued }) => queued === 10_000)!.ms[laneCounts.indexOf(100)]!
+  return {
+    introduction: [
+      `${new Date().toISOString().slice(0, 10)}, ${availableParallelism()} cores, load ${loadavg()[0]!.toFixed(1)}, Node ${process.versions.node}, ${Math.round(seconds)} s in all${quick ? ', a short run' : ''}.`,
+      'One embedded Postgres with its default durability, two worker processes, a handler that does nothing; contestants took turns.',
+      'The machine decides the absolute figures: only the ratios mean something.',
+    ].join(' '),
+    figures: [
+      ...drained.rates.flatMap(drainFigures),
+      told(
+        `claim of 1 lane, ms: ${most.toLocaleString('en')} queued : 10,000 queued`,
+        ms(oneLane(most)),
+        ms(oneLane(10_000)),
+        oneLane(most) / oneLane(10_000),
+        { atMost: 1.5 },
+      ),
+      told(
+        'pickup p50, ms : graphile-worker',
+        ms(p50(waited.awfar)),
+        ms(p50(waited.graphile)),
+        p50(waited.awfar) / p50(waited.graphile),
+        { atMost: 1 },
+      ),
+      told(
+        'pickup p50, ms : pg-boss',
+        ms(p50(waited.awfar)),
+        ms(p50(waited.pgBoss)),
+        p50(waited.awfar) / p50(waited.pgBoss),
+        { atMost: 0.6 },
+      ),
+      told(
+        'pickup p99 without LISTEN, ms : poll interval and one claim',
+        ms(deaf),
+        ms(pollMs + claimMs),
+        deaf / (pollMs + claimMs),
+        { atMost: 1 },
+      ),
+      {
+        figure: 'messages out of order, or two of a session at a time',
+        ours: String(violations),
+        peer: '',
+        ratio: undefined,
+        target: '0',
+        ok: violations === 0,
+      },
+    ],
+    notes: [
+      `"outbox" is what a queue library does: claim, handle, take out; a backlog of ${backlog.toLocaleString('en')}, messages/s. "send" is all of it: the fence, the message's own row, the event for webhooks; pgbench sends the statements of "send".`,
+      'pg-boss: key_strict_fifo, its own fetch/complete loop, batches of 500. graphile-worker: a named queue for each session, 10 jobs at a time. Both run on a Node below the one they ask for.',
+      `pickup p50/p99, ms: ours ${pair(waited.awfar)}, graphile-worker ${pair(waited.graphile)}, pg-boss ${pair(waited.pgBoss)}.`,
+      ...costs.map(
+        ({ backlog: what, ms: times }) =>
+          `claim with ${what}, ms: ${laneCounts.map((count, i) => `${count} lanes ${ms(times[i]!)}`).join(', ')}.`,
+      ),
+    ],
+  }
+}
+
+function drainFigures({ sessions, rates }: Rates): Figure[] {
+  const few = sessions < 100
+  const against = (what: string, ours: number, peer: number, atLeast?: number) =>
+    told(
+      `${what}, ${sessions} sessions`,
+      count(ours),
+      count(peer),
+      ours / peer,
+      atLeast === undefined ? {} : { atLeast },
+    )
+  const { awfar, awfarQueue, pgBoss, graphile, pgbench } = rates
+  return [
+    against('outbox : pg-boss', awfarQueue, pgBoss, few ? 4 : 3),
+    against('outbox : graphile-worker', awfarQueue, graphile, few ? 5 : 20),
+    against('send : pg-boss', awfar, pgBoss),
+    against('send : graphile-worker', awfar, graphile),
+    ...(pgbench === undefined
+      ? []
+      : [against('send : pgbench', awfar, pgbench, few ? undefined : 0.45)]),
+  ]
+}
+
+function told(
+  figure: string,
+  ours: string,
+  peer: string,
+  ratio: number,
+  { atLeast, atMost }: { atLeast?: number; atMost?: number },
+): Figure {
+  const target = atLeast !== undefined ? `≥ ${atLeast}` : atMost !== undefined ? `≤ ${atMost}` : ''
+  const ok =
+    atLeast !== undefined ? ratio >= atLeast : atMost !== undefined ? ratio <= atMost : undefined
+  return { figure, ours, peer, ratio, target, ok }
+}
+
+const ms = (value: number) => value.toFixed(value < 10 ? 2 : 0)
+const count = (value: number) => Math.round(value).toLocaleString('en')
+const pair = (times: number[]) => `${ms(median(times))} / ${ms(quantile(times, 0.99))}`
+
+const heads = ['Figure', 'Ours', 'Peer', 'Ratio', 'Target', 'OK']
+const numbers = new Set([1, 2, 3, 4])
+const cells = ({ figure, ours, peer, ratio, target, ok }: Figure) => [
+  figure,
+  ours,
+  peer,
+  ratio === undefined ? '' : ratio.toFixed(2),
+  target,
+  ok === undefined ? '' : ok ? 'yes' : 'NO',
+]
+
+export const plain = ({ introduction, figures, notes }: Report) =>
+  ['', introduction, '', ...plainTable(heads, figures.map(cells), numbers), '', ...notes, ''].join(
+    '\n',
+  )
+
+export const markdown = ({ introduction, figures, notes }: Report) =>
+  [
+    introduction,
+    '',
+    ...markdownTable(heads, figures.map(cells), numbers),
+    '',
+    ...notes.map((note) => `- ${note}`),
+    '',
+  ].join('\n')
