@@ -1,5 +1,7 @@
 import { availableParallelism } from 'node:os'
-import bcrypt from 'bcrypt'
+import { dirname, extname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { Piscina } from 'piscina'
 import type { ZxcvbnFactory } from '@zxcvbn-ts/core'
 import { AppError } from '../shared/errors.ts'
 import { text } from './plugins/joi.ts'
@@ -9,31 +11,41 @@ const cost = 12
 /** The hash of a password nobody has: comparing with it takes as long as comparing with a real one. */
 const nobodysHash = '$2b$12$jadujIpd2oLNg36MDe3m6.QTjVd/jPNjJxwlxx8aMb48xGHdOGs8K'
 
-// bcrypt runs on Node's pool of 4 threads, as do files and name look-ups: one thread stays free for them. Past so many
-// waiting, a caller would wait for seconds, and is told so at once instead.
-const atOnce = Math.min(availableParallelism(), 3)
+const here = fileURLToPath(import.meta.url)
+
+/**
+ * Where bcrypt runs, a fifth of a second of a processor each time. On Node's own threads files and name look-ups would wait for it, and at
+ * our own priority every other answer would. One that dies fails its password and is replaced.
+ */
+export const threads = new Piscina({
+  filename: join(dirname(here), `bcrypt-thread${extname(here)}`),
+  minThreads: 0,
+  maxThreads: availableParallelism(),
+  idleTimeout: 60_000,
+})
+// Past so many a caller would wait for seconds, and is told so at once instead.
 const maxWaiting = 20
 
-let running = 0
-const waiting: (() => void)[] = []
+/** bcrypt reads no more of a password, and stops at NUL. */
+export const passwordBytes = 72
 
-/** A password that is compared. bcrypt reads 72 bytes and stops at NUL: what it would not read is refused, never cut off. */
+/** A password that is compared. What bcrypt would not read is refused, never cut off. */
 export const password = () =>
-  text().max(72, 'utf8').messages({
+  text().max(passwordBytes, 'utf8').messages({
     'string.max':
-      '{#label} must be at most 72 bytes long (letters with accents and emoji take several)',
+      '{#label} must be at most {#limit} bytes long (letters with accents and emoji take several)',
   })
 
 /** A password that is set. How good it is, is found out by assertStrong. */
 export const newPassword = () => password().min(8)
 
 export function hashPassword(password: string): Promise<string> {
-  return inTurn(() => bcrypt.hash(password, cost))
+  return inThread<string>('hash', { password, cost })
 }
 
 /** Whether the password belongs to the hash. Without a hash: no, after the same time. */
 export async function verifyPassword(password: string, hash: string | undefined): Promise<boolean> {
-  const matches = await inTurn(() => bcrypt.compare(password, hash ?? nobodysHash))
+  const matches = await inThread<boolean>('compare', { password, hash: hash ?? nobodysHash })
   return matches && hash !== undefined
 }
 
@@ -78,16 +90,13 @@ export async function assertStrong(
   throw new AppError(400, 'VALIDATION_FAILED', message, [{ path, message }])
 }
 
-async function inTurn<T>(work: () => Promise<T>): Promise<T> {
-  if (running < atOnce) running += 1
-  else if (waiting.length < maxWaiting) await new Promise<void>((go) => waiting.push(go))
-  else throw new AppError(503, 'BUSY', 'Too many people are signing in at once; try again.')
-  try {
-    return await work()
-  } finally {
-    // The place passes to the next in line, or falls free.
-    const next = waiting.shift()
-    if (next) next()
-    else running -= 1
-  }
+/** Throws 503 BUSY while more passwords wait than can be judged soon: asked before anything else is done for a sign-in. */
+export function assertNotBusy(): void {
+  if (threads.queueSize < maxWaiting) return
+  throw new AppError(503, 'BUSY', 'Too many people are signing in at once; try again.')
+}
+
+async function inThread<T>(name: 'hash' | 'compare', task: object): Promise<T> {
+  assertNotBusy()
+  return (await threads.run(task, { name })) as T
 }

@@ -1,6 +1,6 @@
 import { rm } from 'node:fs/promises'
 import type { Sql } from '../shared/db.ts'
-import { AppError } from '../shared/errors.ts'
+import { AppError, errorText } from '../shared/errors.ts'
 import type { MediaContent } from '../shared/message-content.ts'
 import { findMedia } from '../shared/media.ts'
 import { openMediaFile } from '../shared/media-store.ts'
@@ -42,7 +42,7 @@ export class Attachments {
 
   /**
    * Fetches a file, checked against its hash; a voice note is converted where it has to be. The caller removes it. Throws an EngineError: MEDIA_GONE and
-   * VOICE_NOT_POSSIBLE for good, MEDIA_STORE_UNAVAILABLE for now.
+   * VOICE_NOT_POSSIBLE for good, MEDIA_STORE_UNAVAILABLE and MEDIA_UNREADABLE for now.
    */
   async fetch(workspaceId: string, content: MediaContent): Promise<Attachment> {
     const media = await findMedia(this.#sql, workspaceId, content.mediaId)
@@ -71,7 +71,8 @@ export class Attachments {
       }
       if (error instanceof AppError)
         throw new EngineError('permanent', error.code, error.message, { cause: error })
-      throw error
+      // Nothing has been sent: a full disk, a store that refuses, bytes that are not those that were stored.
+      throw new EngineError('transient', 'MEDIA_UNREADABLE', errorText(error), { cause: error })
     }
   }
 }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { isDatabaseAway } from '../shared/db.ts'
 import { AppError } from '../shared/errors.ts'
 import type { Logger } from '../shared/logger.ts'
 import { delayFetch, dueFetches, endFetch } from '../shared/media-fetches.ts'
@@ -9,7 +10,6 @@ import type { MediaFetch } from '../shared/media-fetches.ts'
 import { storeInboundMedia } from '../shared/media-store.ts'
 import type { MediaParts } from '../shared/media-store.ts'
 import { findMedia } from '../shared/media.ts'
-import { StoreUnavailable } from '../shared/object-store.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { retryBackoff } from './backoff.ts'
@@ -154,12 +154,11 @@ export class Downloads {
       if (age > deadlineSeconds || (attempts + 1 >= maxAttempts && !forgiven)) return 'failed'
       return { delayMs: retryBackoff(attempts + 1), forgiven }
     }
-    if (error instanceof StoreUnavailable) {
-      return age > deadlineSeconds ? 'failed' : { delayMs: storeDelayMs, forgiven: true }
-    }
     // Too large, or more than the workspace may have.
     if (error instanceof AppError) return 'failed'
-    return undefined
+    if (error instanceof LeaseLost || isDatabaseAway(error)) return undefined
+    // The store is away or refuses, or the disk is full.
+    return age > deadlineSeconds ? 'failed' : { delayMs: storeDelayMs, forgiven: true }
   }
 }
 

@@ -112,9 +112,12 @@ export interface Paging {
   cursor?: string
 }
 
+/** The most rows a list gives at once. */
+export const longestPage = 200
+
 /** The query of every list. */
 export const paging = {
-  limit: Joi.number().integer().min(1).max(200).default(50),
+  limit: Joi.number().integer().min(1).max(longestPage).default(50),
   cursor: Joi.string().max(200).description('`nextCursor` of the page before'),
 }
 

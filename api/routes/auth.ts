@@ -11,7 +11,14 @@ import type { User } from '../../shared/profiles.ts'
 import { endFamilies, endFamily, familyOf, rotateToken } from '../../shared/refresh-tokens.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
 import { admitLogin, noteLogin } from '../lockout.ts'
-import { assertStrong, hashPassword, newPassword, password, verifyPassword } from '../passwords.ts'
+import {
+  assertNotBusy,
+  assertStrong,
+  hashPassword,
+  newPassword,
+  password,
+  verifyPassword,
+} from '../passwords.ts'
 import { unauthorized } from '../plugins/auth.ts'
 import { assertCsrf, clearCookies, refreshCookie } from '../plugins/cookies.ts'
 import type { Transport } from '../plugins/cookies.ts'
@@ -82,6 +89,7 @@ export const auth: Routes = async (app) => {
           'Registration is closed; ask for an invitation.',
         )
       }
+      assertNotBusy()
       await assertStrong(password, {
         minScore: config.PASSWORD_MIN_SCORE,
         about: [email, fullName, workspaceName],
@@ -114,6 +122,7 @@ export const auth: Routes = async (app) => {
     },
     async (request, reply) => {
       const { email, password, transport } = request.body
+      assertNotBusy()
       await admitLogin(sql, reply, email, request.ip)
       const profile = await findProfileByEmail(sql, email)
       // An unknown address and a wrong password differ neither in the answer nor in the time it takes.

@@ -1,7 +1,9 @@
 import Joi from 'joi'
+import { sizeLimits } from '../../shared/media-types.ts'
+import { passwordBytes } from '../passwords.ts'
+import { longestPage } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
-
-const megabyte = 1_048_576
+import { textLimit } from './messages.ts'
 
 const clientConfig = Joi.object({
   apiBaseUrl: Joi.string().required().description('Where the API answers'),
@@ -50,15 +52,10 @@ export const clientConfigRoutes: Routes = async (app) => {
         },
         limits: {
           passwordMinScore: config.PASSWORD_MIN_SCORE,
-          passwordMaxBytes: 72,
-          messageLength: 65_536,
-          pageSize: 200,
-          uploadBytes: {
-            image: 5 * megabyte,
-            video: 50 * megabyte,
-            document: 10 * megabyte,
-            audio: 15 * megabyte,
-          },
+          passwordMaxBytes: passwordBytes,
+          messageLength: textLimit,
+          pageSize: longestPage,
+          uploadBytes: sizeLimits,
         },
       }
     },

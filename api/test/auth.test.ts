@@ -1,8 +1,11 @@
 import { createHmac, generateKeyPairSync, randomBytes, randomUUID } from 'node:crypto'
+import { readdir, readFile } from 'node:fs/promises'
+import { getPriority, platform } from 'node:os'
 import type { LightMyRequestResponse } from 'fastify'
 import t from 'tap'
-import { hashPassword } from '../passwords.ts'
+import { hashPassword, threads, verifyPassword } from '../passwords.ts'
 import { appOver, errorShape, jwtSecret, password, signIn, testApp } from './app.ts'
+import { until } from './media-rig.ts'
 
 const it = await testApp(t)
 
@@ -219,6 +222,31 @@ void t.test(
     )
   },
 )
+
+void t.test('passwords are hashed by threads that give way to all others', async (t) => {
+  const hashing = hashPassword(password)
+  const priorities = async () => {
+    const tasks = await readdir('/proc/self/task')
+    const lines = await Promise.all(
+      tasks.map((task) => readFile(`/proc/self/task/${task}/stat`, 'utf8').catch(() => '')), // ended meanwhile
+    )
+    return lines.map((line) => line.slice(line.lastIndexOf(')') + 2).split(' ')[16])
+  }
+  if (platform() === 'linux') {
+    await until('one of a low priority', async () => (await priorities()).includes('19'))
+  }
+  t.equal(getPriority(), 0, 'ours is what it was')
+  t.equal(await verifyPassword(password, await hashing), true)
+})
+
+void t.test('a hashing thread that dies fails its password, and the next one works', async (t) => {
+  const dying = hashPassword(password)
+  await until('it is at work', () => threads.queueSize === 0)
+  const failed = t.rejects(dying)
+  await Promise.all(threads.threads.map((thread) => thread.terminate()))
+  await failed
+  t.equal(await verifyPassword(password, await hashPassword(password)), true)
+})
 
 void t.test('a refresh token works once', async (t) => {
   const first = await login()

@@ -157,7 +157,12 @@ void t.test('/config.json tells a frontend what it needs, and no secret', async 
   t.match(answer.json(), {
     apiBaseUrl: 'http://api.example.com',
     features: { registration: true, passwordReset: false },
-    limits: { uploadBytes: { image: 5_242_880 } },
+    limits: {
+      passwordMaxBytes: 72,
+      messageLength: 65_536,
+      pageSize: 200,
+      uploadBytes: { image: 5_242_880, video: 52_428_800, document: 10_485_760, audio: 15_728_640 },
+    },
   })
   t.notMatch(answer.body, it.config.JWT_SECRET)
   const { app } = await appOver(t, it.sql, {

@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { connect } from 'node:net'
 import type { Socket } from 'node:net'
 import t from 'tap'
@@ -24,6 +25,9 @@ async function dial({ port, person }: MediaRig, headers: string): Promise<Socket
   )
   return socket
 }
+
+/** What may be read of a connection before it is known that it is too much: a few buffers of 64 KB, one behind the other. */
+const chunkWindow = 524_288
 
 /** What the server answers, until it closes its half. */
 function answerOf(socket: Socket): Promise<string> {
@@ -73,37 +77,47 @@ for (const [kind, limit] of Object.entries(sizeLimits) as [MediaKind, number][])
   })
 }
 
-void t.test('an endless upload is stopped, and its client is told', async (t) => {
-  const rig = await mediaRig(t, sql)
-  const socket = await dial(rig, 'transfer-encoding: chunked')
-  const answer = answerOf(socket)
-  const chunk = Buffer.alloc(65_536, 0x20)
-  const write = (bytes: Buffer | string) => {
-    socket.write(`${bytes.length.toString(16)}\r\n`)
-    socket.write(bytes)
-    return socket.write('\r\n')
-  }
-  write(formHead)
-  write(pdf)
-  let open = true
-  socket.once('close', () => (open = false))
-  void (async () => {
-    while (open) {
-      if (!write(chunk))
-        await Promise.race([
-          new Promise((resolve) => socket.once('drain', resolve)),
-          new Promise((resolve) => socket.once('close', resolve)),
-        ])
-      await new Promise((resolve) => setImmediate(resolve))
+const beginnings: Record<MediaKind, Buffer> = {
+  image: await picture(),
+  video: fixture('clip.mp4'),
+  document: pdf,
+  audio: fixture('tone.wav'),
+}
+
+for (const [kind, limit] of Object.entries(sizeLimits) as [MediaKind, number][]) {
+  void t.test(`${kind}: an endless upload is stopped, and its client is told`, async (t) => {
+    const rig = await mediaRig(t, sql)
+    const accepted = once(rig.app.server, 'connection') as Promise<[Socket]>
+    const socket = await dial(rig, 'transfer-encoding: chunked')
+    const [connection] = await accepted
+    const answer = answerOf(socket)
+    const chunk = Buffer.alloc(65_536, 0x20)
+    const write = (bytes: Buffer | string) => {
+      socket.write(`${bytes.length.toString(16)}\r\n`)
+      socket.write(bytes)
+      return socket.write('\r\n')
     }
-  })()
-  const text = await answer
-  t.match(text, /^HTTP\/1\.1 413 [^]*connection: close[^]*FILE_TOO_LARGE/i)
-  const taken = rig.app.server
-  await until('the connection is gone', () => !open)
-  t.ok(taken.listening)
-  t.strictSame(await rig.left(), nothingLeft)
-})
+    write(formHead)
+    write(beginnings[kind])
+    let open = true
+    socket.once('close', () => (open = false))
+    void (async () => {
+      while (open) {
+        if (!write(chunk))
+          await Promise.race([
+            new Promise((resolve) => socket.once('drain', resolve)),
+            new Promise((resolve) => socket.once('close', resolve)),
+          ])
+        await new Promise((resolve) => setImmediate(resolve))
+      }
+    })()
+    t.match(await answer, /^HTTP\/1\.1 413 [^]*connection: close[^]*FILE_TOO_LARGE/i)
+    const beyond = connection.bytesRead - limit
+    t.ok(beyond > 0 && beyond < chunkWindow, `${beyond} bytes more than the limit were read`)
+    await until('the connection is gone', () => !open)
+    t.strictSame(await rig.left(), nothingLeft)
+  })
+}
 
 void t.test('nothing more is read once an upload is refused', async (t) => {
   const rig = await mediaRig(t, sql)

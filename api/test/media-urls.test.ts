@@ -150,6 +150,27 @@ void t.test('what a browser could run is kept, not shown', async (t) => {
   }
 })
 
+void t.test('a hostile file name is harmless where it is told', async (t) => {
+  const { upload, urlOf } = await mediaRig(t, sql)
+  const bytes = await picture()
+  for (const name of [
+    '../../etc/passwd',
+    '..%2f..%2fa.jpg',
+    'a"; filename="evil.html',
+    'a\r\nset-cookie: x=1.jpg',
+    'gpj.\u202eexe',
+    'C:\\fakepath\\CON',
+    'ü'.repeat(4_096),
+  ]) {
+    const { status, body } = await upload(bytes, name)
+    t.match([status, body.filename], [201, /^[^"\\/;\u202e\r\n]{1,200}\.jpg$/], name)
+    const { headers } = await fetch(await urlOf(body.id))
+    const told = /^inline; filename=("[^"\\/]*"|[\w.-]+)(; filename\*=UTF-8''[\w.%-]+)?$/
+    t.match(headers.get('content-disposition'), told, name)
+    t.equal(headers.get('set-cookie'), null)
+  }
+})
+
 void t.test('a file is put directly, confirmed, and is one like all others', async (t) => {
   const { call, left, urlOf, upload } = await mediaRig(t, sql)
   const bytes = await picture()

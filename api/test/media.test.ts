@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { Readable } from 'node:stream'
 import sharp from 'sharp'
 import t from 'tap'
 import type { Media } from '../../shared/media.ts'
@@ -280,6 +281,62 @@ void t.test('a store that is away is told, and nothing is left', async (t) => {
   store.heal()
   const healthy = await call<{ checks: object }>('GET', '/health/ready')
   t.match(healthy.body.checks, { mediaStore: { status: 'ok' } })
+})
+
+void t.test('a store that goes away in the middle leaves nothing, and loses nothing', async (t) => {
+  const { upload, left, store, call, urlOf } = await mediaRig(t, sql)
+  const bytes = await picture(300, 200)
+  const away = () => {
+    throw new StoreUnavailable('test')
+  }
+
+  const breaking = (source: Readable) =>
+    Readable.from(
+      (async function* () {
+        for await (const chunk of source as AsyncIterable<Buffer>) {
+          yield chunk.subarray(0, 100)
+          away()
+        }
+      })(),
+    )
+
+  store.changeSource = breaking
+  t.match((await upload(bytes)).body, errorShape(503, 'STORE_UNAVAILABLE'))
+  t.strictSame(await left(), nothingLeft, 'after half a file')
+
+  store.heal()
+  let puts = 0
+  store.beforePut = () => {
+    puts += 1
+    if (puts === 2) away()
+  }
+  t.match((await upload(bytes)).body, errorShape(503, 'STORE_UNAVAILABLE'))
+  t.strictSame(await left(), nothingLeft, 'after the file, without its thumbnail')
+
+  store.heal()
+  const wish = { filename: 'a.jpg', mimeType: 'image/jpeg', size: bytes.length }
+  const signed = await call<{ mediaId: string; url: string }>('POST', '/api/uploads/sign', {
+    body: wish,
+  })
+  const { mediaId, url } = signed.body
+  const put = async () => (await fetch(url, { method: 'PUT', body: new Uint8Array(bytes) })).status
+  const confirm = () => call('POST', '/api/uploads/confirm', { body: { mediaId } })
+  store.beforePut = away
+  t.equal(await put(), 503)
+  store.heal()
+  t.equal(await put(), 204, 'a direct upload may be put again')
+  store.beforeGet = away
+  t.match((await confirm()).body, errorShape(503, 'STORE_UNAVAILABLE'))
+  store.heal()
+  store.changeResult = breaking
+  t.match((await confirm()).body, errorShape(503, 'STORE_UNAVAILABLE'))
+  store.heal()
+  t.match(await confirm(), { status: 200, body: { status: 'ready', width: 300 } })
+
+  store.beforeGet = away
+  t.equal((await fetch(await urlOf(mediaId))).status, 503)
+  store.heal()
+  t.ok(bytes.equals(Buffer.from(await (await fetch(await urlOf(mediaId))).arrayBuffer())))
 })
 
 void t.test('uploads are limited as a class of their own', async (t) => {

@@ -1,5 +1,6 @@
-import type { Message } from '../../shared/messages.ts'
 import type { Chat } from '../../shared/chats.ts'
+import type { Media } from '../../shared/media.ts'
+import type { Message } from '../../shared/messages.ts'
 import type { Session } from '../../shared/wa-sessions.ts'
 
 /** Times travel as text. */
@@ -41,13 +42,14 @@ export class AgentClient {
   }
 
   async call<T>(method: string, path: string, body?: object): Promise<Answer<T>> {
+    const form = body instanceof FormData
     const response = await fetch(this.#base + path, {
       method,
       headers: {
         ...(this.#token !== undefined && { authorization: `Bearer ${this.#token}` }),
-        ...(body !== undefined && { 'content-type': 'application/json' }),
+        ...(body !== undefined && !form && { 'content-type': 'application/json' }),
       },
-      ...(body !== undefined && { body: JSON.stringify(body) }),
+      ...(body !== undefined && { body: form ? body : JSON.stringify(body) }),
     })
     const bytes = Buffer.from(await response.arrayBuffer())
     const json = response.headers.get('content-type')?.includes('json') && bytes.length > 0
@@ -74,6 +76,23 @@ export class AgentClient {
     })
     if (status !== 202) throw new Error(`send: ${status} ${JSON.stringify(body)}`)
     return body
+  }
+
+  async upload(bytes: Buffer, filename: string): Promise<Json<Media>> {
+    const form = new FormData()
+    form.append('file', new Blob([new Uint8Array(bytes)]), filename)
+    const { status, body } = await this.call<Json<Media>>('POST', '/api/upload/media', form)
+    if (status !== 201) throw new Error(`upload: ${status} ${JSON.stringify(body)}`)
+    return body
+  }
+
+  /** The bytes of a file, as an `<img>` gets them: by a signed URL and no token. */
+  async download(mediaId: string): Promise<Buffer> {
+    const path = `/api/upload/signed-url?mediaId=${mediaId}`
+    const { body } = await this.call<{ url: string }>('GET', path)
+    const response = await fetch(body.url)
+    if (!response.ok) throw new Error(`download: ${response.status}`)
+    return Buffer.from(await response.arrayBuffer())
   }
 
   async chats(): Promise<Json<Chat>[]> {

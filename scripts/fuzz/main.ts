@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -61,6 +61,7 @@ const sql = connect(database.url, { applicationName: 'awfar-fuzz' })
 const off = { GENERAL: 'off', AUTH: 'off', MESSAGES: 'off', UPLOADS: 'off' }
 const app = await buildApp({
   config: readEnv<ApiConfig>(apiSchema, {
+    DATA_DIR: folder,
     JWT_SECRET: 'only-for-fuzzing-0123456789abcdef-0123456789',
     ...Object.fromEntries(Object.entries(off).map(([name, rule]) => [`RATE_LIMIT_${name}`, rule])),
   }),
@@ -170,6 +171,59 @@ const request = fc.record({
   signedIn: fc.boolean(),
 })
 
+/** The beginnings of files that are taken, so that some get further than the first look. */
+const beginning = fc.constantFrom(
+  Buffer.alloc(0),
+  Buffer.from('%PDF-1.4\n'),
+  Buffer.from('text'),
+  Buffer.from('GIF89a'),
+  Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]),
+  Buffer.from([0xff, 0xd8, 0xff]),
+  Buffer.from('OggS'),
+  Buffer.from('PK\x03\x04'),
+  Buffer.from([0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1]),
+  Buffer.from('\0\0\0\x18ftypmp42'),
+)
+const part = fc
+  .record({
+    name: fc.oneof({ weight: 6, arbitrary: fc.constant('file') }, anyText),
+    filename: fc.option(anyText),
+    type: fc.option(fc.oneof(anyText, fc.constantFrom('image/jpeg', 'application/json'))),
+    beginning,
+    rest: fc.uint8Array({ maxLength: 500 }),
+  })
+  .map(({ name, filename, type, beginning, rest }) => {
+    const disposition = `form-data; name="${name}"${filename === null ? '' : `; filename="${filename}"`}`
+    const head = `--x\r\ncontent-disposition: ${disposition}\r\n${type === null ? '' : `content-type: ${type}\r\n`}\r\n`
+    return Buffer.concat([Buffer.from(head), beginning, rest, Buffer.from('\r\n')])
+  })
+/** A form, often with something cut off or changed. */
+const form = fc.record({
+  type: fc.oneof(
+    { weight: 9, arbitrary: fc.constant('multipart/form-data; boundary=x') },
+    {
+      weight: 1,
+      arbitrary: fc.constantFrom(
+        'multipart/form-data',
+        'multipart/form-data; boundary=',
+        'multipart/form-data; boundary="x"; charset=utf-16',
+        'multipart/mixed; boundary=x',
+      ),
+    },
+  ),
+  body: fc
+    .record({
+      parts: fc.array(part, { maxLength: 3 }),
+      kept: fc.oneof({ weight: 3, arbitrary: fc.constant(1) }, fc.double({ min: 0, max: 1 })),
+      changes: fc.array(fc.tuple(fc.nat(4_000), fc.nat(255)), { maxLength: 2 }),
+    })
+    .map(({ parts, kept, changes }) => {
+      const whole = Buffer.concat([...parts, Buffer.from('--x--\r\n')])
+      for (const [at, byte] of changes) if (at < whole.length) whole[at] = byte
+      return whole.subarray(0, Math.ceil(whole.length * kept)).toString('base64')
+    }),
+})
+
 const cursorLike = fc.oneof(
   anyText,
   fc.base64String(),
@@ -202,11 +256,11 @@ const damaged = fc
 const wellFormed = (text: string) => Buffer.from(text, 'utf8').toString('utf8')
 
 const targets: Target[] = [
-  target('recipients', 70_000, fc.oneof(anyText, phoneLike), (to) => {
+  target('recipients', 80_000, fc.oneof(anyText, phoneLike), (to) => {
     const waId = parseRecipient(to)
     if (waId !== undefined && !/^\d+(-\d+)?@(c\.us|g\.us|lid)$/.test(waId)) throw new Error(waId)
   }),
-  target('cursors', 60_000, cursorLike, (text) => {
+  target('cursors', 70_000, cursorLike, (text) => {
     for (const pattern of [uuidKey, numberKey]) {
       try {
         const { at, key } = decodeCursor(text, pattern)
@@ -231,7 +285,7 @@ const targets: Target[] = [
       isAddressOrSubnet(text)
     },
   ),
-  target('http', 40_000, request, async ({ route, ids, query, body, type, signedIn }) => {
+  target('http', 16_000, request, async ({ route, ids, query, body, type, signedIn }) => {
     const [method, url] = route.split(' ') as ['GET' | 'POST', string]
     let next = 0
     const path = url.replaceAll(/:\w+/g, () =>
@@ -250,6 +304,17 @@ const targets: Target[] = [
     // 503: bcrypt's queue is full, or no worker is there for /health/ready.
     if (answer.statusCode >= 500 && answer.statusCode !== 503)
       throw new Error(`${answer.statusCode}`)
+  }),
+  target('multipart', 5_000, form, async ({ type, body }) => {
+    const answer = await app.inject({
+      method: 'POST',
+      url: '/api/upload/media',
+      headers: { authorization: bearer(), 'content-type': type },
+      payload: Buffer.from(body, 'base64'),
+    })
+    if (answer.statusCode >= 500) throw new Error(`${answer.statusCode}`)
+    const temporary = await readdir(join(folder, 'tmp', 'media')).catch(() => [])
+    if (temporary.length > 0) throw new Error(`${temporary.length} temporary files are left`)
   }),
   target('snapshots', 4_000, damaged, async (base64) => {
     const bytes = Buffer.from(base64, 'base64')

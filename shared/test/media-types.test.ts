@@ -61,6 +61,15 @@ function docxBomb(): Buffer {
   return bytes
 }
 
+/** The same whose parts each claim almost the whole file. */
+function docxOverlapping(): Buffer {
+  const bytes = Buffer.from(fixture('letter.docx'))
+  for (let at = bytes.indexOf('PK\x01\x02'); at >= 0; at = bytes.indexOf('PK\x01\x02', at + 4)) {
+    bytes.writeUInt32LE(bytes.length - 100, at + 20)
+  }
+  return bytes
+}
+
 const refused = 'UNSUPPORTED_MEDIA_TYPE'
 const lies: [string, Buffer, string][] = [
   ['a program', with_(text('MZ'), randomBytes(500)), refused],
@@ -81,6 +90,7 @@ const lies: [string, Buffer, string][] = [
   ['XML', text('<?xml version="1.0"?><a/>'), refused],
   ['a zip', fixture('archive.zip'), refused],
   ['a docx that is a bomb', docxBomb(), refused],
+  ['a docx whose parts overlap', docxOverlapping(), refused],
   ['half a docx', fixture('letter.docx').subarray(0, 500), refused],
   ['an encrypted docx', fixture('encrypted.docx'), refused],
   ['a presentation', fixture('slides.ppt'), refused],

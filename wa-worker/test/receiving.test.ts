@@ -1,11 +1,17 @@
+import { createHash } from 'node:crypto'
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
 import t from 'tap'
 import { listGaps } from '../../shared/backfill.ts'
 import type { Sql } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
+import { StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
+import { LocalObjectStore } from '../../shared/object-store-local.ts'
 import { accept } from '../../shared/outbound.ts'
 import { findSession } from '../../shared/wa-sessions.ts'
 import type { SessionStatus } from '../../shared/wa-sessions.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { AckBook } from '../ack-book.ts'
 import { Backfill } from '../backfill.ts'
@@ -146,6 +152,7 @@ void t.test('a reading that fails is tried again, from the same moment', async (
   const { sql } = await testDb(t)
   await givenSession(sql)
   const asked: number[] = []
+  const late = incoming('late')
   startWorker(t, sql, {
     dataDir: t.testdir(),
     reading: { afterMs: [0, 50, 100] },
@@ -153,7 +160,7 @@ void t.test('a reading that fails is tried again, from the same moment', async (
       engine.recent = async ({ sinceSeconds }) => {
         asked.push(sinceSeconds)
         if (asked.length === 1) throw new EngineError('unknown', 'READ_TIMEOUT', 'too slow')
-        return recent([chat([incoming('late')])])
+        return recent([chat([late])])
       }
       return engine
     },
@@ -442,6 +449,57 @@ void t.test('media follows its message, with tries of its own', async (t) => {
   t.match(await receive('gone.txt', undefined, true), { status: 'expired' })
   t.same(await sql`select * from media_fetches`, [])
 })
+
+void t.test('an inbound file waits while the store is away, refuses or breaks off', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const mediaStore = new FaultyStore(new LocalObjectStore(join(dataDir, 'objects')))
+  const worker = startWorker(t, sql, { dataDir, mediaStore })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  const file = async (id: string) => {
+    const [row] = await sql<{ status: string; sha256: string | null }>`
+      select f.status, f.sha256 from messages m join media f on f.id = m.media_id where m.wa_key_id = ${id}`
+    return row
+  }
+  const waits = () =>
+    until('the file waits', async () => {
+      const rows = await sql<{ attempts: number }>`
+        select attempts from media_fetches where due_at > now() + interval '5 seconds'`
+      return rows[0]
+    })
+  const faults: [string, () => void][] = [
+    ['is away', () => (mediaStore.beforePut = fail(new StoreUnavailable('timeout')))],
+    ['refuses', () => (mediaStore.beforePut = fail(new StoreRefused(403, 'wrong key')))],
+    ['has no room', () => (mediaStore.afterPut = fail(new Error('ENOSPC')))],
+  ]
+  for (const [what, begin] of faults) {
+    begin()
+    const bytes = Buffer.from(`The store ${what}`)
+    const content = {
+      type: 'document' as const,
+      mimeType: 'text/plain',
+      filename: 'a.txt',
+      caption: what,
+      mediaId: '',
+    }
+    const { id } = worker.engine().deliver(customer, content, undefined, { bytes })
+    t.match(await waits(), { attempts: 0 }, `${what}: it waits, and no try is counted`)
+    t.match(await file(id), { status: 'pending' })
+    mediaStore.heal()
+    await sql`update media_fetches set due_at = now()`
+    const stored = await until('it is there', async () => {
+      const row = await file(id)
+      return row?.status === 'ready' && row
+    })
+    t.equal(stored.sha256, createHash('sha256').update(bytes).digest('hex'), what)
+    await until('nothing is left', async () => (await readdir(join(dataDir, 'tmp'))).length === 0)
+  }
+})
+
+const fail = (error: Error) => () => {
+  throw error
+}
 
 interface Part {
   id?: string

@@ -397,3 +397,62 @@ void t.test('a media store that is away keeps messages waiting, and blames nobod
   await sql`update outbox_lanes set due_at = now()`
   await message(sent.id, 'the ack', is('read'))
 })
+
+void t.test('a media store that breaks off while a file is read for sending', async (t) => {
+  const dir = t.testdir()
+  const mediaStore = new FaultyStore(new LocalObjectStore(join(dir, 'objects')))
+  const { sql, workspaceId, dataDir, worker, queue, message } = await rig(t, { mediaStore })
+  const { bytes, content } = await givenFile(sql, workspaceId, join(dir, 'up'), mediaStore)
+  const again = () => sql`update outbox_lanes set due_at = now()`
+
+  mediaStore.changeResult = (source) =>
+    breakingOff(source, () => {
+      throw new StoreUnavailable('reset')
+    })
+  const sent = await queue(ada, content)
+  const held = await message(sent.id, 'its wait', ({ heldBy }) => heldBy === 'RETRY_BACKOFF')
+  t.match(held, { attempts: 0, error: null }, 'it waits, and is not to blame')
+
+  // Some stores end early and say nothing.
+  mediaStore.changeResult = (source) => breakingOff(source, () => {})
+  await again()
+  await message(sent.id, 'a try', ({ attempts, status }) => attempts > 0 && status === 'queued')
+  t.equal(worker.engine().arrived(keyIdOf(sent.id)), undefined, 'half a file is not sent')
+  t.same(await readdir(join(dataDir, 'tmp')), [], 'nor left behind')
+
+  mediaStore.heal()
+  await again()
+  await message(sent.id, 'the ack', is('read'))
+  t.match(worker.engine().arrived(keyIdOf(sent.id)), {
+    sha256: createHash('sha256').update(bytes).digest('hex'),
+  })
+})
+
+void t.test('a stored file that is not what it was is not sent, and it is said why', async (t) => {
+  const dir = t.testdir()
+  const mediaStore = new FaultyStore(new LocalObjectStore(join(dir, 'objects')))
+  const { sql, workspaceId, worker, queue } = await rig(t, { mediaStore })
+  const { content } = await givenFile(sql, workspaceId, join(dir, 'up'), mediaStore)
+  mediaStore.changeResult = () => Readable.from([Buffer.from('something else')])
+  const sent = await queue(ada, content)
+  const failed = await until('the failure', async () => {
+    await sql`update outbox_lanes set due_at = now()`
+    const row = await findMessage(sql, workspaceId, sent.id)
+    return row?.status === 'failed' && messageResource(row)
+  })
+  t.match(failed.error, { code: 'MEDIA_UNREADABLE', message: /not what was stored/ })
+  t.equal(worker.engine().arrived(keyIdOf(sent.id)), undefined)
+})
+
+/** The beginning of a stream, and then `end`. */
+const breakingOff = (source: Readable, end: () => void) =>
+  Readable.from(
+    (async function* () {
+      for await (const chunk of source as AsyncIterable<Buffer>) {
+        yield chunk.subarray(0, 5)
+        break
+      }
+      end()
+    })(),
+    { objectMode: false },
+  )

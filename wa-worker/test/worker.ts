@@ -120,7 +120,7 @@ export function startWorker(
   const backfill = new Backfill({ sql, log, receiver, ...reading })
   const downloads = new Downloads({
     sql,
-    store,
+    store: mediaStore ?? store,
     dir: join(dataDir, 'tmp'),
     quota: undefined,
     worker: id,

@@ -1,0 +1,12 @@
+/** What runs in the threads that passwords are hashed in: see passwords.ts. */
+import { constants, setPriority } from 'node:os'
+import bcrypt from 'bcrypt'
+
+// A thread has a priority of its own on Linux only: elsewhere this would be that of the whole process.
+if (process.platform === 'linux') setPriority(constants.priority.PRIORITY_LOW)
+
+export const hash = ({ password, cost }: { password: string; cost: number }) =>
+  bcrypt.hashSync(password, cost)
+
+export const compare = ({ password, hash }: { password: string; hash: string }) =>
+  bcrypt.compareSync(password, hash)
