@@ -1,3 +1,4 @@
+import { unassignAll } from './chats.ts'
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
@@ -148,7 +149,7 @@ export type MemberChange = { role?: Role; fullName?: string } | 'removed'
 /**
  * Lets one member of a workspace change or remove another, in one transaction with `record`. An admin neither makes owners nor touches one
  * (403 FORBIDDEN), and the last owner stays (409 LAST_OWNER), also when two owners go at the same moment. Who loses the right
- * to invite loses the invitations they have made. Throws 404 for people of elsewhere.
+ * to invite loses the invitations they have made; who is removed, the chats assigned to them. Throws 404 for people of elsewhere.
  */
 export async function changeMember(
   sql: Sql,
@@ -178,6 +179,7 @@ export async function changeMember(
     }
     let after: ProfileRow | undefined
     if (change === 'removed') {
+      await unassignAll(tx, by.workspaceId, id)
       await tx`delete from profiles where id = ${id}`
     } else {
       const [row] = await tx<ProfileRow>`
