@@ -25,7 +25,8 @@ export function wordsOf(text: string): Word[] {
   let current: Word | undefined
   let at = 0
   for (const written of text) {
-    for (const char of written.normalize('NFKD').toLowerCase()) {
+    const even = written < '\u0080' ? written : written.normalize('NFKD')
+    for (const char of even.toLowerCase()) {
       if (mark.test(char)) continue
       if (between.test(char)) {
         current = undefined
@@ -43,12 +44,14 @@ export function wordsOf(text: string): Word[] {
   return words
 }
 
+/** So much of a text is searched. */
+const searched = 10_000
 const longest = 240
 const before = 60
 
 /** The part of a text where the first of these phrases stands, in pieces; the beginning when none does. Cut ends carry an ellipsis. */
 export function cutOut(text: string, phrases: { words: string[]; open: boolean }[]): Piece[] {
-  const words = wordsOf(text)
+  const words = wordsOf(text.slice(0, searched))
   const matches: { start: number; end: number }[] = []
   for (let i = 0; i < words.length;) {
     const phrase = phrases.find((candidate) => standsAt(words, i, candidate))
