@@ -159,8 +159,8 @@ export async function changeMember(
   record: (tx: Sql, before: ProfileRow, after: ProfileRow | undefined) => Promise<void>,
 ): Promise<ProfileRow | undefined> {
   return sql.begin(async (tx) => {
-    // Changes of who is who happen one after the other.
-    await tx`select id from workspaces where id = ${by.workspaceId} for update`
+    // Changes of who is who happen one after the other. Not for update: whoever adds anything to the workspace would wait, and we perhaps for them.
+    await tx`select id from workspaces where id = ${by.workspaceId} for no key update`
     const actor = await existingProfile(tx, by.workspaceId, by.id)
     const before = await existingProfile(tx, by.workspaceId, id)
     const role = change === 'removed' ? undefined : (change.role ?? before.role)

@@ -51,7 +51,7 @@ void t.test('a chat is archived until it goes on', async (t) => {
   const { owner, chatId, workspaceId } = await team()
   const archived = await owner.call('PATCH', `/api/chats/${chatId}`, { archived: true })
   t.match(archived.json(), { id: chatId, archived: true, assignee: null })
-  t.strictSame(archived.json(), JSON.parse(JSON.stringify(await readChat(owner, chatId))))
+  t.strictSame(archived.json<Chat>(), await readChat(owner, chatId))
   t.strictSame(ids(await listed(owner, '/api/chats?archived=true')), [chatId])
   t.strictSame(ids(await listed(owner, '/api/chats?archived=false')), [])
   t.match(await told(workspaceId), [{ payload: archived.json() }], 'told as the API answers it')
