@@ -29,15 +29,18 @@ import { chat, chats } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
+import { label, labels } from './routes/labels.ts'
 import { linking } from './routes/linking.ts'
 import { media as mediaResource } from './routes/media.ts'
 import { message, messages } from './routes/messages.ts'
+import { note, notes } from './routes/notes.ts'
 import { numbers } from './routes/numbers.ts'
 import { pace } from './routes/pacing.ts'
 import { sending } from './routes/send.ts'
 import { template, templates } from './routes/templates.ts'
 import { metricsRoutes } from './routes/metrics.ts'
 import { passwords } from './routes/passwords.ts'
+import { search } from './routes/search.ts'
 import { session, sessions } from './routes/sessions.ts'
 import { twoFactorRoutes } from './routes/two-factor.ts'
 import { users } from './routes/users.ts'
@@ -155,6 +158,8 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Session: session,
       Message: message,
       Chat: chat,
+      Label: label,
+      Note: note,
       Template: template,
       Workspace: workspace,
       Media: mediaResource,
@@ -185,6 +190,9 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(sending)
   await app.register(numbers)
   await app.register(chats)
+  await app.register(notes)
+  await app.register(labels)
+  await app.register(search)
   await app.register(templates)
   await app.register(workspaces)
   return app

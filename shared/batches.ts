@@ -2,7 +2,7 @@ import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
 import type { MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
-import type { Submission } from './outbound.ts'
+import type { Refusal, Submission } from './outbound.ts'
 import { takeOut } from './outbox.ts'
 
 export interface RejectedRow {
@@ -23,9 +23,11 @@ export interface Batch {
   cancelledAt: Date | null
 }
 
-const refusals = {
+const refusals: Record<Refusal, string> = {
   RECIPIENT_OPTED_OUT: 'The recipient has asked for no more messages.',
   QUOTED_NOT_FOUND: 'The quoted message is not one of this chat.',
+  LAST_MESSAGE_NOT_FOUND: 'The last message is not one of this chat.',
+  CONVERSATION_MOVED: 'There are later messages in the chat.',
 }
 
 /**

@@ -9,13 +9,16 @@ export class AppError extends Error {
   readonly code: string
   readonly statusCode: number
   readonly details: Fault[] | undefined
+  /** What this code's answer holds besides. */
+  readonly more: object | undefined
 
-  constructor(statusCode: number, code: string, message: string, details?: Fault[]) {
+  constructor(statusCode: number, code: string, message: string, details?: Fault[], more?: object) {
     super(message)
     this.name = 'AppError'
     this.statusCode = statusCode
     this.code = code
     this.details = details
+    this.more = more
   }
 }
 

@@ -3,6 +3,8 @@ import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
 import { holdColumns, holdOf } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
+import { guard } from './outbound.ts'
+import type { NewMessage, Refusal } from './outbound.ts'
 import { statusOf } from './wa-session-leases.ts'
 
 /** What would become of a message, as far as can be told without sending it. */
@@ -26,6 +28,7 @@ interface Facts extends HoldFacts {
   chatId: string | null
   optedOut: boolean
   absent: boolean
+  refusal: Refusal | null
   cold: boolean
   ahead: number
   gapMs: number
@@ -42,12 +45,14 @@ export async function foresee(
     sessionId,
     waChatId,
     sendAt,
-  }: { sessionId: string; waChatId: string; sendAt?: Date | undefined },
+    ifLastMessageId,
+  }: Pick<NewMessage, 'waChatId' | 'sendAt' | 'ifLastMessageId'> & { sessionId: string },
   defaults: PacingConfig,
 ): Promise<Forecast | undefined> {
   const [facts] = await sql<Facts>`
     select ${statusOf} as session_status, c.id as chat_id, ${sendAt}::timestamptz as send_at,
       coalesce(k.opted_out, false) as opted_out, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
+      ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
       (select count(*)::int from (select from outbox b where b.session_id = s.id and b.state = 'q' limit ${countedAhead}) counted) as ahead,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
@@ -63,7 +68,7 @@ export async function foresee(
     ${noOutboxRow}
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
-  const { chatId, optedOut, absent, cold, ahead, gapMs } = facts
+  const { chatId, optedOut, absent, refusal, cold, ahead, gapMs } = facts
   const scheduled = sendAt !== undefined && sendAt > new Date()
   const hold = holdOf({
     ...facts,
@@ -76,9 +81,11 @@ export async function foresee(
     sessionId,
     chatId,
     waChatId,
-    blockedBy: [optedOut && 'RECIPIENT_OPTED_OUT', absent && 'NUMBER_NOT_ON_WHATSAPP'].filter(
-      (code) => code !== false,
-    ),
+    blockedBy: [
+      optedOut && 'RECIPIENT_OPTED_OUT',
+      absent && 'NUMBER_NOT_ON_WHATSAPP',
+      refusal,
+    ].filter((code) => typeof code === 'string'),
     ...hold,
     ahead,
     estimatedSendAt:

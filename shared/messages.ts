@@ -195,6 +195,18 @@ export async function findMessage(
   return row
 }
 
+/** Those of these messages that the workspace has, newest first. */
+export async function findMessages(
+  sql: Sql,
+  workspaceId: string,
+  ids: string[],
+): Promise<MessageRow[]> {
+  return sql<MessageRow>`
+    select ${messageColumns} from messages m ${messageJoins}
+    where m.workspace_id = ${workspaceId} and m.id = any(${ids}::uuid[])
+    order by m.created_at desc, m.seq desc`
+}
+
 /** The messages of a chat, newest first: behind a cursor, or from an offset (whose cost grows with its depth). */
 export async function listMessages(
   sql: Sql,
@@ -207,10 +219,15 @@ export async function listMessages(
   }: { limit: number; cursor?: string | undefined; offset?: number | undefined },
 ): Promise<Page<Message>> {
   const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
+  // The page is cut out before anything is joined to it, and by the chat alone: no other index looks right for that.
   const rows = await sql<MessageRow>`
-    select ${messageColumns} from messages m ${messageJoins}
-    where m.workspace_id = ${workspaceId} and m.chat_id = ${chatId}
-      ${after ? fragment`and (m.created_at, m.seq) < (${after.at}::timestamptz, ${after.key}::bigint)` : fragment``}
-    order by m.created_at desc, m.seq desc limit ${limit + 1} offset ${offset}`
+    select ${messageColumns} from (
+      select * from messages m
+      where m.chat_id = ${chatId}
+        ${after ? fragment`and (m.created_at, m.seq) < (${after.at}::timestamptz, ${after.key}::bigint)` : fragment``}
+      order by m.created_at desc, m.seq desc limit ${limit + 1} offset ${offset}) m
+    ${messageJoins}
+    where m.workspace_id = ${workspaceId}
+    order by m.created_at desc, m.seq desc`
   return toPage(rows, limit, (row) => ({ at: row.position, key: String(row.seq) }), messageResource)
 }

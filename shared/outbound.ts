@@ -1,12 +1,12 @@
 import { randomUUID } from 'node:crypto'
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
 import { columnsOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, messageColumns, messageResource } from './messages.ts'
-import type { MessageRow } from './messages.ts'
+import { findMessage, findMessages, messageColumns, messageResource } from './messages.ts'
+import type { Message, MessageRow } from './messages.ts'
 import { takeOut } from './outbox.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
@@ -17,6 +17,8 @@ export interface NewMessage {
   mentions?: string[]
   /** A message of the same chat. */
   quotedMessageId?: string | undefined
+  /** The message of the chat its author takes for the last: it is refused when there is a later one. */
+  ifLastMessageId?: string | undefined
   sendAt?: Date | undefined
   /** Why it is sent although the recipient has opted out. */
   optOutOverride?: string | undefined
@@ -31,7 +33,8 @@ export interface Submission {
   messages: NewMessage[]
 }
 
-export type Refusal = 'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND'
+export type Refusal =
+  'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND' | 'LAST_MESSAGE_NOT_FOUND' | 'CONVERSATION_MOVED'
 
 /** What became of one message that was handed in. */
 export type Outcome = { message: MessageRow } | { refusal: Refusal }
@@ -41,6 +44,71 @@ export type Outcome = { message: MessageRow } | { refusal: Refusal }
  * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
  */
 export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+  const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
+  if (guards.every((id) => id === undefined)) return write(sql, submission)
+  return sql.begin(async (tx) => {
+    for (;;) {
+      await tx`savepoint unguarded`
+      const outcomes = await write(tx, submission)
+      if (!(await isOvertaken(tx, guards, outcomes))) return outcomes
+      // What was committed between the look and the writing is seen by the next look.
+      await tx`rollback to savepoint unguarded`
+    }
+  })
+}
+
+/**
+ * Whether one of the messages that were just written is not the next after the one its author took for the last. From the writing on its chat is locked, and
+ * whatever adds a message to a chat takes that lock: what this does not see comes after.
+ */
+async function isOvertaken(
+  tx: Sql,
+  guards: (string | undefined)[],
+  outcomes: Outcome[],
+): Promise<boolean> {
+  const written = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message.id] : []))
+  const seen = guards.filter((id, i) => id !== undefined && 'message' in outcomes[i]!)
+  const [later] = await tx`
+    select from messages g join messages n on ${isLater} and n.id <> all(${written}::uuid[])
+    where g.id = any(${seen}::uuid[]) limit 1`
+  return later !== undefined
+}
+
+/** `n` comes after `g` in the same chat, in the order in which its messages are listed. */
+const isLater = fragment`n.chat_id = g.chat_id and (n.created_at, n.seq) > (g.created_at, g.seq)`
+
+/** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
+export const guard = (
+  last: Fragment | string | undefined,
+  { sessionId, waChatId }: { sessionId: Fragment | string; waChatId: Fragment | string },
+) => fragment`
+  case when ${last}::uuid is null then null
+    when not exists (
+      select from messages g join chats c on c.id = g.chat_id
+      where g.id = ${last} and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId})
+    then 'LAST_MESSAGE_NOT_FOUND'
+    when exists (select from messages g join messages n on ${isLater} where g.id = ${last}) then 'CONVERSATION_MOVED' end`
+
+/** The messages of a chat that came after one of it, newest first, at most so many. */
+export async function messagesAfter(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  limit = 20,
+): Promise<Message[]> {
+  const later = await sql<{ id: string }>`
+    select n.id from messages g join messages n on ${isLater}
+    where g.workspace_id = ${workspaceId} and g.id = ${id}
+    order by n.created_at desc, n.seq desc limit ${limit}`
+  const rows = await findMessages(
+    sql,
+    workspaceId,
+    later.map((message) => message.id),
+  )
+  return rows.map(messageResource)
+}
+
+async function write(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
@@ -48,12 +116,13 @@ export async function accept(sql: Sql, submission: Submission): Promise<Outcome[
     with session as (
       select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
-      select i.*, case
+      select i.*, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
           when i.quoted is not null and not exists (
             select from messages q join chats c on c.id = q.chat_id
             where q.id = i.quoted and q.workspace_id = ${workspaceId} and c.session_id = session.id and c.wa_chat_id = i.wa_chat_id)
-          then 'QUOTED_NOT_FOUND' end as refusal
+          then 'QUOTED_NOT_FOUND' end,
+          ${guard(fragment`i.last`, { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` })}) as refusal
       from unnest(
         ${ids}::uuid[], ${messages.map(({ waChatId }) => waChatId)}::text[],
         ${messages.map(({ waChatId }) => phoneOf(waChatId))}::text[], ${messages.map(({ waChatId }) => isGroup(waChatId))}::boolean[],
@@ -61,9 +130,10 @@ export async function accept(sql: Sql, submission: Submission): Promise<Outcome[
         ${columns.map(({ content }) => content && JSON.stringify(content))}::jsonb[], ${columns.map(({ mediaId }) => mediaId)}::uuid[],
         ${messages.map(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
         ${messages.map(({ quotedMessageId }) => quotedMessageId ?? null)}::uuid[],
+        ${messages.map(({ ifLastMessageId }) => ifLastMessageId ?? null)}::uuid[],
         ${messages.map(({ sendAt }) => sendAt?.toISOString() ?? null)}::timestamptz[],
         ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[]
-      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, send_at, override, key_id, ord)
+      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, ord)
       cross join session
       left join contacts k on k.workspace_id = ${workspaceId} and k.wa_id = i.wa_chat_id
     ), target as (

@@ -1,3 +1,4 @@
+import { unassignAll } from './chats.ts'
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
@@ -148,7 +149,7 @@ export type MemberChange = { role?: Role; fullName?: string } | 'removed'
 /**
  * Lets one member of a workspace change or remove another, in one transaction with `record`. An admin neither makes owners nor touches one
  * (403 FORBIDDEN), and the last owner stays (409 LAST_OWNER), also when two owners go at the same moment. Who loses the right
- * to invite loses the invitations they have made. Throws 404 for people of elsewhere.
+ * to invite loses the invitations they have made; who is removed, the chats assigned to them. Throws 404 for people of elsewhere.
  */
 export async function changeMember(
   sql: Sql,
@@ -158,8 +159,8 @@ export async function changeMember(
   record: (tx: Sql, before: ProfileRow, after: ProfileRow | undefined) => Promise<void>,
 ): Promise<ProfileRow | undefined> {
   return sql.begin(async (tx) => {
-    // Changes of who is who happen one after the other.
-    await tx`select id from workspaces where id = ${by.workspaceId} for update`
+    // Changes of who is who happen one after the other. Not for update: whoever adds anything to the workspace would wait, and we perhaps for them.
+    await tx`select id from workspaces where id = ${by.workspaceId} for no key update`
     const actor = await existingProfile(tx, by.workspaceId, by.id)
     const before = await existingProfile(tx, by.workspaceId, id)
     const role = change === 'removed' ? undefined : (change.role ?? before.role)
@@ -178,6 +179,7 @@ export async function changeMember(
     }
     let after: ProfileRow | undefined
     if (change === 'removed') {
+      await unassignAll(tx, by.workspaceId, id)
       await tx`delete from profiles where id = ${id}`
     } else {
       const [row] = await tx<ProfileRow>`

@@ -93,10 +93,7 @@ export async function actionDone(
   })
 }
 
-async function apply(
-  tx: Sql,
-  { kind, workspaceId, sessionId, chatId, messageId, payload }: Action,
-): Promise<void> {
+async function apply(tx: Sql, { kind, workspaceId, messageId, payload }: Action): Promise<void> {
   switch (kind) {
     case 'react':
       if (payload.emoji === '')
@@ -113,11 +110,8 @@ async function apply(
     case 'revoke':
       await tx`update messages set revoked_at = coalesce(revoked_at, now()) where id = ${messageId}`
       return tell(tx, workspaceId, messageId!, 'message.revoked')
+    // Here it was read at once, by whoever asked.
     case 'seen':
-      await tx`update chats set unread_count = 0 where id = ${chatId}`
-      return appendEvents(tx, [
-        { workspaceId, sessionId, type: 'chat.updated', payload: { id: chatId, unreadCount: 0 } },
-      ])
     case 'typing':
     case 'check_number':
       return

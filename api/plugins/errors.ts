@@ -121,7 +121,10 @@ function tellable(error: Error & Partial<FastifyError>, request: FastifyRequest)
   return new AppError(500, 'INTERNAL_ERROR', 'Something went wrong on our side.')
 }
 
-function bodyOf({ statusCode, code, message, details }: AppError, requestId: string): ErrorBody {
+function bodyOf(
+  { statusCode, code, message, details, more }: AppError,
+  requestId: string,
+): ErrorBody {
   return {
     statusCode,
     code,
@@ -129,5 +132,6 @@ function bodyOf({ statusCode, code, message, details }: AppError, requestId: str
     message,
     requestId,
     ...(details && { details }),
+    ...more,
   }
 }

@@ -1,12 +1,14 @@
 import Joi from 'joi'
-import { findChat, listChats } from '../../shared/chats.ts'
+import { findChat, listChats, markRead, setLabels, updateChat } from '../../shared/chats.ts'
 import type { Chat } from '../../shared/chats.ts'
+import type { Sql } from '../../shared/db.ts'
 import { notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
-import { byId, nothing, pageOf, paging, uuid } from '../plugins/joi.ts'
+import { byId, nothing, pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
+import { label } from './labels.ts'
 import { direction, message, messageStatus, messageType } from './messages.ts'
 
 export const chat = Joi.object<Chat>({
@@ -29,29 +31,66 @@ export const chat = Joi.object<Chat>({
     .required(),
   lastMessageAt: Joi.date().required(),
   archived: Joi.boolean().required(),
-  assignee: Joi.valid(null).required(),
-  labels: Joi.array().items(Joi.object()).required(),
+  assignee: Joi.object<NonNullable<Chat['assignee']>, true>({
+    id: Joi.string().guid().required(),
+    fullName: Joi.string().required(),
+  })
+    .allow(null)
+    .required()
+    .description('Who sees to it'),
+  labels: Joi.array().items(label).required(),
 })
 
 interface Filter extends Paging {
   sessionId?: string
+  search?: string
   unread?: boolean
   archived?: boolean
+  assignee?: string
+  label?: string
 }
 
 const filter = Joi.object<Filter, true>({
   ...paging,
   sessionId: uuid(),
+  search: visibleText().max(100).description('Part of a name, or of a number'),
   unread: Joi.boolean(),
   archived: Joi.boolean(),
+  assignee: uuid().allow('me', 'none').description('Of a person, `me`, or `none`: of nobody'),
+  label: uuid(),
 })
+
+/** Beyond it the database would read more than it answers. */
+const deepestOffset = 10_000
 
 const history = Joi.object<Paging & { offset?: number }, true>({
   ...paging,
-  offset: Joi.number().integer().min(0).description('Instead of `cursor`; slower the deeper it is'),
+  offset: Joi.number()
+    .integer()
+    .min(0)
+    .max(deepestOffset)
+    .messages({
+      'number.max':
+        '{#label} must be at most {#limit}: go deeper with "cursor", the nextCursor of a page',
+    })
+    .description('Instead of `cursor`; slower the deeper it is'),
 })
   .oxor('cursor', 'offset')
   .messages({ 'object.oxor': '{#label} may carry "cursor" or "offset", not both' })
+
+interface Changes {
+  archived?: boolean
+  assigneeId?: string | null
+}
+
+const changes = Joi.object<Changes, true>({
+  archived: Joi.boolean().description('Here only; the next message takes it back'),
+  assigneeId: uuid().allow(null).description('Who sees to it; null: nobody'),
+}).min(1)
+
+const labelling = Joi.object<{ labelIds: string[] }, true>({
+  labelIds: Joi.array().items(uuid()).max(20).unique().required(),
+})
 
 const tags = ['chats']
 
@@ -65,12 +104,19 @@ export const chats: Routes = async (app) => {
       config: { access: 'read' },
       schema: {
         summary: 'List the chats, the one with the latest message first',
+        description:
+          'A chat that gets a message while pages are read moves to the top and may be met twice, or not at all on later pages; no other chat is. Begin anew, or follow `/api/events`, to see it.',
         tags,
         querystring: filter,
         response: { 200: pageOf(chat) },
       },
     },
-    async ({ user, query }) => listChats(sql, user.workspaceId, query),
+    async ({ user, query: { assignee, label, ...query } }) =>
+      listChats(sql, user.workspaceId, {
+        ...query,
+        assigneeId: assignee === 'me' ? user.id : assignee === 'none' ? null : assignee,
+        labelId: label,
+      }),
   )
 
   app.get(
@@ -84,6 +130,36 @@ export const chats: Routes = async (app) => {
       if (!found) throw notFound('Chat')
       return found
     },
+  )
+
+  app.patch(
+    '/api/chats/:id',
+    {
+      config: { access: 'send' },
+      schema: {
+        summary: 'Archive a chat, or assign it to somebody',
+        tags,
+        params: byId,
+        body: changes,
+        response: { 200: chat },
+      },
+    },
+    async ({ user, params, body }) => updateChat(sql, user.workspaceId, params.id, body),
+  )
+
+  app.put(
+    '/api/chats/:id/labels',
+    {
+      config: { access: 'send' },
+      schema: {
+        summary: 'Put labels on a chat: these, and no other',
+        tags,
+        params: byId,
+        body: labelling,
+        response: { 200: chat },
+      },
+    },
+    async ({ user, params, body }) => setLabels(sql, user.workspaceId, params.id, body.labelIds),
   )
 
   app.get(
@@ -105,12 +181,11 @@ export const chats: Routes = async (app) => {
     },
   )
 
-  async function ask(workspaceId: string, id: string, wish: ActionWish): Promise<null> {
-    const found = await findChat(sql, workspaceId, id)
+  /** Has the worker do something in a chat. */
+  async function ask(on: Sql, workspaceId: string, id: string, wish: ActionWish): Promise<void> {
+    const found = await findChat(on, workspaceId, id)
     if (!found) throw notFound('Chat')
-    await askAction(sql, { workspaceId, sessionId: found.sessionId, chatId: id }, wish)
-    notifier.nudge('awfar_outbox')
-    return null
+    await askAction(on, { workspaceId, sessionId: found.sessionId, chatId: id }, wish)
   }
 
   app.post(
@@ -124,8 +199,14 @@ export const chats: Routes = async (app) => {
         response: { 202: nothing },
       },
     },
-    async ({ user, params }, reply) =>
-      reply.code(202).send(await ask(user.workspaceId, params.id, { kind: 'seen', payload: {} })),
+    async ({ user, params }, reply) => {
+      await sql.begin(async (tx) => {
+        await ask(tx, user.workspaceId, params.id, { kind: 'seen', payload: {} })
+        await markRead(tx, user.workspaceId, params.id)
+      })
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(null)
+    },
   )
 
   app.post(
@@ -142,12 +223,11 @@ export const chats: Routes = async (app) => {
         response: { 202: nothing },
       },
     },
-    async ({ user, params, body }, reply) =>
-      reply.code(202).send(
-        await ask(user.workspaceId, params.id, {
-          kind: 'typing',
-          payload: { on: body?.on ?? true },
-        }),
-      ),
+    async ({ user, params, body }, reply) => {
+      const payload = { on: body?.on ?? true }
+      await ask(sql, user.workspaceId, params.id, { kind: 'typing', payload })
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(null)
+    },
   )
 }

@@ -10,8 +10,8 @@ import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
 import { messageResource } from '../../shared/messages.ts'
-import { accept } from '../../shared/outbound.ts'
-import type { NewMessage } from '../../shared/outbound.ts'
+import { accept, messagesAfter } from '../../shared/outbound.ts'
+import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
 import { renderTemplate } from '../../shared/templates.ts'
 import { parseRecipient } from '../../shared/wa-id.ts'
@@ -37,6 +37,7 @@ interface Draft {
   contactCard?: { contactId: string } | { name: string; phone: string }
   poll?: { question: string; options: string[]; multiple: boolean }
   quotedMessageId?: string
+  ifLastMessageId?: string
   mentions?: string[]
   sendAt?: Date
   optOutOverride?: string
@@ -108,6 +109,9 @@ const draft = {
   asVoice: Joi.boolean().description('A recording as a voice note'),
   asDocument: Joi.boolean().description('A picture, video or recording as a file'),
   quotedMessageId: uuid().description('A message of the same chat'),
+  ifLastMessageId: uuid().description(
+    'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
+  ),
   mentions: Joi.array().items(recipient).max(256).unique(),
   sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
   optOutOverride: text()
@@ -200,7 +204,14 @@ export const sending: Routes = async (app) => {
         }),
         headers: idempotent,
         body: send,
-        response: { 200: forecast, 202: message, 403: errorBody, 404: errorBody, 422: errorBody },
+        response: {
+          200: forecast,
+          202: message,
+          403: errorBody,
+          404: errorBody,
+          409: errorBody.append({ newerMessages: Joi.array().items(message) }),
+          422: errorBody,
+        },
       },
     },
     async (request, reply) => {
@@ -208,8 +219,8 @@ export const sending: Routes = async (app) => {
       const { workspaceId } = user
       if (query.dryRun) {
         const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-        const { waChatId, sendAt } = await draftOf(sql, workspaceId, body, user.role)
-        const foreseen = await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, config)
+        const draft = await draftOf(sql, workspaceId, body, user.role)
+        const foreseen = await foresee(sql, workspaceId, { sessionId, ...draft }, config)
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
       }
@@ -223,7 +234,7 @@ export const sending: Routes = async (app) => {
           requestId: id,
           messages: [await draftOf(tx, workspaceId, body, user.role)],
         })
-        if ('refusal' in outcome!) throw refused[outcome.refusal]()
+        if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
         return { statusCode: 202, body: messageResource(outcome!.message) }
       })
       notifier.nudge('awfar_outbox', sessionId)
@@ -310,15 +321,29 @@ export const sending: Routes = async (app) => {
   )
 }
 
-const refused = {
-  RECIPIENT_OPTED_OUT: () =>
-    new AppError(
-      403,
-      'RECIPIENT_OPTED_OUT',
-      'The recipient has asked for no more messages. An admin may override that with "optOutOverride".',
-    ),
-  QUOTED_NOT_FOUND: () =>
-    new AppError(422, 'QUOTED_NOT_FOUND', 'The quoted message is not one of this chat.'),
+async function refused(
+  tx: Sql,
+  workspaceId: string,
+  refusal: Refusal,
+  { ifLastMessageId }: Draft,
+): Promise<AppError> {
+  switch (refusal) {
+    case 'RECIPIENT_OPTED_OUT':
+      return new AppError(
+        403,
+        refusal,
+        'The recipient has asked for no more messages. An admin may override that with "optOutOverride".',
+      )
+    case 'QUOTED_NOT_FOUND':
+      return new AppError(422, refusal, 'The quoted message is not one of this chat.')
+    case 'LAST_MESSAGE_NOT_FOUND':
+      return new AppError(422, refusal, 'The "ifLastMessageId" is no message of this chat.')
+    case 'CONVERSATION_MOVED': {
+      const newerMessages = await messagesAfter(tx, workspaceId, ifLastMessageId!)
+      const sentence = 'There are later messages in the chat: read them, then decide anew.'
+      return new AppError(409, refusal, sentence, undefined, { newerMessages })
+    }
+  }
 }
 
 /** What the rows of a batch say; those that are wrong are told by their place. */
@@ -351,7 +376,7 @@ async function draftOf(
   given: Draft,
   role: Role,
 ): Promise<NewMessage> {
-  const { to, quotedMessageId, mentions, sendAt, optOutOverride } = given
+  const { to, quotedMessageId, ifLastMessageId, mentions, sendAt, optOutOverride } = given
   if (optOutOverride !== undefined && role === 'agent') {
     throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may override an opt-out.')
   }
@@ -360,6 +385,7 @@ async function draftOf(
     content: await contentOf(sql, workspaceId, given),
     ...(mentions && { mentions }),
     quotedMessageId,
+    ifLastMessageId,
     sendAt,
     optOutOverride,
   }

@@ -184,11 +184,13 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     messages: [{ to: '12025550100', message: 'x' }],
   })
   const template = await idOf('/api/templates', { name: 'theirs', body: 'x' })
+  const label = await idOf('/api/labels', { name: 'theirs' })
   const file = { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 }
   const { mediaId } = await idOf('/api/uploads/sign', file)
   const ids: [RegExp, string][] = [
     [/^\/api\/batches\//, batch.batchId],
     [/^\/api\/templates\//, template.id],
+    [/^\/api\/labels\//, label.id],
     [/^\/api\/upload\//, mediaId],
     [/^\/api\/users\//, agent.profile.id],
     [/^\/api\/api-keys\//, key.id],
@@ -204,6 +206,11 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     'PATCH /api/messages/:id': { message: 'x' },
     'POST /api/messages/:id/reaction': { emoji: '👍' },
     'PATCH /api/templates/:id': { name: 'mine' },
+    'PATCH /api/labels/:id': { name: 'mine' },
+    'PATCH /api/chats/:id': { archived: true },
+    'PUT /api/chats/:id/labels': { labelIds: [] },
+    'POST /api/chats/:id/notes': { body: 'x' },
+    'PATCH /api/chats/:id/notes/:noteId': { body: 'x' },
     'POST /api/templates/:id/preview': { variables: {} },
   }
   for (const { method, url } of named) {

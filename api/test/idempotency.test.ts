@@ -458,6 +458,7 @@ const exempt: Record<string, string> = {
 
 interface Samples {
   sessionId: string
+  chatId: string
   messageId: string
   cancelledId: string
 }
@@ -466,6 +467,11 @@ interface Samples {
 const samples: Record<string, (ids: Samples) => { url?: string; body?: object }> = {
   [sends]: () => ({ body: hello }),
   [sessions]: () => ({ body: { name: 'Another' } }),
+  '/api/labels': () => ({ body: { name: 'Urgent', color: '#ff0000' } }),
+  '/api/chats/:id/notes': ({ chatId }) => ({
+    url: `/api/chats/${chatId}/notes`,
+    body: { body: 'Calls back tomorrow' },
+  }),
   '/api/templates': () => ({ body: { name: 'Welcome', body: 'Hello {{name|there}}' } }),
   '/api/uploads/sign': () => ({
     body: { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 },
@@ -516,10 +522,11 @@ void t.test('every POST that needs a sign-in takes a key, or is known not to', a
     }
     const person = await withSession()
     const queued = async () =>
-      (await post(person, sends, undefined, hello)).json<{ id: string }>().id
-    const [messageId, cancelledId] = [await queued(), await queued()]
+      (await post(person, sends, undefined, hello)).json<{ id: string; chatId: string }>()
+    const { id: messageId, chatId } = await queued()
+    const { id: cancelledId } = await queued()
     await person.call('DELETE', `/api/messages/${cancelledId}`)
-    const { url: sampleUrl = url, body } = sample({ ...person, messageId, cancelledId })
+    const { url: sampleUrl = url, body } = sample({ ...person, chatId, messageId, cancelledId })
     const first = await post(person, sampleUrl, 'k', body)
     const again = await post(person, sampleUrl, 'k', body)
     t.ok(first.statusCode < 300, `${url} answers ${first.statusCode}`)

@@ -15,6 +15,10 @@ async function furnished() {
   const body = { to: '1234567890', message: 'a secret' }
   const sent = await person.call('POST', '/api/whatsapp/send', body)
   const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()
+  const note = await person.call('POST', `/api/chats/${chatId}/notes`, { body: 'a secret note' })
+  const label = await person.call('POST', '/api/labels', { name: 'A secret label' })
+  const [noteId, labelId] = [note.json<{ id: string }>().id, label.json<{ id: string }>().id]
+  await person.call('PUT', `/api/chats/${chatId}/labels`, { labelIds: [labelId] })
   await it.sql`
     insert into wa_session_history (workspace_id, session_id, from_status, to_status)
     values (${person.workspaceId}, ${sessionId}, 'STOPPED', 'STARTING')`
@@ -36,14 +40,18 @@ async function furnished() {
     chatId,
     mediaId: uploaded.json<{ id: string }>().id,
     pendingId: expected.json<{ mediaId: string }>().mediaId,
+    noteId,
+    labelId,
   }
 }
 
 const mine = await furnished()
 const theirs = await furnished()
 
+type Furnished = Awaited<ReturnType<typeof furnished>>
+
 /** Every call that names a resource of a workspace, as a stranger would make it. */
-const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
+const calls: [string, (person: Furnished) => ReturnType<Person['call']>][] = [
   ['session', ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}`)],
   ...['start', 'stop', 'restart', 'logout'].map((command): (typeof calls)[number] => [
     command,
@@ -81,6 +89,40 @@ const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
     ({ call }) => call('POST', '/api/uploads/confirm', { mediaId: theirs.pendingId }),
   ],
   ['file to delete', ({ call }) => call('DELETE', `/api/upload/${theirs.mediaId}`)],
+  ['archive', ({ call }) => call('PATCH', `/api/chats/${theirs.chatId}`, { archived: true })],
+  [
+    'assign',
+    (person) =>
+      person.call('PATCH', `/api/chats/${person.chatId}`, { assigneeId: theirs.profile.id }),
+  ],
+  [
+    'assign theirs',
+    (person) =>
+      person.call('PATCH', `/api/chats/${theirs.chatId}`, { assigneeId: person.profile.id }),
+  ],
+  [
+    'label',
+    (person) =>
+      person.call('PUT', `/api/chats/${person.chatId}/labels`, { labelIds: [theirs.labelId] }),
+  ],
+  [
+    'label theirs',
+    (person) =>
+      person.call('PUT', `/api/chats/${theirs.chatId}/labels`, { labelIds: [person.labelId] }),
+  ],
+  ['notes', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/notes`)],
+  ['note', ({ call }) => call('POST', `/api/chats/${theirs.chatId}/notes`, { body: 'x' })],
+  [
+    'edit note',
+    (person) =>
+      person.call('PATCH', `/api/chats/${theirs.chatId}/notes/${theirs.noteId}`, { body: 'x' }),
+  ],
+  ['rename label', ({ call }) => call('PATCH', `/api/labels/${theirs.labelId}`, { name: 'x' })],
+  [
+    'delete note',
+    ({ call }) => call('DELETE', `/api/chats/${theirs.chatId}/notes/${theirs.noteId}`),
+  ],
+  ['delete label', ({ call }) => call('DELETE', `/api/labels/${theirs.labelId}`)],
 ]
 
 /** Those whose own answer is no success: the end of the others, waiting for a worker or for a file, of a file that is in use. */
@@ -96,6 +138,10 @@ void t.test('what belongs to others is not found, and stays as it is', async (t)
         union all select o::text from outbox o where workspace_id = ${theirs.workspaceId}
         union all select f::text from media f where workspace_id = ${theirs.workspaceId}
         union all select b::text from media_objects b where workspace_id = ${theirs.workspaceId}
+        union all select n::text from chat_notes n where workspace_id = ${theirs.workspaceId}
+        union all select l::text from labels l where workspace_id = ${theirs.workspaceId}
+        union all select t::text from chat_labels t where workspace_id = ${theirs.workspaceId}
+        union all select e::text from events e where workspace_id = ${theirs.workspaceId}
         union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
     return row!.text
   }
@@ -127,11 +173,19 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
     `/api/chats?sessionId=${theirs.sessionId}`,
     '/api/upload',
     '/api/upload?kind=document',
+    `/api/chats?label=${theirs.labelId}`,
+    `/api/chats?assignee=${theirs.profile.id}`,
+    '/api/chats?search=1234567890',
+    '/api/labels',
+    '/api/search?q=secret',
+    `/api/search?q=secret&chatId=${theirs.chatId}`,
+    `/api/search?q=secret&sessionId=${theirs.sessionId}`,
   ]
-  const { sessionId, chatId, messageId, mediaId, pendingId } = theirs
+  const { sessionId, chatId, messageId, mediaId, pendingId, labelId } = theirs
   for (const url of lists) {
     const { body } = await mine.call('GET', url)
-    for (const id of [sessionId, chatId, messageId, mediaId, pendingId]) t.notMatch(body, id, url)
+    for (const id of [sessionId, chatId, messageId, mediaId, pendingId, labelId])
+      t.notMatch(body, id, url)
   }
   const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)
   t.strictSame(filtered.json(), { data: [], nextCursor: null })
