@@ -27,6 +27,7 @@ import { auditLog } from './routes/audit-log.ts'
 import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
+import { contact, contacts } from './routes/contacts.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
 import { linking } from './routes/linking.ts'
@@ -155,6 +156,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Session: session,
       Message: message,
       Chat: chat,
+      Contact: contact,
       Template: template,
       Workspace: workspace,
       Media: mediaResource,
@@ -185,6 +187,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(sending)
   await app.register(numbers)
   await app.register(chats)
+  await app.register(contacts)
   await app.register(templates)
   await app.register(workspaces)
   return app

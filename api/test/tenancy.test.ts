@@ -15,17 +15,19 @@ async function furnished() {
   const body = { to: '1234567890', message: 'a secret' }
   const sent = await person.call('POST', '/api/whatsapp/send', body)
   const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()
+  const chat = await person.call('GET', `/api/chats/${chatId}`)
+  const { contactId } = chat.json<{ contactId: string }>()
   await it.sql`
     insert into wa_session_history (workspace_id, session_id, from_status, to_status)
     values (${person.workspaceId}, ${sessionId}, 'STOPPED', 'STARTING')`
-  return { ...person, sessionId, messageId, chatId }
+  return { ...person, sessionId, messageId, chatId, contactId }
 }
 
 const mine = await furnished()
 const theirs = await furnished()
 
 /** Every call that names a resource of a workspace, as a stranger would make it. */
-const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
+const calls: [string, (person: typeof theirs) => ReturnType<Person['call']>][] = [
   ['session', ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}`)],
   ...['start', 'stop', 'restart', 'logout'].map((command): (typeof calls)[number] => [
     command,
@@ -52,6 +54,21 @@ const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
   ],
   ['message', ({ call }) => call('GET', `/api/messages/${theirs.messageId}`)],
   ['chat', ({ call }) => call('GET', `/api/chats/${theirs.chatId}`)],
+  ['contact', ({ call }) => call('GET', `/api/contacts/${theirs.contactId}`)],
+  [
+    'change of a contact',
+    ({ call }) => call('PATCH', `/api/contacts/${theirs.contactId}`, { name: 'x' }),
+  ],
+  [
+    'merge',
+    ({ call, contactId }) =>
+      call('POST', `/api/contacts/${contactId}/merge`, { contactId: theirs.contactId }),
+  ],
+  ['participants', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/participants`)],
+  [
+    'import',
+    ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}/history-import`),
+  ],
   ['messages', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/messages`)],
 ]
 
@@ -63,6 +80,7 @@ void t.test('what belongs to others is not found, and stays as it is', async (t)
         union all select r::text from wa_session_requests r where workspace_id = ${theirs.workspaceId}
         union all select m::text from messages m where workspace_id = ${theirs.workspaceId}
         union all select o::text from outbox o where workspace_id = ${theirs.workspaceId}
+        union all select k::text from contacts k where workspace_id = ${theirs.workspaceId}
         union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
     return row!.text
   }
@@ -86,17 +104,21 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
   const theirLists = [
     await theirs.call('GET', '/api/whatsapp/sessions'),
     await theirs.call('GET', '/api/chats'),
+    await theirs.call('GET', '/api/contacts'),
   ]
   t.ok(theirLists.every((list) => list.json<{ data: object[] }>().data.length === 1))
   const lists = [
     '/api/whatsapp/sessions',
     '/api/chats',
+    '/api/contacts',
+    '/api/contacts?search=1234567890',
     '/api/chats?unread=false&archived=false',
     `/api/chats?sessionId=${theirs.sessionId}`,
   ]
   for (const url of lists) {
     const { body } = await mine.call('GET', url)
-    for (const id of [theirs.sessionId, theirs.chatId, theirs.messageId]) t.notMatch(body, id, url)
+    for (const id of [theirs.sessionId, theirs.chatId, theirs.messageId, theirs.contactId])
+      t.notMatch(body, id, url)
   }
   const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)
   t.strictSame(filtered.json(), { data: [], nextCursor: null })
