@@ -27,6 +27,7 @@ import { auditLog } from './routes/audit-log.ts'
 import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
+import { contact, contacts } from './routes/contacts.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
 import { label, labels } from './routes/labels.ts'
@@ -160,6 +161,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Chat: chat,
       Label: label,
       Note: note,
+      Contact: contact,
       Template: template,
       Workspace: workspace,
       Media: mediaResource,
@@ -193,6 +195,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(notes)
   await app.register(labels)
   await app.register(search)
+  await app.register(contacts)
   await app.register(templates)
   await app.register(workspaces)
   return app

@@ -57,6 +57,17 @@ export async function knownMessages(
     join messages m on m.session_id = ${session.id} and (m.direction = 'outbound') = u.from_me and m.wa_key_id = u.key_id`
 }
 
+/** Where the messages that were asked for end. */
+export interface UnreadCursor {
+  at: string
+  seq: number
+}
+
+interface Unread extends UnreadCursor {
+  keyId: string
+  chatId: string
+}
+
 /**
  * Messages of ours, newest first, that WhatsApp may know more of than we do: confirmed but not read, or of unknown fate. What the sender still has in its
  * hands is left to it.
@@ -65,15 +76,17 @@ export async function unreadOfOurs(
   sql: Sql,
   session: Owned,
   limit: number,
-): Promise<{ keyId: string; chatId: string }[]> {
-  return sql<{ keyId: string; chatId: string }>`
-    select m.wa_key_id as key_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as chat_id
+  after?: UnreadCursor,
+): Promise<Unread[]> {
+  return sql<Unread>`
+    select m.wa_key_id as key_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as chat_id, m.created_at::text as at, m.seq
     from messages m join chats c on c.id = m.chat_id
     where m.workspace_id = ${session.workspaceId} and m.session_id = ${session.id} and m.direction = 'outbound'
       and m.created_at > now() - interval '3 days' and m.wa_key_id is not null
       and (m.ack in (1, 2) or m.status = 'unknown')
       and not exists (select from outbox o where o.message_id = m.id)
-    order by m.created_at desc limit ${limit}`
+      ${after ? fragment`and (m.created_at, m.seq) < (${after.at}::timestamptz, ${after.seq}::bigint)` : fragment``}
+    order by m.created_at desc, m.seq desc limit ${limit}`
 }
 
 /** What was read again of one chat: `waChatId` is empty for all chats that were not read. */

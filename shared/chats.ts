@@ -261,3 +261,26 @@ export async function markRead(tx: Sql, workspaceId: string, id: string): Promis
     where workspace_id = ${workspaceId} and id = ${id} and unread_count > 0 returning id`
   if (read.length > 0) await tellChats(tx, workspaceId, [id])
 }
+
+/** Somebody in a group. */
+export interface Participant {
+  waId: string
+  /** Null of whom nothing else was heard. */
+  contactId: string | null
+  name: string | null
+  isAdmin: boolean
+}
+
+/** Who is in a group, admins first; WhatsApp lets no more than 1,024 in. */
+export async function listParticipants(
+  sql: Sql,
+  workspaceId: string,
+  chatId: string,
+): Promise<Participant[]> {
+  return sql<Participant>`
+    select p.wa_id, k.id as contact_id, coalesce(k.name, k.push_name) as name, p.is_admin
+    from chat_participants p
+    left join contacts a on a.workspace_id = p.workspace_id and a.wa_id = p.wa_id
+    left join contacts k on k.id = coalesce(a.merged_into, a.id)
+    where p.workspace_id = ${workspaceId} and p.chat_id = ${chatId} order by p.is_admin desc, p.wa_id`
+}

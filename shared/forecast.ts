@@ -62,7 +62,8 @@ export async function foresee(
     left join wa_session_pacing p on p.session_id = s.id
     left join chats c on c.session_id = s.id and c.wa_chat_id = ${waChatId}
     left join outbox_lanes l on l.chat_id = c.id
-    left join contacts k on k.workspace_id = s.workspace_id and k.wa_id = ${waChatId}
+    left join contacts a on a.workspace_id = s.workspace_id and a.wa_id = ${waChatId}
+    left join contacts k on k.id = coalesce(a.merged_into, a.id)
     left join wa_numbers n on n.workspace_id = s.workspace_id and n.phone = ${phoneOf(waChatId)?.slice(1)}
       and n.checked_at > now() - interval '24 hours'
     ${noOutboxRow}

@@ -23,12 +23,13 @@ const kinds = {
   voice: 'audio',
 } as const
 
-/** Names the file of a message that is stored in the same transaction; somebody will fetch it. */
+/** Names the file of a message that is stored in the same transaction; somebody will fetch it; in the background, when nothing else is to be fetched. */
 export async function announceMedia(
   tx: Sql,
   session: { id: string; workspaceId: string },
   messageId: string,
   { kind, mimeType, size, filename }: ReceivedMedia,
+  background = false,
 ): Promise<void> {
   const { workspaceId } = session
   const media = await announceInboundMedia(tx, {
@@ -40,8 +41,8 @@ export async function announceMedia(
   })
   await tx`update messages set media_id = ${media.id} where id = ${messageId}`
   await tx`
-    insert into media_fetches (media_id, message_id, workspace_id, session_id)
-    values (${media.id}, ${messageId}, ${workspaceId}, ${session.id})`
+    insert into media_fetches (media_id, message_id, workspace_id, session_id, background)
+    values (${media.id}, ${messageId}, ${workspaceId}, ${session.id}, ${background})`
 }
 
 /** A file to be fetched. */
@@ -71,7 +72,7 @@ export async function dueFetches(
     from unnest(${lanes.map(({ id }) => id)}::uuid[], ${lanes.map(({ fence }) => fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
-      select * from media_fetches d where d.session_id = s.id and d.due_at <= now() order by d.due_at limit 1) f
+      select * from media_fetches d where d.session_id = s.id and d.due_at <= now() order by d.background, d.due_at limit 1) f
     join media a on a.id = f.media_id
     join messages m on m.id = f.message_id
     join chats c on c.id = m.chat_id`

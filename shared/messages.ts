@@ -56,6 +56,7 @@ export interface MessageRow extends HoldFacts {
   attempts: number
   authorWaId: string | null
   authorName: string | null
+  authorContactId: string | null
   quotedMessageId: string | null
   sentBy: string | null
   sentByName: string | null
@@ -109,7 +110,7 @@ export interface Message {
   heldBy: string | null
   sendAt: Date | null
   quotedMessageId: string | null
-  author: { waId: string; name: string | null; contactId: null } | null
+  author: { waId: string; name: string | null; contactId: string | null } | null
   sentBy: { id: string; fullName: string } | null
   reactions: Reaction[]
   editedAt: Date | null
@@ -148,7 +149,7 @@ export function messageResource(row: MessageRow): Message {
     author:
       row.authorWaId === null
         ? null
-        : { waId: row.authorWaId, name: row.authorName, contactId: null },
+        : { waId: row.authorWaId, name: row.authorName, contactId: row.authorContactId },
     sentBy: row.sentBy === null ? null : { id: row.sentBy, fullName: row.sentByName ?? '' },
     reactions: row.reactions ?? [],
     editedAt: row.editedAt,
@@ -166,6 +167,7 @@ export const messageColumns = fragment`
   m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
     'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
+  (select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = m.workspace_id and k.wa_id = m.author_wa_id) as author_contact_id,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
   (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
    from message_reactions r where r.message_id = m.id and r.emoji <> '') as reactions,

@@ -135,17 +135,18 @@ async function write(sql: Sql, submission: Submission): Promise<Outcome[]> {
         ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[]
       ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, ord)
       cross join session
-      left join contacts k on k.workspace_id = ${workspaceId} and k.wa_id = i.wa_chat_id
+      left join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = i.wa_chat_id
+      left join contacts k on k.id = coalesce(a.merged_into, a.id)
     ), target as (
       -- In one order, so that two batches to the same people wait for each other instead of for ever.
       select wa_chat_id, phone, is_group, (array_agg(id order by ord desc))[1] as last_id
       from input where refusal is null group by wa_chat_id, phone, is_group order by wa_chat_id
     ), contact as (
-      insert into contacts (workspace_id, wa_id, phone, lid)
-      select ${workspaceId}::uuid, wa_chat_id, phone, case when wa_chat_id like '%@lid' then wa_chat_id end from target
+      insert into contacts (workspace_id, session_id, wa_id, phone, lid)
+      select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, phone, case when wa_chat_id like '%@lid' then wa_chat_id end from target
       where not is_group and not exists (select from chats c where c.session_id = ${sessionId} and c.wa_chat_id = target.wa_chat_id)
       on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
-      returning id, wa_id
+      returning coalesce(merged_into, id) as id, wa_id
     ), chat as (
       insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, last_message_id, last_message_at)
       select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, is_group, contact.id, last_id, now()

@@ -107,13 +107,14 @@ export async function createSession(
     engine: EngineKind
     start: boolean
     expiryDays: number
+    importHistoryDays?: number | undefined
   },
 ): Promise<SessionRow> {
   try {
     const [row] = await sql<SessionRow>`
       with s as (
-        insert into wa_sessions (workspace_id, name, engine, desired_state, expires_at)
-        values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'},
+        insert into wa_sessions (workspace_id, name, engine, desired_state, import_history_days, expires_at)
+        values (${session.workspaceId}, ${session.name}, ${session.engine}, ${session.start ? 'running' : 'stopped'}, ${session.importHistoryDays}::int,
           now() + ${session.expiryDays} * interval '1 day')
         returning *
       ), pacing as (

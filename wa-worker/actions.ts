@@ -104,7 +104,7 @@ export class Actions {
   async #do({ session, engine }: Desk, action: Action): Promise<void> {
     const fields = { sessionId: session.id, messageId: action.messageId, action: action.kind }
     try {
-      await actionDone(this.#sql, session, action, await this.#perform(engine, action))
+      await actionDone(this.#sql, session, action, await this.#perform(session, engine, action))
       this.#log.info('action done', fields)
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
@@ -120,8 +120,9 @@ export class Actions {
   }
 
   async #perform(
+    session: OwnedSession,
     engine: Engine,
-    { workspaceId, kind, payload, waChatId, target }: Action,
+    { kind, payload, waChatId, target }: Action,
   ): Promise<object | undefined> {
     switch (kind) {
       case 'react':
@@ -141,7 +142,7 @@ export class Actions {
         return undefined
       case 'check_number': {
         const check = await engine.checkNumber(payload.phone!)
-        await learnNumber(this.#sql, workspaceId, payload.phone!, check.waId)
+        await learnNumber(this.#sql, session, payload.phone!, check.waId)
         return check
       }
     }

@@ -6,7 +6,7 @@ import {
   reportChat,
   unreadOfOurs,
 } from '../shared/backfill.ts'
-import type { KnownMessage, Stretch } from '../shared/backfill.ts'
+import type { KnownMessage, Stretch, UnreadCursor } from '../shared/backfill.ts'
 import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -27,8 +27,10 @@ export interface BackfillOptions {
   limitPerChat?: number
   /** How long one reading may take. */
   deadlineMs?: number
-  /** Messages of ours whose acks are asked for. */
+  /** Messages of ours whose acks are asked for at a time. */
   maxAcks?: number
+  /** How often acks are asked for while the session works: some are never told. */
+  acksEveryMs?: number
 }
 
 interface Run {
@@ -36,6 +38,8 @@ interface Run {
   engine: Engine
   closed: boolean
   timers: NodeJS.Timeout[]
+  /** Where asking for acks goes on. */
+  acksFrom: UnreadCursor | undefined
   /** What all readings of this run are about. */
   stretch: Stretch | undefined
   work: Promise<void>
@@ -56,6 +60,7 @@ export class Backfill {
       limitPerChat: 200,
       deadlineMs: 120_000,
       maxAcks: 200,
+      acksEveryMs: 300_000,
       ...options,
     }
   }
@@ -68,6 +73,7 @@ export class Backfill {
       engine,
       closed: false,
       timers: [],
+      acksFrom: undefined,
       stretch: undefined,
       work: before,
     }
@@ -79,6 +85,10 @@ export class Backfill {
       if (ms === 0) read()
       else run.timers.push(setTimeout(read, ms))
     }
+    const ask = () => {
+      run.work = run.work.then(() => this.#guard(run, () => this.#askForAcks(run)))
+    }
+    run.timers.push(setInterval(ask, this.#options.acksEveryMs))
   }
 
   /** The session does not work any more. Resolves when nothing more of it is written. */
@@ -93,13 +103,21 @@ export class Backfill {
   }
 
   async #try(run: Run): Promise<void> {
+    await this.#guard(run, async () => {
+      const stored = await this.#read(run)
+      await this.#askForAcks(run)
+      const { id: sessionId } = run.session
+      if (stored > 0)
+        this.#options.log.info('missed messages stored', { sessionId, messages: stored })
+    })
+  }
+
+  async #guard(run: Run, work: () => Promise<void>): Promise<void> {
     if (run.closed) return
     const { log } = this.#options
     const { id: sessionId } = run.session
     try {
-      const stored = await this.#read(run)
-      await this.#askForAcks(run)
-      if (stored > 0) log.info('missed messages stored', { sessionId, messages: stored })
+      await work()
     } catch (error) {
       if (run.closed) return
       if (error instanceof LeaseLost) log.warn('backfill of a lost session dropped', { sessionId })
@@ -194,11 +212,14 @@ export class Backfill {
     return false
   }
 
-  /** Acks that came while nobody listened are not told again. */
+  /** Acks that came while nobody listened, or that got lost, are not told again. Round by round all of them are asked for that are not final. */
   async #askForAcks(run: Run): Promise<void> {
     const { sql, receiver, maxAcks } = this.#options
     const { session, engine } = run
-    for (const { keyId, chatId } of await unreadOfOurs(sql, session, maxAcks)) {
+    const unread = await unreadOfOurs(sql, session, maxAcks, run.acksFrom)
+    const last = unread.at(-1)
+    run.acksFrom = unread.length === maxAcks && last ? last : undefined
+    for (const { keyId, chatId } of unread) {
       if (run.closed) return
       const receipt = await engine.find({ chatId, keyId })
       if (receipt === null || receipt.ack < 1) continue

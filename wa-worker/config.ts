@@ -24,6 +24,7 @@ export interface WorkerConfig
   WA_MEMORY_SOFT_LIMIT_MB: number
   WA_SNAPSHOT_INTERVAL_MS: number
   WA_MEDIA_MAX_MB: number
+  WA_HISTORY_DAYS: number
   WA_SIMULATOR_SCAN_MS: number
   AUDIT_RETENTION_DAYS: number
 }
@@ -51,6 +52,7 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   WA_MEMORY_SOFT_LIMIT_MB: integer(1_500, 0, 1_000_000),
   WA_SNAPSHOT_INTERVAL_MS: integer(900_000, 1_000, 86_400_000),
   WA_MEDIA_MAX_MB: integer(100, 0, 2_048),
+  WA_HISTORY_DAYS: integer(0, 0, 365),
   WA_SIMULATOR_SCAN_MS: integer(3_000, 0, 3_600_000),
   AUDIT_RETENTION_DAYS: integer(365, 7, 36_500),
 }

@@ -57,7 +57,7 @@ export class Delivery {
       )
     let attachment: Attachment | undefined
     try {
-      const chatId = await this.#address(engine, message)
+      const chatId = await this.#address(line, message)
       if (chatId === null) {
         return await this.#refuse(
           line,
@@ -131,7 +131,7 @@ export class Delivery {
   }
 
   /** Where the message goes; null when nobody is there. Strangers are looked up first: WhatsApp punishes sending to numbers it does not have. */
-  async #address(engine: Line['engine'], message: Claimed): Promise<string | null> {
+  async #address({ session, engine }: Line, message: Claimed): Promise<string | null> {
     const { sql, log } = this.#options
     const { workspaceId, waChatId, chatId } = message
     if (!message.cold || !waChatId.endsWith('@c.us')) return waChatId
@@ -146,10 +146,10 @@ export class Delivery {
         log.warn('number not checked', fieldsOf(message, { error }))
         return waChatId
       }
-      await learnNumber(sql, workspaceId, phone, known.waId)
+      await learnNumber(sql, session, phone, known.waId)
     }
     if (known.waId !== null && known.waId.endsWith('@c.us'))
-      await redirectChat(sql, chatId, known.waId)
+      await redirectChat(sql, session, chatId, known.waId)
     return known.waId === null || known.waId.endsWith('@c.us') ? known.waId : waChatId
   }
 

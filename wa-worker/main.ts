@@ -28,8 +28,10 @@ import { Actions } from './actions.ts'
 import { Attachments } from './attachments.ts'
 import { Backfill } from './backfill.ts'
 import { Downloads } from './downloads.ts'
+import { History } from './history.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
+import { People } from './people.ts'
 import { Profiles } from './profiles.ts'
 import { Receiver } from './receiver.ts'
 import { Sender } from './sender.ts'
@@ -131,6 +133,8 @@ async function start(
     acks,
   )
   const backfill = new Backfill({ sql, log, receiver })
+  const people = new People({ sql, worker: worker.id, log })
+  const history = new History({ sql, log, receiver, days: config.WA_HISTORY_DAYS })
   const downloads = new Downloads({
     sql,
     store,
@@ -150,6 +154,8 @@ async function start(
       receiver,
       backfill,
       downloads,
+      people,
+      history,
       logins,
       createEngine: (session) => createEngine(session, config, profiles, log),
       backoff: reconnectBackoff({ quickMs: config.WA_RECONNECT_DELAY_MS }),
@@ -191,13 +197,20 @@ async function start(
     log,
   })
 
-  const running = Promise.all([supervisor.run(), sender.run(), actions.run(), downloads.run()])
+  const running = Promise.all([
+    supervisor.run(),
+    sender.run(),
+    actions.run(),
+    downloads.run(),
+    people.run(),
+  ])
   stops.push(async () => {
     await jobs.stop()
     await supervisor.stop()
     sender.stop()
     actions.stop()
     downloads.stop()
+    people.stop()
     await running
     await listener.close()
     await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))

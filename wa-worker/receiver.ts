@@ -115,7 +115,7 @@ export class Receiver {
   async store(
     session: OwnedSession,
     message: IncomingMessage,
-    source: 'live' | 'backfill' = 'live',
+    source: 'live' | 'backfill' | 'history' = 'live',
   ): Promise<string | undefined> {
     const { key, contacts, location, poll, ...rest } = message
     const messageId = await storeReceived(this.#sql, session, {

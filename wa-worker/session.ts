@@ -19,10 +19,12 @@ import type { CareTimes } from './care.ts'
 import type { Downloads } from './downloads.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, EngineEvents } from './engine/engine.ts'
+import type { History } from './history.ts'
 import { next } from './lifecycle.ts'
 import type { LifecycleEvent } from './lifecycle.ts'
 import { waitOutOutage, withDeadline } from './patience.ts'
 import type { Logins } from './logins.ts'
+import type { People } from './people.ts'
 import type { Receiver } from './receiver.ts'
 import type { Actions } from './actions.ts'
 import type { Sender } from './sender.ts'
@@ -37,6 +39,8 @@ export interface SessionDeps extends CareTimes {
   receiver: Receiver
   backfill: Backfill
   downloads: Downloads
+  people: People
+  history: History
   logins: Logins
   createEngine(session: LeasedSession): Engine
   backoff: Backoff
@@ -303,6 +307,8 @@ export class Session {
     this.#deps.actions.open(this.owned, engine)
     this.#deps.backfill.open(this.owned, engine)
     this.#deps.downloads.open(this.owned, engine)
+    this.#deps.people.open(this.owned, engine)
+    this.#deps.history.open(this.owned, engine)
     this.#deps.sender.open(this.owned, engine, (reason) => {
       const detail =
         reason === 'ACKS_STALLED'
@@ -317,6 +323,8 @@ export class Session {
     this.#deps.actions.close(this.id)
     void this.#deps.backfill.close(this.id)
     this.#deps.downloads.close(this.id)
+    this.#deps.people.close(this.id)
+    void this.#deps.history.close(this.id)
     return this.#deps.sender.close(this.id, how)
   }
 

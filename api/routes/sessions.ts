@@ -1,6 +1,8 @@
 import Joi from 'joi'
 import { listGaps } from '../../shared/backfill.ts'
 import type { Gap } from '../../shared/backfill.ts'
+import { findImport } from '../../shared/history-imports.ts'
+import type { HistoryImport } from '../../shared/history-imports.ts'
 import { notFound } from '../../shared/errors.ts'
 import {
   createSession,
@@ -70,9 +72,35 @@ const gap = Joi.object<Gap, true>({
   at: Joi.date().required().description('When that was found out'),
 })
 
-const newSession = Joi.object<{ name: string; start: boolean }, true>({
+const historyImport = Joi.object<HistoryImport, true>({
+  status: Joi.string().valid('none', 'running', 'done').required(),
+  from: Joi.date().allow(null).required(),
+  to: Joi.date().allow(null).required().description('When the number was linked'),
+  done: Joi.number().integer().required().description('Chats that have been read'),
+  total: Joi.number().integer().required().description('Chats that are to be read'),
+  messages: Joi.number().integer().required(),
+  incomplete: Joi.number()
+    .integer()
+    .required()
+    .description('Chats of which not everything of that time could be read'),
+  startedAt: Joi.date().allow(null).required(),
+  finishedAt: Joi.date().allow(null).required(),
+})
+
+interface NewSession {
+  name: string
+  start: boolean
+  importHistoryDays?: number
+}
+
+const newSession = Joi.object<NewSession, true>({
   name: visibleText().max(64).required().description('Unique in the workspace'),
   start: Joi.boolean().default(true),
+  importHistoryDays: Joi.number()
+    .integer()
+    .min(0)
+    .max(365)
+    .description('History to be read when a number is first linked; WA_HISTORY_DAYS when left out'),
 })
 
 const tags = ['sessions']
@@ -200,6 +228,25 @@ export const sessions: Routes = async (app) => {
     async ({ user, params, query }) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
       return sessionHistory(sql, user.workspaceId, id, query)
+    },
+  )
+
+  app.get(
+    '/api/whatsapp/sessions/:id/history-import',
+    {
+      config: { access: 'read' },
+      schema: {
+        summary: 'Read how far the import of its history is',
+        description:
+          'What was said before the number was linked, read once where that is wished. Nothing is told of it, and nothing counts as unread.',
+        tags,
+        params: byId,
+        response: { 200: historyImport },
+      },
+    },
+    async ({ user, params }) => {
+      const { id } = await existingSession(sql, user.workspaceId, params.id)
+      return findImport(sql, user.workspaceId, id)
     },
   )
 

@@ -177,6 +177,8 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     to: '12025550100',
     message: 'x',
   })
+  const [contact] = await sql<{ id: string }>`
+    select id from contacts where workspace_id = ${owner.workspaceId}`
   const { chatId, id: messageId } = message.json<{ chatId: string; id: string }>()
   const idOf = async (url: string, body: object) =>
     (await owner.call('POST', url, body)).json<{ id: string; batchId: string; mediaId: string }>()
@@ -197,6 +199,7 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     [/^\/api\/invitations\//, made.json<{ invitation: { id: string } }>().invitation.id],
     [/^\/api\/whatsapp\/sessions\//, session.json<{ id: string }>().id],
     [/^\/api\/chats\//, chatId],
+    [/^\/api\/contacts\//, contact!.id],
     [/^\/api\/messages\//, messageId],
   ]
   const bodies: Record<string, object> = {
@@ -204,6 +207,8 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     'POST /api/whatsapp/sessions/:id/pairing-code': { phone: '12025550100' },
     'PUT /api/whatsapp/sessions/:id/pacing': {},
     'PATCH /api/messages/:id': { message: 'x' },
+    'PATCH /api/contacts/:id': { name: 'x' },
+    'POST /api/contacts/:id/merge': { contactId: contact!.id },
     'POST /api/messages/:id/reaction': { emoji: '👍' },
     'PATCH /api/templates/:id': { name: 'mine' },
     'PATCH /api/labels/:id': { name: 'mine' },

@@ -430,6 +430,7 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Session',
     'Message',
     'Chat',
+    'Contact',
     'Template',
     'Workspace',
     'Media',

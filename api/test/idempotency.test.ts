@@ -449,6 +449,8 @@ const exempt: Record<string, string> = {
   '/api/invitations':
     'its answer is a secret, which is stored nowhere; asked again, a new one takes its place',
   '/api/api-keys': 'its answer is a secret, which is stored nowhere',
+  '/api/contacts/:id/unmerge': 'what was taken apart cannot be once more',
+  '/api/contacts/:id/merge': 'one person is one person',
   '/api/chats/:id/seen': 'seen twice is seen',
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',

@@ -15,6 +15,8 @@ async function furnished() {
   const body = { to: '1234567890', message: 'a secret' }
   const sent = await person.call('POST', '/api/whatsapp/send', body)
   const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()
+  const chat = await person.call('GET', `/api/chats/${chatId}`)
+  const { contactId } = chat.json<{ contactId: string }>()
   const note = await person.call('POST', `/api/chats/${chatId}/notes`, { body: 'a secret note' })
   const label = await person.call('POST', '/api/labels', { name: 'A secret label' })
   const [noteId, labelId] = [note.json<{ id: string }>().id, label.json<{ id: string }>().id]
@@ -38,6 +40,7 @@ async function furnished() {
     sessionId,
     messageId,
     chatId,
+    contactId,
     mediaId: uploaded.json<{ id: string }>().id,
     pendingId: expected.json<{ mediaId: string }>().mediaId,
     noteId,
@@ -78,6 +81,21 @@ const calls: [string, (person: Furnished) => ReturnType<Person['call']>][] = [
   ],
   ['message', ({ call }) => call('GET', `/api/messages/${theirs.messageId}`)],
   ['chat', ({ call }) => call('GET', `/api/chats/${theirs.chatId}`)],
+  ['contact', ({ call }) => call('GET', `/api/contacts/${theirs.contactId}`)],
+  [
+    'change of a contact',
+    ({ call }) => call('PATCH', `/api/contacts/${theirs.contactId}`, { name: 'x' }),
+  ],
+  [
+    'merge',
+    ({ call, contactId }) =>
+      call('POST', `/api/contacts/${contactId}/merge`, { contactId: theirs.contactId }),
+  ],
+  ['participants', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/participants`)],
+  [
+    'import',
+    ({ call }) => call('GET', `/api/whatsapp/sessions/${theirs.sessionId}/history-import`),
+  ],
   ['messages', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/messages`)],
   ['file', ({ call }) => call('GET', `/api/upload/signed-url?mediaId=${theirs.mediaId}`)],
   [
@@ -142,6 +160,7 @@ void t.test('what belongs to others is not found, and stays as it is', async (t)
         union all select l::text from labels l where workspace_id = ${theirs.workspaceId}
         union all select t::text from chat_labels t where workspace_id = ${theirs.workspaceId}
         union all select e::text from events e where workspace_id = ${theirs.workspaceId}
+        union all select k::text from contacts k where workspace_id = ${theirs.workspaceId}
         union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
     return row!.text
   }
@@ -164,11 +183,14 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
   const theirLists = [
     await theirs.call('GET', '/api/whatsapp/sessions'),
     await theirs.call('GET', '/api/chats'),
+    await theirs.call('GET', '/api/contacts'),
   ]
   t.ok(theirLists.every((list) => list.json<{ data: object[] }>().data.length === 1))
   const lists = [
     '/api/whatsapp/sessions',
     '/api/chats',
+    '/api/contacts',
+    '/api/contacts?search=1234567890',
     '/api/chats?unread=false&archived=false',
     `/api/chats?sessionId=${theirs.sessionId}`,
     '/api/upload',
@@ -181,10 +203,10 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
     `/api/search?q=secret&chatId=${theirs.chatId}`,
     `/api/search?q=secret&sessionId=${theirs.sessionId}`,
   ]
-  const { sessionId, chatId, messageId, mediaId, pendingId, labelId } = theirs
+  const { sessionId, chatId, contactId, messageId, mediaId, pendingId, labelId } = theirs
   for (const url of lists) {
     const { body } = await mine.call('GET', url)
-    for (const id of [sessionId, chatId, messageId, mediaId, pendingId, labelId])
+    for (const id of [sessionId, chatId, contactId, messageId, mediaId, pendingId, labelId])
       t.notMatch(body, id, url)
   }
   const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)

@@ -14,8 +14,12 @@ type WorkerOptions = Parameters<typeof startWorker>[2]
 
 export interface Inside {
   sql: Db
+  workspaceId: string
+  /** The one that runs now. */
   worker: TestWorker
   sessions: string[]
+  /** After the worker has stopped: another one, on the same disk. */
+  restart(): Promise<void>
   /** Accepts these texts, in this order; answers their ids. */
   accept(session: string, messages: { to: string; body: string }[]): Promise<string[]>
   close(): Promise<void>
@@ -44,11 +48,21 @@ export async function openInside(
   }
   // The rig is made for tests, of which it wants only to be told when they end.
   const test = { teardown: () => {} } as unknown as Parameters<typeof startWorker>[0]
-  const worker = startWorker(test, sql, { dataDir: join(lab.folder, name), ...options })
+  const start = () => startWorker(test, sql, { dataDir: join(lab.folder, name), ...options })
+  const working = () =>
+    eventually('all sessions work', async () => {
+      const rows = await sql`select from wa_sessions where status = 'WORKING'`
+      return rows.length === count
+    })
   const inside: Inside = {
     sql,
-    worker,
+    workspaceId,
+    worker: start(),
     sessions,
+    restart: async () => {
+      inside.worker = start()
+      await working()
+    },
     accept: async (sessionId, messages) => {
       const outcomes = await accept(sql, {
         workspaceId,
@@ -66,13 +80,10 @@ export async function openInside(
       })
     },
     close: async () => {
-      await worker.stop()
+      await inside.worker.stop()
       await sql.close()
     },
   }
-  await eventually('all sessions work', async () => {
-    const working = await sql`select from wa_sessions where status = 'WORKING'`
-    return working.length === count
-  })
+  await working()
   return inside
 }

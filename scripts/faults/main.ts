@@ -21,6 +21,7 @@ import { restarts } from './f6-restarts.ts'
 import { snapshots } from './f7-snapshots.ts'
 import { pageFaults } from './f8-page.ts'
 import { acks } from './f9-acks.ts'
+import { inbound } from './f10-inbound.ts'
 import { idempotency } from './f11-idempotency.ts'
 import { poison } from './f12-poison.ts'
 import { shutdown } from './f13-shutdown.ts'
@@ -49,6 +50,7 @@ const families: Family[] = [
   snapshots,
   pageFaults,
   acks,
+  inbound,
   idempotency,
   poison,
   shutdown,
@@ -76,6 +78,7 @@ const order = [
   'MODEL',
   'TWINS4',
   'F9',
+  'F10',
   'F12',
   'F15',
 ]

@@ -76,6 +76,12 @@ export interface ContactInfo {
   isBusiness: boolean
 }
 
+/** A person that was asked about. */
+export interface Acquaintance extends ContactInfo {
+  /** The address in the question. */
+  asked: string
+}
+
 export interface ChatInfo {
   name: string | null
   isGroup: boolean
@@ -234,6 +240,12 @@ export interface Engine extends EventEmitter<EngineEvents> {
   chat(chatId: string): Promise<ChatInfo | null>
   /** A person, or null when nothing is known of the address. Rejects with an EngineError. */
   contact(waId: string): Promise<ContactInfo | null>
+  /** What WhatsApp Web knows of these people by itself, without asking its server; of whom it knows nothing are left out. Rejects with an EngineError. */
+  people(waIds: string[]): Promise<Acquaintance[]>
+  /** The chats in which something happened since a moment (seconds since 1970), newest first. Rejects with an EngineError. */
+  chatsSince(sinceSeconds: number): Promise<Omit<RecentChat, 'messages' | 'complete'>[]>
+  /** The latest messages of a chat since a moment, as recent() has them. Takes its time, but ends. Rejects with an EngineError. */
+  history(chatId: string, since: { sinceSeconds: number; limit: number }): Promise<RecentChat>
   /**
    * What happened since a moment (seconds since 1970), newest chats first: for what came while no engine listened. Reads no more
    * than it is allowed to, and says what it left out. Rejects with an EngineError.

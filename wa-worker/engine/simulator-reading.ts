@@ -1,5 +1,5 @@
 import { isGroup } from '../../shared/wa-id.ts'
-import type { ChatInfo, ContactInfo, Engine, Recent } from './engine.ts'
+import type { Acquaintance, ChatInfo, ContactInfo, Engine, Recent } from './engine.ts'
 import { addressesOf, contactFor } from './simulator-contacts.ts'
 import { incomingOf } from './simulator-phone.ts'
 import type { Login, SimulatedMessage } from './simulator-phone.ts'
@@ -42,6 +42,13 @@ export function contactInfo(waId: string): ContactInfo | null {
     pushName: `Customer ${digits.slice(-4)}`,
     isBusiness: false,
   }
+}
+
+export function people(waIds: string[]): Acquaintance[] {
+  return waIds.flatMap((asked) => {
+    const info = contactInfo(asked)
+    return info ? { asked, ...info } : []
+  })
 }
 
 export function recentChats(

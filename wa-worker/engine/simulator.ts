@@ -7,6 +7,7 @@ import { isGroup } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
 import type {
+  Acquaintance,
   ChatInfo,
   ContactInfo,
   Engine,
@@ -17,6 +18,7 @@ import type {
   Pulse,
   Receipt,
   Recent,
+  RecentChat,
 } from './engine.ts'
 import { canonicalOf, contactFor, seededRandom } from './simulator-contacts.ts'
 import {
@@ -31,7 +33,7 @@ import {
   writeLogin,
 } from './simulator-phone.ts'
 import type { Login, SimulatedMessage } from './simulator-phone.ts'
-import { chatInfo, contactInfo, messagesIn, recentChats } from './simulator-reading.ts'
+import { chatInfo, contactInfo, messagesIn, people, recentChats } from './simulator-reading.ts'
 
 export interface SimulatorOptions {
   sessionId: string
@@ -262,8 +264,32 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     return contactInfo(waId)
   }
 
+  async people(waIds: string[]): Promise<Acquaintance[]> {
+    this.#mustRun()
+    return people(waIds)
+  }
+
+  async chatsSince(sinceSeconds: number) {
+    const { chats } = recentChats(this.#mustRun(), { sinceSeconds, ...unlimited })
+    return chats.map(({ chatId, name, isGroup }) => ({ chatId, name, isGroup }))
+  }
+
+  async history(
+    chatId: string,
+    { sinceSeconds, limit }: { sinceSeconds: number; limit: number },
+  ): Promise<RecentChat> {
+    const since = { sinceSeconds, maxChats: Infinity, limitPerChat: limit }
+    const { chats } = recentChats(this.#mustRun(), since)
+    const nothing = { name: null, isGroup: isGroup(chatId), messages: [], complete: true }
+    return chats.find((chat) => chat.chatId === chatId) ?? { chatId, ...nothing }
+  }
+
   async recent(since: Parameters<Engine['recent']>[0]): Promise<Recent> {
     return recentChats(this.#mustRun(), since)
+  }
+
+  get sessionId(): string {
+    return this.#options.sessionId
   }
 
   /** How often a message of this id reached the simulated server since this engine was made. */
@@ -522,6 +548,7 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
   }
 }
 
+const unlimited = { limitPerChat: Infinity, maxChats: Infinity }
 const now = () => Math.floor(Date.now() / 1_000)
 
 function withoutPath(content: OutgoingMessage['content']): MessageContent {

@@ -39,6 +39,13 @@ export interface PageChatInfo {
   participants: { id: string; isAdmin: boolean }[]
 }
 
+export interface PagePerson {
+  addresses: string[]
+  name: string | null
+  pushName: string | null
+  isBusiness: boolean
+}
+
 export interface ReadingApi {
   /** Fetches the media of a message into the page's memory, where it stays until it is released. */
   fetchMedia(key: MessageKey, ms: number): Promise<{ size: number } | 'expired' | PageFailure>
@@ -47,13 +54,9 @@ export interface ReadingApi {
   releaseMedia(id: string): void
   chatInfo(chatId: string): Promise<PageChatInfo | PageFailure | null>
   /** Addresses and names of a person; asks WhatsApp when only one address is known. */
-  contactInfo(
-    waId: string,
-  ): Promise<
-    | { addresses: string[]; name: string | null; pushName: string | null; isBusiness: boolean }
-    | PageFailure
-    | null
-  >
+  contactInfo(waId: string): Promise<PagePerson | PageFailure | null>
+  /** The same of many, as far as the page knows by itself. */
+  peopleInfo(waIds: string[]): (PagePerson & { asked: string })[]
   /** Chats with something new since then (seconds), newest first. */
   activeChats(since: number): { chatId: string; name: string | null; isGroup: boolean }[]
   /** The messages of a chat since then, oldest first, and whether none of them is missing. Stops at its time. */
@@ -62,7 +65,7 @@ export interface ReadingApi {
     since: number,
     limit: number,
     ms: number,
-  ): Promise<{ messages: MessageModel[]; complete: boolean } | PageFailure>
+  ): Promise<{ name: string | null; messages: MessageModel[]; complete: boolean } | PageFailure>
 }
 
 declare const window: PageWindow
@@ -112,6 +115,19 @@ export function installReading(): void {
       return status === 404 || status === 410 ? 'expired' : failed(error)
     } finally {
       clearTimeout(timer)
+    }
+  }
+
+  const personOf = (waId: string): PagePerson => {
+    const wids = window.require('WAWebWidFactory')
+    const addresses = awfar.addressesOf(waId)
+    const { Contact } = window.require('WAWebCollections')
+    const known = addresses.flatMap((address) => Contact?.get(wids.createWid(address)) ?? [])
+    return {
+      addresses,
+      name: known.find(({ name }) => name)?.name ?? null,
+      pushName: known.find(({ pushname }) => pushname)?.pushname ?? null,
+      isBusiness: known.some(({ isBusiness }) => isBusiness === true),
     }
   }
 
@@ -165,18 +181,20 @@ export function installReading(): void {
           const found = await window.require('WAWebQueryExistsJob').queryWidExists(asked)
           if (!found?.wid && !window.require('WAWebCollections').Contact?.get(asked)) return null
         }
-        const addresses = awfar.addressesOf(waId)
-        const { Contact } = window.require('WAWebCollections')
-        const known = addresses.flatMap((address) => Contact?.get(wids.createWid(address)) ?? [])
-        return {
-          addresses,
-          name: known.find(({ name }) => name)?.name ?? null,
-          pushName: known.find(({ pushname }) => pushname)?.pushname ?? null,
-          isBusiness: known.some(({ isBusiness }) => isBusiness === true),
-        }
+        return personOf(waId)
       } catch (error) {
         return failed(error)
       }
+    },
+
+    peopleInfo(waIds) {
+      return waIds.flatMap((asked) => {
+        try {
+          return { asked, ...personOf(asked) }
+        } catch {
+          return [] // no address of a person
+        }
+      })
     },
 
     activeChats(since) {
@@ -195,7 +213,7 @@ export function installReading(): void {
       const end = Date.now() + ms
       try {
         const chat = awfar.chatOf(chatId)
-        if (!chat) return { messages: [], complete: true }
+        if (!chat) return { name: null, messages: [], complete: true }
         const loaded = () =>
           [...(chat.msgs?.getModelsArray?.() ?? [])]
             .filter(({ isNotification }) => isNotification !== true)
@@ -218,6 +236,7 @@ export function installReading(): void {
         }
         const news = loaded().filter(({ t }) => (t ?? 0) >= since)
         return {
+          name: nameOf(chat),
           messages: news
             .slice(-limit)
             .map(

@@ -1,11 +1,20 @@
 import { open } from 'node:fs/promises'
 import type { Page } from 'puppeteer'
 import { EngineError } from './engine.ts'
-import type { ChatInfo, ContactInfo, MessageKey, Recent, RecentChat } from './engine.ts'
+import { isGroup } from '../../shared/wa-id.ts'
+import type {
+  Acquaintance,
+  ChatInfo,
+  ContactInfo,
+  MessageKey,
+  Recent,
+  RecentChat,
+} from './engine.ts'
 import { deadlines, within } from './webjs-call.ts'
 import { addressOf, incomingMessage, nameOf } from './webjs-messages.ts'
 import { actionFailure } from './webjs-outgoing.ts'
 import type { PageWindow } from './webjs-page.ts'
+import type { PagePerson } from './webjs-page-read.ts'
 
 declare const window: PageWindow
 
@@ -76,6 +85,20 @@ export async function readContact(page: Page, waId: string): Promise<ContactInfo
   )
   if (contact === null) return null
   if ('failure' in contact) throw actionFailure(waId, contact)
+  return infoOf(waId, contact)
+}
+
+export async function readPeople(page: Page, waIds: string[]): Promise<Acquaintance[]> {
+  if (waIds.length === 0) return []
+  const people = await within(
+    deadlines.call,
+    'READ_TIMEOUT',
+    page.evaluate((ids) => window.awfar!.peopleInfo(ids), waIds),
+  )
+  return people.map(({ asked, ...person }) => ({ asked, ...infoOf(asked, person) }))
+}
+
+function infoOf(waId: string, contact: PagePerson): ContactInfo {
   const addresses = contact.addresses.flatMap((address) => addressOf(address) ?? [])
   const pn = addresses.find((address) => address.endsWith('@c.us'))
   const lid = addresses.find((address) => address.endsWith('@lid')) ?? null
@@ -94,28 +117,47 @@ export async function readRecent(
   options: { sinceSeconds: number; limitPerChat: number; maxChats: number },
   me: string[],
 ): Promise<Recent> {
-  const { sinceSeconds, limitPerChat, maxChats } = options
+  const { sinceSeconds, limitPerChat: limit, maxChats } = options
+  const active = await readActive(page, sinceSeconds)
+  const chats: RecentChat[] = []
+  for (const chat of active.slice(0, maxChats)) {
+    const read = await readHistory(page, chat.chatId, { sinceSeconds, limit }, me)
+    chats.push({ ...read, name: chat.name })
+  }
+  return { chats, truncated: active.length > maxChats }
+}
+
+export async function readActive(
+  page: Page,
+  sinceSeconds: number,
+): Promise<Omit<RecentChat, 'messages' | 'complete'>[]> {
   const active = await within(
     deadlines.call,
     'READ_TIMEOUT',
     page.evaluate((since) => window.awfar!.activeChats(since), sinceSeconds),
   )
-  const chats: RecentChat[] = []
-  for (const { chatId, name, isGroup } of active.slice(0, maxChats)) {
-    const history = await within(
-      historyMs + deadlines.call,
-      'READ_TIMEOUT',
-      page.evaluate(
-        (id, since, limit, ms) => window.awfar!.history(id, since, limit, ms),
-        chatId,
-        sinceSeconds,
-        limitPerChat,
-        historyMs,
-      ),
-    )
-    if ('failure' in history) throw actionFailure(chatId, history)
-    const messages = history.messages.flatMap((model) => incomingMessage(model, me) ?? [])
-    chats.push({ chatId, name: nameOf(name), isGroup, messages, complete: history.complete })
-  }
-  return { chats, truncated: active.length > maxChats }
+  return active.map((chat) => ({ ...chat, name: nameOf(chat.name) }))
+}
+
+export async function readHistory(
+  page: Page,
+  chatId: string,
+  { sinceSeconds, limit }: { sinceSeconds: number; limit: number },
+  me: string[],
+): Promise<RecentChat> {
+  const history = await within(
+    historyMs + deadlines.call,
+    'READ_TIMEOUT',
+    page.evaluate(
+      (id, since, most, ms) => window.awfar!.history(id, since, most, ms),
+      chatId,
+      sinceSeconds,
+      limit,
+      historyMs,
+    ),
+  )
+  if ('failure' in history) throw actionFailure(chatId, history)
+  const messages = history.messages.flatMap((model) => incomingMessage(model, me) ?? [])
+  const { complete } = history
+  return { chatId, name: nameOf(history.name), isGroup: isGroup(chatId), messages, complete }
 }

@@ -7,6 +7,7 @@ import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
 import type {
+  Acquaintance,
   ChatInfo,
   ContactInfo,
   Engine,
@@ -17,6 +18,7 @@ import type {
   Pulse,
   Receipt,
   Recent,
+  RecentChat,
 } from './engine.ts'
 import { deadlines, within } from './webjs-call.ts'
 import { closeBrowser, createClient } from './webjs-client.ts'
@@ -199,6 +201,21 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
 
   async contact(waId: string): Promise<ContactInfo | null> {
     return reading.readContact(this.#mustBeReady().page, waId)
+  }
+
+  async people(waIds: string[]): Promise<Acquaintance[]> {
+    return reading.readPeople(this.#mustBeReady().page, waIds)
+  }
+
+  async chatsSince(sinceSeconds: number) {
+    return reading.readActive(this.#mustBeReady().page, sinceSeconds)
+  }
+
+  async history(
+    chatId: string,
+    since: { sinceSeconds: number; limit: number },
+  ): Promise<RecentChat> {
+    return reading.readHistory(this.#mustBeReady().page, chatId, since, this.#me)
   }
 
   async recent(since: Parameters<Engine['recent']>[0]): Promise<Recent> {

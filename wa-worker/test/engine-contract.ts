@@ -499,6 +499,11 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     t.match(await engine.contact(rig.customer), expected)
     t.match(await engine.contact(rig.customerLid), expected)
     t.equal(await engine.contact(rig.unregistered), null)
+    t.match(await engine.people([rig.customer, rig.customerLid]), [
+      { asked: rig.customer, ...expected },
+      { asked: rig.customerLid, ...expected },
+    ])
+    t.same(await engine.people([]), [])
   })
 
   await t.test(
@@ -521,6 +526,20 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
       t.match(few.chats[0], { complete: false, messages: { length: 2 } })
       const future = { sinceSeconds: sinceSeconds + 7_200, limitPerChat: 10, maxChats: 10 }
       t.same(await engine.recent(future), { chats: [], truncated: false })
+
+      const active = await engine.chatsSince(sinceSeconds)
+      t.same(
+        active,
+        all.chats.map(({ chatId, name, isGroup }) => ({ chatId, name, isGroup })),
+      )
+      t.same(await engine.chatsSince(future.sinceSeconds), [])
+      t.same(await engine.history(key.chatId, { sinceSeconds, limit: 1_000 }), chat)
+      const last = await engine.history(key.chatId, { sinceSeconds, limit: 1 })
+      t.match(last, { complete: false, messages: [{ key }] })
+      t.match(await engine.history('12025559876@c.us', { sinceSeconds, limit: 10 }), {
+        messages: [],
+        complete: true,
+      })
     },
   )
 

@@ -13,7 +13,9 @@ import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
 import { Downloads } from '../downloads.ts'
+import { History } from '../history.ts'
 import { Logins } from '../logins.ts'
+import { People } from '../people.ts'
 import { Profiles } from '../profiles.ts'
 import { AckBook } from '../ack-book.ts'
 import { Actions } from '../actions.ts'
@@ -68,6 +70,7 @@ export function startWorker(
     unknownMs = 60_000,
     mediaStore,
     reading = {},
+    historyDays = 0,
     ...deps
   }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
     dataDir: string
@@ -81,7 +84,11 @@ export function startWorker(
     unknownMs?: number
     mediaStore?: ObjectStore
     /** How missed messages are read. */
-    reading?: Pick<BackfillOptions, 'afterMs' | 'maxChats' | 'limitPerChat' | 'deadlineMs'>
+    reading?: Pick<
+      BackfillOptions,
+      'afterMs' | 'maxChats' | 'limitPerChat' | 'deadlineMs' | 'maxAcks' | 'acksEveryMs'
+    >
+    historyDays?: number
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -118,6 +125,8 @@ export function startWorker(
   const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId), new Spool(dataDir), acks)
   const backfill = new Backfill({ sql, log, receiver, ...reading })
+  const people = new People({ sql, worker: id, log, pollMs: 50 })
+  const history = new History({ sql, log, receiver, days: historyDays, limitPerChat: 100 })
   const downloads = new Downloads({
     sql,
     store: mediaStore ?? store,
@@ -148,6 +157,8 @@ export function startWorker(
         receiver,
         backfill,
         downloads,
+        people,
+        history,
         logins,
         createEngine: (session) => {
           const engine = new SimulatorEngine({
@@ -176,7 +187,13 @@ export function startWorker(
       return session
     },
   })
-  const running = Promise.all([supervisor.run(), sender.run(), actions.run(), downloads.run()])
+  const running = Promise.all([
+    supervisor.run(),
+    sender.run(),
+    actions.run(),
+    downloads.run(),
+    people.run(),
+  ])
   let stopped: Promise<void> | undefined
   const worker: TestWorker = {
     id,
@@ -193,6 +210,7 @@ export function startWorker(
         sender.stop()
         actions.stop()
         downloads.stop()
+        people.stop()
         await running
       })()),
   }

@@ -1,0 +1,333 @@
+import { findChat } from './chats.ts'
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { AppError } from './errors.ts'
+import { appendEvents } from './events.ts'
+import { phoneOf } from './wa-id.ts'
+
+/** In whose workspace, and through which session, something was heard. */
+export interface Hearer {
+  id: string
+  workspaceId: string
+}
+
+/** What was heard of one person. */
+export interface Acquaintance {
+  /** Addresses that are all theirs. */
+  addresses: string[]
+  /** One of them that people dial, while WhatsApp has the person under another. */
+  alternate?: string | undefined
+  /** What says so, for people to judge it by. */
+  source: 'page' | 'number_check' | 'echo' | 'person'
+  /** When it was so: the latest word on a name or number counts, in whatever order words come. */
+  at: Date
+  /** In the address book of the phone. */
+  name?: string | null | undefined
+  /** As they call themselves. */
+  pushName?: string | null | undefined
+  isBusiness?: boolean | undefined
+}
+
+interface Row {
+  id: string
+  waId: string
+  mergedInto: string | null
+}
+
+/**
+ * Learns that addresses belong to one person, and what they are called. Contacts that turn out to be one are joined: chats keep the address they came
+ * from, an opt-out of either holds for both, and unmerge() takes it back. What a person has taken apart stays apart. Answers the id of the contact of the first address.
+ * A transaction of its own, not to be called inside another.
+ */
+export async function learnPerson(sql: Sql, hearer: Hearer, person: Acquaintance): Promise<string> {
+  const addresses = [...new Set(person.addresses)]
+  // By itself: rows that only this transaction sees could not be locked in order with the others.
+  await addAddresses(sql, hearer, addresses)
+  return sql.begin(async (tx) => {
+    await holdPeople(tx, hearer.workspaceId, 'change')
+    const rows = await lockPeople(tx, hearer.workspaceId, addresses)
+    const rootOf = (waId: string) => {
+      const row = rows.find((one) => one.waId === waId)!
+      return row.mergedInto ?? row.id
+    }
+    if (addresses.length > 1) {
+      await tx`
+        update contacts set seen_at = greatest(seen_at, ${person.at}::timestamptz), alternate = alternate or wa_id = ${person.alternate ?? ''}
+        where workspace_id = ${hearer.workspaceId} and wa_id = any(${addresses}::text[])`
+    }
+    let id = rootOf(addresses[0]!)
+    for (const other of new Set(addresses.map(rootOf))) {
+      if (other !== id) id = await merge(tx, hearer.workspaceId, id, other, person)
+    }
+    await refresh(tx, id)
+    const { name = null, pushName = null, isBusiness = false, at } = person
+    await tx`
+      update contacts set
+        name = case when ${name}::text is not null and ${later('name_at', 'name', name, at)} then ${name} else name end,
+        name_at = case when ${name}::text is not null then greatest(name_at, ${at}::timestamptz) else name_at end,
+        push_name = case when ${pushName}::text is not null and ${later('push_name_at', 'push_name', pushName, at)} then ${pushName} else push_name end,
+        push_name_at = case when ${pushName}::text is not null then greatest(push_name_at, ${at}::timestamptz) else push_name_at end,
+        is_business = is_business or ${isBusiness}
+      where id = ${id}`
+    return id
+  })
+}
+
+/**
+ * The contact of an address, made when there is none. A push name that is newer than the one that is known takes its place. Needs holdPeople(), and comes before
+ * any write about a chat.
+ */
+export async function contactOf(
+  tx: Sql,
+  hearer: Hearer,
+  waId: string,
+  pushName: string | null,
+  at: Date,
+): Promise<string> {
+  await addAddresses(tx, hearer, [waId])
+  const rows = await lockPeople(tx, hearer.workspaceId, [waId])
+  const row = rows.find((one) => one.waId === waId)!
+  const id = row.mergedInto ?? row.id
+  if (pushName !== null) await callThemselves(tx, id, pushName, at)
+  return id
+}
+
+/**
+ * A name somebody gives themselves; the latest counts, so its moment is kept even when the name is the same. Needs holdPeople(), and comes before any write about a chat.
+ */
+export async function callThemselves(
+  tx: Sql,
+  contactId: string,
+  pushName: string,
+  at: Date,
+): Promise<void> {
+  await tx`
+    update contacts set push_name = ${pushName}, push_name_at = ${at}
+    where id = ${contactId} and (${at}::timestamptz, ${pushName}::text) > (push_name_at, coalesce(push_name, ''))`
+}
+
+/** Joins two contacts because a person says so, and forgets that they were ever to be apart. Undefined when one of them is not there. */
+export async function mergeContacts(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  otherId: string,
+  also: (tx: Sql) => Promise<void>,
+): Promise<string | undefined> {
+  return sql.begin(async (tx) => {
+    await holdPeople(tx, workspaceId, 'change')
+    const addresses = await addressesOf(tx, workspaceId, [id, otherId])
+    if (addresses.length < 2) return undefined
+    const rows = await lockPeople(tx, workspaceId, addresses)
+    const [root, other] = addresses.map((waId) => {
+      const row = rows.find((one) => one.waId === waId)!
+      return row.mergedInto ?? row.id
+    }) as [string, string]
+    if (root === other) return root
+    const all = rows.map(({ waId }) => waId)
+    await tx`
+      delete from contacts_apart
+      where workspace_id = ${workspaceId} and wa_id = any(${all}::text[]) and other_wa_id = any(${all}::text[])`
+    const survivor = await merge(tx, workspaceId, root, other, { source: 'person', addresses })
+    await also(tx)
+    return survivor
+  })
+}
+
+/**
+ * Takes back the latest joining of a contact: each of the two is what it was, with what came since staying where it belongs by its address, and nothing that was
+ * heard joins them again. Answers their ids, or undefined when there is no such contact; throws 409 NOT_MERGED.
+ */
+export async function unmerge(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  also: (tx: Sql) => Promise<void>,
+): Promise<{ contact: string; separated: string } | undefined> {
+  return sql.begin(async (tx) => {
+    await holdPeople(tx, workspaceId, 'change')
+    const addresses = await addressesOf(tx, workspaceId, [id])
+    if (addresses.length === 0) return undefined
+    const rows = await lockPeople(tx, workspaceId, addresses)
+    const row = rows.find(({ waId }) => waId === addresses[0])!
+    const root = row.mergedInto ?? row.id
+    const [last] = await tx<{ id: number; mergedId: string; members: string[] }>`
+      select id, merged_id, members from contact_merges
+      where workspace_id = ${workspaceId} and survivor_id = ${root} and undone_at is null order by id desc limit 1`
+    if (!last) throw new AppError(409, 'NOT_MERGED', 'The contact is not joined from others.')
+    const { mergedId, members } = last
+    const taken = rows.filter((one) => members.includes(one.id)).map(({ waId }) => waId)
+    const left = rows.filter((one) => !members.includes(one.id)).map(({ waId }) => waId)
+    await tx`update contact_merges set undone_at = now() where id = ${last.id}`
+    await tx`
+      insert into contacts_apart (workspace_id, wa_id, other_wa_id)
+      select ${workspaceId}, least(a, b), greatest(a, b) from unnest(${taken}::text[]) a, unnest(${left}::text[]) b
+      on conflict do nothing`
+    await tx`
+      update contacts set merged_into = case when id <> ${mergedId} then ${mergedId}::uuid end where id = any(${members}::uuid[])`
+    // A wish that was uttered while they were one is the wish of both.
+    await tx`
+      update contacts s set opted_out = r.opted_out, opted_out_at = r.opted_out_at
+      from contacts r, contact_merges m, jsonb_populate_record(null::contacts, m.after) a
+      where s.id = ${mergedId} and r.id = ${root} and m.id = ${last.id}
+        and (r.opted_out, r.opted_out_at) is distinct from (a.opted_out, a.opted_out_at)`
+    // What was changed since is left as it is.
+    await tx`
+      update contacts r set
+        (name, name_at) = (select b.name, b.name_at where (r.name, r.name_at) is not distinct from (a.name, a.name_at)
+          union all select r.name, r.name_at limit 1),
+        (push_name, push_name_at) = (select b.push_name, b.push_name_at where (r.push_name, r.push_name_at) is not distinct from (a.push_name, a.push_name_at)
+          union all select r.push_name, r.push_name_at limit 1),
+        (opted_out, opted_out_at) = (select b.opted_out, b.opted_out_at where (r.opted_out, r.opted_out_at) is not distinct from (a.opted_out, a.opted_out_at)
+          union all select r.opted_out, r.opted_out_at limit 1),
+        is_business = b.is_business
+      from contact_merges m, jsonb_populate_record(null::contacts, m.before) b, jsonb_populate_record(null::contacts, m.after) a
+      where r.id = ${root} and m.id = ${last.id}`
+    await refresh(tx, root)
+    await refresh(tx, mergedId)
+    await moveChats(
+      tx,
+      workspaceId,
+      fragment`contact_id = ${root} and wa_chat_id = any(${taken}::text[])`,
+      mergedId,
+    )
+    await also(tx)
+    return { contact: root, separated: mergedId }
+  })
+}
+
+/** Whether a word of that moment beats the one in the columns; of two of the same moment the greater, so that their order does not matter. */
+const later = (atColumn: string, column: string, value: string | null, at: Date) =>
+  fragment`(${at}::timestamptz, ${value}::text) >= (${raw(atColumn)}, coalesce(${raw(column)}, ''))`
+
+/** Names of columns, of which there is a handful in this file. */
+const raw = (text: string) => fragment([text] as unknown as TemplateStringsArray)
+
+/** What a joining changes of the contact that stays. */
+const joinedColumns = raw(
+  `jsonb_build_object('name', k.name, 'name_at', k.name_at, 'push_name', k.push_name, 'push_name_at', k.push_name_at,
+    'is_business', k.is_business, 'opted_out', k.opted_out, 'opted_out_at', k.opted_out_at)`,
+)
+
+/** Rows for addresses that have none yet. */
+async function addAddresses(sql: Sql, hearer: Hearer, addresses: string[]): Promise<void> {
+  const lid = (waId: string) => (waId.endsWith('@lid') ? waId : null)
+  await sql`
+    insert into contacts (workspace_id, session_id, wa_id, phone, lid)
+    select ${hearer.workspaceId}, ${hearer.id}, x.* from unnest(
+      ${addresses}::text[], ${addresses.map(phoneOf)}::text[], ${addresses.map(lid)}::text[]) x(wa_id, phone, lid)
+    where not exists (select from contacts k where k.workspace_id = ${hearer.workspaceId} and k.wa_id = x.wa_id)
+    order by x.wa_id
+    on conflict do nothing`
+}
+
+/** One address of each of these contacts, in their order. */
+async function addressesOf(tx: Sql, workspaceId: string, ids: string[]): Promise<string[]> {
+  const rows = await tx<{ waId: string }>`
+    select k.wa_id from unnest(${ids}::uuid[]) with ordinality u(id, n)
+    join contacts k on k.id = u.id and k.workspace_id = ${workspaceId} order by u.n`
+  return rows.map(({ waId }) => waId)
+}
+
+/**
+ * Until the transaction ends, who is who in a workspace does not change, or (`change`) is changed by nobody else. To be called before any contact or chat is locked.
+ */
+export async function holdPeople(
+  tx: Sql,
+  workspaceId: string,
+  how: 'keep' | 'change',
+): Promise<void> {
+  const key = fragment`hashtextextended(${`people of ${workspaceId}`}, 0)`
+  if (how === 'keep') await tx`select pg_advisory_xact_lock_shared(${key})`
+  else await tx`select pg_advisory_xact_lock(${key})`
+}
+
+/**
+ * Locks every row of the people with these addresses, in the order of their addresses: whoever locks several contacts does it in that order, and before
+ * any chat. Answers the rows. Needs holdPeople().
+ */
+async function lockPeople(tx: Sql, workspaceId: string, addresses: string[]): Promise<Row[]> {
+  return tx<Row>`
+    select id, wa_id, merged_into from contacts
+    where workspace_id = ${workspaceId} and coalesce(merged_into, id) in (
+      select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = ${workspaceId} and k.wa_id = any(${addresses}::text[]))
+    order by wa_id for no key update`
+}
+
+/** Joins two contacts whose rows are locked, unless a person has taken them apart. Answers the one that stays, or the first one. */
+async function merge(
+  tx: Sql,
+  workspaceId: string,
+  id: string,
+  otherId: string,
+  { source, addresses }: Pick<Acquaintance, 'source' | 'addresses'>,
+): Promise<string> {
+  const people = await tx<Row & { root: string; first: boolean }>`
+    select k.id, k.wa_id, r.id as root, r.id = first_value(r.id) over (order by r.created_at, r.id) as first
+    from contacts k join contacts r on r.id = coalesce(k.merged_into, k.id)
+    where r.id in (${id}, ${otherId})`
+  const apart = await tx`
+    select from contacts_apart a
+    where a.workspace_id = ${workspaceId}
+      and exists (
+        select from unnest(${people.map(({ waId }) => waId)}::text[], ${people.map(({ first }) => first)}::boolean[]) x(wa_id, first),
+          unnest(${people.map(({ waId }) => waId)}::text[], ${people.map(({ first }) => first)}::boolean[]) y(wa_id, first)
+        where x.first <> y.first and x.wa_id = a.wa_id and y.wa_id = a.other_wa_id)
+    limit 1`
+  if (apart.length > 0) return id
+  const survivor = people.find(({ first }) => first)!.root
+  const merged = survivor === id ? otherId : id
+  const members = people.filter(({ first }) => !first).map((one) => one.id)
+  const [before] = await tx<{ image: object }>`
+    select ${joinedColumns} as image from contacts k where k.id = ${survivor}`
+  const [after] = await tx<{ image: object }>`
+    update contacts k set
+      (name, name_at) = (select case when newer then l.name else k.name end, greatest(k.name_at, l.name_at)
+        from (select (l.name_at, coalesce(l.name, '')) > (k.name_at, coalesce(k.name, '')) as newer) x),
+      (push_name, push_name_at) = (select case when newer then l.push_name else k.push_name end, greatest(k.push_name_at, l.push_name_at)
+        from (select (l.push_name_at, coalesce(l.push_name, '')) > (k.push_name_at, coalesce(k.push_name, '')) as newer) x),
+      is_business = k.is_business or l.is_business,
+      opted_out = k.opted_out or l.opted_out,
+      -- The earlier of two wishes: greatest() and least() pass over nulls.
+      opted_out_at = least(k.opted_out_at, l.opted_out_at)
+    from contacts l where k.id = ${survivor} and l.id = ${merged}
+    returning ${joinedColumns} as image`
+  await tx`update contacts set merged_into = ${survivor} where id = any(${members}::uuid[])`
+  await tx`
+    insert into contact_merges (workspace_id, survivor_id, merged_id, members, evidence, before, after)
+    values (${workspaceId}, ${survivor}, ${merged}, ${members}, ${{ source, addresses }}, ${before!.image}, ${after!.image})`
+  await refresh(tx, survivor)
+  await moveChats(tx, workspaceId, fragment`contact_id = ${merged}`, survivor)
+  return survivor
+}
+
+/** The number and the lid a contact is shown with: of those it has, what WhatsApp had last. */
+async function refresh(tx: Sql, id: string): Promise<void> {
+  const shown = (form: string) => fragment`(
+    select k.wa_id from contacts k where (k.id = ${id} or k.merged_into = ${id}) and k.wa_id like ${form}
+    order by k.alternate, k.seen_at desc, k.wa_id limit 1)`
+  await tx`
+    update contacts c set phone = x.phone, lid = x.lid
+    from (select '+' || split_part(${shown('%@c.us')}, '@', 1) as phone, ${shown('%@lid')} as lid) x
+    where c.id = ${id} and (c.phone, c.lid) is distinct from (x.phone, x.lid)`
+}
+
+/** Gives chats to another contact, and tells of it. */
+async function moveChats(
+  tx: Sql,
+  workspaceId: string,
+  which: ReturnType<typeof fragment>,
+  contactId: string,
+): Promise<void> {
+  // In the order in which accept() locks chats.
+  const chats = await tx<{ id: string; sessionId: string }>`
+    select id, session_id from chats where ${which} order by wa_chat_id, session_id for no key update`
+  if (chats.length === 0) return
+  await tx`update chats set contact_id = ${contactId} where id = any(${chats.map(({ id }) => id)}::uuid[])`
+  const events = []
+  for (const { id, sessionId } of chats) {
+    const payload = (await findChat(tx, workspaceId, id))!
+    events.push({ workspaceId, sessionId, type: 'chat.updated' as const, payload })
+  }
+  await appendEvents(tx, events)
+}
