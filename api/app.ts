@@ -14,6 +14,8 @@ import type { Mailer } from './mail.ts'
 import audit from './plugins/audit.ts'
 import auth from './plugins/auth.ts'
 import cookies from './plugins/cookies.ts'
+import eventFeed from './plugins/event-feed.ts'
+import type { FeedOptions } from './plugins/event-feed.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
 import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
@@ -27,6 +29,7 @@ import { auditLog } from './routes/audit-log.ts'
 import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
+import { event, events } from './routes/events.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
 import { linking } from './routes/linking.ts'
@@ -51,6 +54,7 @@ export interface Parts {
   log: Logger
   notifier: Notifier
   media?: MediaOptions
+  events?: FeedOptions
   /** What seeds of second factors are sealed with. */
   keys: KeyRing
   mailer: Mailer
@@ -158,6 +162,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Template: template,
       Workspace: workspace,
       Media: mediaResource,
+      Event: event,
     },
   })
   await app.register(limits)
@@ -166,6 +171,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(media, parts.media ?? {})
   await app.register(audit)
   await app.register(signIn)
+  await app.register(eventFeed, parts.events ?? {})
 
   await app.register(metricsRoutes)
   await app.register(healthRoutes)
@@ -186,6 +192,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(numbers)
   await app.register(chats)
   await app.register(templates)
+  await app.register(events)
   await app.register(workspaces)
   return app
 }

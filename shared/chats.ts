@@ -1,5 +1,6 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
+import { appendEvents } from './events.ts'
 import type { Direction, MessageStatus, MessageType } from './messages.ts'
 import { decodeCursor, toPage, uuidKey } from './pagination.ts'
 import type { Page } from './pagination.ts'
@@ -119,4 +120,12 @@ export async function findChat(
   const [row] = await sql<ChatRow>`
     select ${selected} from chats c ${joined} where c.workspace_id = ${workspaceId} and c.id = ${id}`
   return row && chatResource(row)
+}
+
+/** Tells of a chat that was changed, in the transaction of the change. */
+export async function tellChat(tx: Sql, workspaceId: string, id: string): Promise<void> {
+  const payload = await findChat(tx, workspaceId, id)
+  if (!payload) return
+  const { sessionId } = payload
+  await appendEvents(tx, [{ workspaceId, sessionId, type: 'chat.updated', payload }])
 }

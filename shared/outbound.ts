@@ -3,6 +3,7 @@ import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
+import type { EventType } from './events.ts'
 import { columnsOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageColumns, messageResource } from './messages.ts'
@@ -37,14 +38,18 @@ export type Refusal = 'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND'
 export type Outcome = { message: MessageRow } | { refusal: Refusal }
 
 /**
- * Accepts messages for sending: their chats, they themselves, outbox and lanes are written in one statement, so either all of it is durable when this
+ * Accepts messages for sending: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
  * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
  */
-export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+  return sql.begin((tx) => acceptIn(tx, submission))
+}
+
+async function acceptIn(tx: Sql, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
-  const rows = await sql<MessageRow & { refusal: Refusal | null }>`
+  const rows = await tx<MessageRow & { refusal: Refusal | null }>`
     with session as (
       select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
@@ -118,7 +123,12 @@ export async function accept(sql: Sql, submission: Submission): Promise<Outcome[
     left join lane l on l.chat_id = m.chat_id left join wa_session_pacing p on p.session_id = m.session_id
     order by i.ord`
   if (rows.length === 0) throw notFound('Session')
-  return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
+  const outcomes = rows.map(({ refusal, ...message }) =>
+    refusal === null ? { message } : { refusal },
+  )
+  const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
+  await tell(tx, 'message.any', accepted)
+  return outcomes
 }
 
 /**
@@ -144,7 +154,7 @@ export async function cancel(
         'ALREADY_SENT',
         `The message is ${row.status}: it cannot be cancelled any more.`,
       )
-    if (taken) await tell(tx, row)
+    if (taken) await tell(tx, 'message.ack', [row])
     return row
   })
 }
@@ -162,7 +172,9 @@ export async function editQueued(
       where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') returning id`
     if (!waiting) return undefined
     await tx`update messages set body = ${body} where id = ${id}`
-    return findMessage(tx, workspaceId, id)
+    const row = (await findMessage(tx, workspaceId, id))!
+    await tell(tx, 'message.edited', [row])
+    return row
   })
 }
 
@@ -211,17 +223,18 @@ export async function retry(
       insert into outbox (message_id, workspace_id, session_id, chat_id)
       select again.id, again.workspace_id, again.session_id, again.chat_id from again join lane on lane.chat_id = again.chat_id`
     const row = (await findMessage(tx, workspaceId, id))!
-    await tell(tx, row)
+    await tell(tx, 'message.ack', [row])
     return row
   })
 }
 
-const tell = (tx: Sql, row: MessageRow) =>
-  appendEvents(tx, [
-    {
+const tell = (tx: Sql, type: EventType, rows: MessageRow[]) =>
+  appendEvents(
+    tx,
+    rows.map((row) => ({
       workspaceId: row.workspaceId,
       sessionId: row.sessionId,
-      type: 'message.ack',
+      type,
       payload: messageResource(row),
-    },
-  ])
+    })),
+  )

@@ -1,3 +1,4 @@
+import { tellChat } from './chats.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
@@ -95,7 +96,7 @@ export async function actionDone(
 
 async function apply(
   tx: Sql,
-  { kind, workspaceId, sessionId, chatId, messageId, payload }: Action,
+  { kind, workspaceId, chatId, messageId, payload }: Action,
 ): Promise<void> {
   switch (kind) {
     case 'react':
@@ -115,9 +116,7 @@ async function apply(
       return tell(tx, workspaceId, messageId!, 'message.revoked')
     case 'seen':
       await tx`update chats set unread_count = 0 where id = ${chatId}`
-      return appendEvents(tx, [
-        { workspaceId, sessionId, type: 'chat.updated', payload: { id: chatId, unreadCount: 0 } },
-      ])
+      return tellChat(tx, workspaceId, chatId!)
     case 'typing':
     case 'check_number':
       return

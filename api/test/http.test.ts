@@ -433,6 +433,7 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Template',
     'Workspace',
     'Media',
+    'Event',
   ])
   t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
 
