@@ -44,6 +44,7 @@ import { passwords } from './routes/passwords.ts'
 import { session, sessions } from './routes/sessions.ts'
 import { twoFactorRoutes } from './routes/two-factor.ts'
 import { users } from './routes/users.ts'
+import { webhook, webhooks } from './routes/webhooks.ts'
 import { workers } from './routes/workers.ts'
 import { workspace, workspaces } from './routes/workspace.ts'
 import { limitBodies } from './uploading.ts'
@@ -163,6 +164,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Workspace: workspace,
       Media: mediaResource,
       Event: event,
+      Webhook: webhook,
     },
   })
   await app.register(limits)
@@ -193,6 +195,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(chats)
   await app.register(templates)
   await app.register(events)
+  await app.register(webhooks)
   await app.register(workspaces)
   return app
 }

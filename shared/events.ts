@@ -126,14 +126,17 @@ export async function readEvents(
   // At least one row for each reader.
   const horizon = { tx: rows[0]?.horizon ?? 0, id: 0 }
   const found = readers.map((): StoredEvent[] => [])
-  for (const { reader, horizon: _, ...event } of rows) {
-    if (event.id !== null) found[reader]!.push(event)
-  }
+  for (const row of rows) if (row.id !== null) found[row.reader]!.push(row)
   return readers.map(({ workspaceId, position }, index) => {
     const events = found[index]!
     const full = events.length === limit
-    const last = full ? events.at(-1)! : horizon
-    return { workspaceId, events, full, position: isAfter(last, position) ? last : position }
+    const { tx, id } = full ? events.at(-1)! : horizon
+    return {
+      workspaceId,
+      events,
+      full,
+      position: isAfter({ tx, id }, position) ? { tx, id } : position,
+    }
   })
 }
 

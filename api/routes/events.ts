@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream'
 import type { FastifyRequest } from 'fastify'
 import Joi from 'joi'
+import { Gauge } from 'prom-client'
 import { AppError } from '../../shared/errors.ts'
 import { eventId, eventJson, eventTypes, parseEventId, startingPoint } from '../../shared/events.ts'
 import type { EventType, Position, StoredEvent } from '../../shared/events.ts'
@@ -78,8 +79,18 @@ interface Stream {
 export const events: Routes = async (app) => {
   const { sql, eventFeed, heartbeatMs } = app
   const streams = new Set<Stream>()
+  new Gauge({
+    name: 'event_streams',
+    help: 'Open streams of events',
+    registers: [app.metrics],
+    collect() {
+      this.set(streams.size)
+    },
+  })
   // Streams have no end of their own: without this a stop would wait for all of them.
+  let closing = false
   app.addHook('preClose', async () => {
+    closing = true
     for (const { end } of streams) end()
   })
 
@@ -104,14 +115,6 @@ export const events: Routes = async (app) => {
     async (request, reply) => {
       const { user, query } = request
       const caller = user.apiKey?.id ?? user.id
-      if ([...streams].filter((stream) => stream.caller === caller).length >= maxStreams) {
-        reply.header('retry-after', '5')
-        throw new AppError(
-          429,
-          'TOO_MANY_STREAMS',
-          `There are ${maxStreams} streams of yours already.`,
-        )
-      }
       const after = request.headers['last-event-id'] ?? query.lastEventId
       const position = await startingPoint(sql, user.workspaceId, after)
       if (!position) {
@@ -119,6 +122,16 @@ export const events: Routes = async (app) => {
           410,
           'EVENTS_GONE',
           'What came after this event is no longer kept: read the state anew, then connect without Last-Event-ID.',
+        )
+      }
+      // From here on nothing is waited for: nobody else may take the last place.
+      if (closing) throw new AppError(503, 'SERVICE_UNAVAILABLE', 'This process is ending.')
+      if ([...streams].filter((stream) => stream.caller === caller).length >= maxStreams) {
+        reply.header('retry-after', '5')
+        throw new AppError(
+          429,
+          'TOO_MANY_STREAMS',
+          `There are ${maxStreams} streams of yours already.`,
         )
       }
 

@@ -3,6 +3,7 @@ import type { InjectOptions } from 'fastify'
 import t from 'tap'
 import { createApiKey } from '../../shared/api-keys.ts'
 import type { Scope } from '../../shared/api-keys.ts'
+import { createWebhook } from '../../shared/webhooks.ts'
 import { csrfToken } from '../plugins/cookies.ts'
 import { answeredAtOnce, errorShape, jwtSecret, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
@@ -186,11 +187,16 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     messages: [{ to: '12025550100', message: 'x' }],
   })
   const template = await idOf('/api/templates', { name: 'theirs', body: 'x' })
+  const webhook = await createWebhook(sql, app.keys, owner.workspaceId, {
+    url: 'https://example.com/',
+    events: ['*'],
+  })
   const file = { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 }
   const { mediaId } = await idOf('/api/uploads/sign', file)
   const ids: [RegExp, string][] = [
     [/^\/api\/batches\//, batch.batchId],
     [/^\/api\/templates\//, template.id],
+    [/^\/api\/webhooks\//, webhook.id],
     [/^\/api\/upload\//, mediaId],
     [/^\/api\/users\//, agent.profile.id],
     [/^\/api\/api-keys\//, key.id],
@@ -206,6 +212,7 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     'PATCH /api/messages/:id': { message: 'x' },
     'POST /api/messages/:id/reaction': { emoji: '👍' },
     'PATCH /api/templates/:id': { name: 'mine' },
+    'PATCH /api/webhooks/:id': { enabled: false },
     'POST /api/templates/:id/preview': { variables: {} },
   }
   for (const { method, url } of named) {

@@ -434,6 +434,7 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Workspace',
     'Media',
     'Event',
+    'Webhook',
   ])
   t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
 

@@ -1,6 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { errorShape, signIn, testApp } from './app.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
+import { fanOut } from '../../shared/webhook-deliveries.ts'
+import { createWebhook } from '../../shared/webhooks.ts'
+import { until } from '../../shared/test/until.ts'
+import { errorShape, signIn, testApp, testKey } from './app.ts'
 import type { Person } from './app.ts'
 
 const it = await testApp(t)
@@ -15,10 +19,25 @@ async function furnished() {
   const body = { to: '1234567890', message: 'a secret' }
   const sent = await person.call('POST', '/api/whatsapp/send', body)
   const { id: messageId, chatId } = sent.json<{ id: string; chatId: string }>()
+  const webhook = { url: 'https://example.com/', events: ['*' as const] }
+  const { id: webhookId } = await createWebhook(
+    it.sql,
+    KeyRing.parse(testKey),
+    person.workspaceId,
+    webhook,
+  )
+  await person.call('POST', '/api/whatsapp/send', { to: '1234567890', message: 'another secret' })
+  const { id: deliveryId } = await until('a delivery', async () => {
+    await fanOut(it.sql, webhookId)
+    const [delivery] = await it.sql<{
+      id: string
+    }>`select id from webhook_deliveries where webhook_id = ${webhookId}`
+    return delivery
+  })
   await it.sql`
     insert into wa_session_history (workspace_id, session_id, from_status, to_status)
     values (${person.workspaceId}, ${sessionId}, 'STOPPED', 'STARTING')`
-  return { ...person, sessionId, messageId, chatId }
+  return { ...person, sessionId, messageId, chatId, webhookId, deliveryId }
 }
 
 const mine = await furnished()
@@ -53,6 +72,21 @@ const calls: [string, (person: Person) => ReturnType<Person['call']>][] = [
   ['message', ({ call }) => call('GET', `/api/messages/${theirs.messageId}`)],
   ['chat', ({ call }) => call('GET', `/api/chats/${theirs.chatId}`)],
   ['messages', ({ call }) => call('GET', `/api/chats/${theirs.chatId}/messages`)],
+  ['webhook', ({ call }) => call('GET', `/api/webhooks/${theirs.webhookId}`)],
+  [
+    'change of a webhook',
+    ({ call }) => call('PATCH', `/api/webhooks/${theirs.webhookId}`, { events: ['message'] }),
+  ],
+  [
+    'another secret of a webhook',
+    ({ call }) => call('POST', `/api/webhooks/${theirs.webhookId}/rotate-secret`),
+  ],
+  ['deliveries', ({ call }) => call('GET', `/api/webhooks/${theirs.webhookId}/deliveries`)],
+  [
+    'redelivery',
+    ({ call }) =>
+      call('POST', `/api/webhooks/${theirs.webhookId}/deliveries/${theirs.deliveryId}/redeliver`),
+  ],
 ]
 
 void t.test('what belongs to others is not found, and stays as it is', async (t) => {
@@ -63,7 +97,9 @@ void t.test('what belongs to others is not found, and stays as it is', async (t)
         union all select r::text from wa_session_requests r where workspace_id = ${theirs.workspaceId}
         union all select m::text from messages m where workspace_id = ${theirs.workspaceId}
         union all select o::text from outbox o where workspace_id = ${theirs.workspaceId}
-        union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
+        union all select c::text from chats c where workspace_id = ${theirs.workspaceId}
+        union all select w::text from webhooks w where workspace_id = ${theirs.workspaceId}
+        union all select d::text from webhook_deliveries d where workspace_id = ${theirs.workspaceId}) lines`
     return row!.text
   }
   const before = await state()
@@ -93,11 +129,18 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
     '/api/chats',
     '/api/chats?unread=false&archived=false',
     `/api/chats?sessionId=${theirs.sessionId}`,
+    '/api/webhooks',
+    `/api/webhooks/${mine.webhookId}/deliveries`,
   ]
   for (const url of lists) {
     const { body } = await mine.call('GET', url)
-    for (const id of [theirs.sessionId, theirs.chatId, theirs.messageId]) t.notMatch(body, id, url)
+    for (const id of [theirs.sessionId, theirs.chatId, theirs.messageId, theirs.webhookId]) {
+      t.notMatch(body, id, url)
+    }
   }
+  const crossed = `/api/webhooks/${mine.webhookId}/deliveries/${theirs.deliveryId}/redeliver`
+  t.equal((await mine.call('POST', crossed)).statusCode, 404)
+
   const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)
   t.strictSame(filtered.json(), { data: [], nextCursor: null })
 

@@ -1,5 +1,7 @@
 import { get } from 'node:http'
 import type { IncomingMessage } from 'node:http'
+import type { Sql } from '../db.ts'
+import { until } from './until.ts'
 
 /** An event as a client has it. */
 export interface Told {
@@ -31,6 +33,16 @@ export interface OpenStream {
   ended: Promise<'in order' | 'cut'>
   response: IncomingMessage
   close: () => void
+}
+
+/** Waits until no transaction is running that began before now: what is written by now lies before everything that follows. */
+export async function settled(sql: Sql): Promise<void> {
+  const [now] = await sql<{ tx: number }>`select pg_current_xact_id()::text::bigint as tx`
+  await until('all transactions of before are over', async () => {
+    const [horizon] = await sql<{ tx: number }>`
+      select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as tx`
+    return horizon!.tx > now!.tx
+  })
 }
 
 /** Opens a stream of events and collects what comes. Resolves with the headers. */
