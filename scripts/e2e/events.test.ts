@@ -54,7 +54,7 @@ void t.test(
       chance: new Random(seed, 'writers'),
     })
     await processes[0]!.end('SIGKILL')
-    await processes[1]!.end('SIGTERM')
+    t.same(await processes[1]!.end('SIGTERM'), { code: 0, signal: null }, 'with its streams open')
     await startProcess(t, 'api/server.js', { ...env, PORT: String(ports[0]) })
     await writing
     const expected = await Promise.all(

@@ -54,6 +54,7 @@ export class Listener {
     if (!stream) return false
     if (stream.status !== 200) {
       await stream.ended
+      if (stream.status === 503) return false // it is ending
       throw new Error(`/api/events answered ${stream.status} ${stream.body()}`)
     }
     this.connections += 1
