@@ -72,7 +72,7 @@ async function run(lab: Lab): Promise<Row[]> {
         })),
       )
       await sleep(random.between(0, 100)) // the instant is part of the fault
-      if (n % 10 === 5) {
+      if (n % 10 === 3) {
         await programs[killed % workers]!.end('SIGKILL')
         await open(killed % workers)
         killed += 1

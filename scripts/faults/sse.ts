@@ -19,7 +19,7 @@ export const eventStreams: Family = { id: 'SSE', run }
 const processes = 3
 const clients = 200
 const workspaces = 20
-const transactions = 5_000
+const transactions = 2_000
 
 async function run(lab: Lab): Promise<Row[]> {
   const folder = join(lab.folder, 'sse')
