@@ -14,6 +14,8 @@ import type { Mailer } from './mail.ts'
 import audit from './plugins/audit.ts'
 import auth from './plugins/auth.ts'
 import cookies from './plugins/cookies.ts'
+import eventFeed from './plugins/event-feed.ts'
+import type { FeedOptions } from './plugins/event-feed.ts'
 import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
 import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
@@ -28,6 +30,7 @@ import { auth as authRoutes } from './routes/auth.ts'
 import { chat, chats } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
 import { contact, contacts } from './routes/contacts.ts'
+import { event, events } from './routes/events.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
 import { label, labels } from './routes/labels.ts'
@@ -45,6 +48,7 @@ import { search } from './routes/search.ts'
 import { session, sessions } from './routes/sessions.ts'
 import { twoFactorRoutes } from './routes/two-factor.ts'
 import { users } from './routes/users.ts'
+import { webhook, webhooks } from './routes/webhooks.ts'
 import { workers } from './routes/workers.ts'
 import { workspace, workspaces } from './routes/workspace.ts'
 import { limitBodies } from './uploading.ts'
@@ -55,6 +59,7 @@ export interface Parts {
   log: Logger
   notifier: Notifier
   media?: MediaOptions
+  events?: FeedOptions
   /** What seeds of second factors are sealed with. */
   keys: KeyRing
   mailer: Mailer
@@ -165,6 +170,8 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
       Template: template,
       Workspace: workspace,
       Media: mediaResource,
+      Event: event,
+      Webhook: webhook,
     },
   })
   await app.register(limits)
@@ -173,6 +180,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(media, parts.media ?? {})
   await app.register(audit)
   await app.register(signIn)
+  await app.register(eventFeed, parts.events ?? {})
 
   await app.register(metricsRoutes)
   await app.register(healthRoutes)
@@ -197,6 +205,8 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(search)
   await app.register(contacts)
   await app.register(templates)
+  await app.register(events)
+  await app.register(webhooks)
   await app.register(workspaces)
   return app
 }

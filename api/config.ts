@@ -6,6 +6,8 @@ import { pacingSchema } from '../shared/pacing.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
 import { mediaSchema, sessionKeySchema, storageSchema } from '../shared/storage.ts'
 import type { MediaConfig, SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
+import { webhookSchema } from '../shared/webhook-address.ts'
+import type { WebhookConfig } from '../shared/webhook-address.ts'
 import type { EngineKind } from '../shared/wa-sessions.ts'
 
 /** So many requests in so many milliseconds. */
@@ -16,7 +18,7 @@ export interface Limit {
 
 /** The variables the API reads. Their meaning stands in .env.example. */
 export interface ApiConfig
-  extends BaseConfig, PacingConfig, StorageConfig, MediaConfig, SessionKeyConfig {
+  extends BaseConfig, PacingConfig, StorageConfig, MediaConfig, SessionKeyConfig, WebhookConfig {
   PORT: number
   HOST: string
   JWT_SECRET: string
@@ -57,6 +59,7 @@ export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...storageSchema,
   ...mediaSchema,
   ...sessionKeySchema,
+  ...webhookSchema,
   PORT: Joi.number().port().default(3001),
   HOST: Joi.string()
     .hostname()

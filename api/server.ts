@@ -3,6 +3,7 @@ import { exitConfig, exitOnConfigError, loadEnv, readEnv } from '../shared/confi
 import { errorText } from '../shared/errors.ts'
 import { openKeyRing } from '../shared/key-ring.ts'
 import { openDatabase } from '../shared/embedded-postgres.ts'
+import { listen } from '../shared/listener.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
 import { migrate } from '../shared/migrations.ts'
@@ -55,7 +56,8 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
 
   try {
     const database = await opening
-    await migrate(config.DATABASE_URL_DIRECT ?? database.url)
+    const directUrl = config.DATABASE_URL_DIRECT ?? database.url
+    await migrate(directUrl)
     const sql = connect(database.url, {
       applicationName: 'awfar-api',
       prepare: config.PG_PREPARE,
@@ -79,6 +81,8 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
       await app.close()
       clearTimeout(cut)
     })
+    const listener = listen(directUrl, ['awfar_events'], () => app.eventFeed.nudge(), log)
+    stops.push(() => listener.close())
     await app.listen({ port: config.PORT, host: config.HOST })
   } catch (error) {
     await stop()

@@ -9,11 +9,12 @@ import { createLogger } from '../shared/logger.ts'
 import { openObjectStore, sessionKeySchema, storageSchema } from '../shared/storage.ts'
 import type { SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
 import { resealSeeds } from '../shared/two-factor.ts'
+import { resealWebhooks } from '../shared/webhooks.ts'
 import { Vault } from '../wa-worker/vault.ts'
 
 const usage = `npm run keys -- <command>
   list     how much is sealed with which key of SESSION_ENCRYPTION_KEY
-  rotate   seals everything with the first key: snapshots of logins, seeds of second factors, credentials
+  rotate   seals everything with the first key: snapshots of logins, seeds of second factors, credentials, webhook secrets
 To change the key: put the new one in front, restart all processes, rotate, and take the old one out when list no longer shows it.
 Exit codes: 0 done, 1 failed or something does not open, 2 wrong usage, 78 wrong settings`
 
@@ -46,7 +47,9 @@ async function main([command, ...rest]: string[]): Promise<void> {
           select key_id as key, what, count(*) from (
             select key_id, 'snapshots' as what from wa_snapshots where state <> 'discarded'
             union all select key_id, 'second factors' from two_factor
-            union all select key_id, 'credentials' from credentials) sealed
+            union all select key_id, 'credentials' from credentials
+            union all select key_id, 'webhook secrets' from webhooks
+            union all select previous_key_id, 'webhook secrets' from webhooks where previous_key_id is not null) sealed
           group by 1, 2 order by 1, 2`,
       )
       return
@@ -54,13 +57,15 @@ async function main([command, ...rest]: string[]): Promise<void> {
     const snapshots = await new Vault({ sql, store, keys, log }).rotate()
     const seeds = await resealSeeds(sql, keys)
     const credentials = await resealCredentials(sql, keys)
+    const webhooks = await resealWebhooks(sql, keys)
     console.log(
-      `Sealed with key ${keys.current}: ${snapshots.rotated} snapshots, ${seeds.resealed} second factors, ${credentials.resealed} credentials.`,
+      `Sealed with key ${keys.current}: ${snapshots.rotated} snapshots, ${seeds.resealed} second factors, ${credentials.resealed} credentials, ${webhooks.resealed} webhook secrets.`,
     )
     const stuck = [
       ...snapshots.failed.map(({ snapshot, why }) => `Snapshot ${snapshot.id}: ${why}`),
       ...seeds.failed.map((id) => `The second factor of user ${id} does not open.`),
       ...credentials.failed.map((id) => `Credential ${id} does not open.`),
+      ...webhooks.failed.map((id) => `The secret of webhook ${id} does not open.`),
     ]
     for (const line of stuck) console.error(line)
     if (stuck.length > 0) process.exitCode = 1

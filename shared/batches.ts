@@ -1,5 +1,6 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
+import { tellMessages } from './messages.ts'
 import type { MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
 import type { Refusal, Submission } from './outbound.ts'
@@ -87,7 +88,9 @@ export async function cancelBatch(
       tx,
       fragment`o.state in ('q', 'z') and o.message_id in (select m.id from messages m where m.batch_id = ${id})`,
     )
-    await tx`update messages set status = 'cancelled' where id = any(${taken.map(({ messageId }) => messageId)}::uuid[])`
+    const ids = taken.map(({ messageId }) => messageId)
+    await tx`update messages set status = 'cancelled' where id = any(${ids}::uuid[])`
+    await tellMessages(tx, 'message.ack', ids)
     return findBatch(tx, workspaceId, id)
   })
 }

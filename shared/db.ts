@@ -1,6 +1,8 @@
 import { createHash } from 'node:crypto'
 import pg from 'pg'
 import { camelCase } from './camel-case.ts'
+import { createNotifier } from './notify.ts'
+import type { Channel } from './notify.ts'
 
 /** What a statement may carry as a parameter. Objects travel as json, arrays as Postgres arrays. */
 export type Value = string | number | bigint | boolean | Date | null | undefined | object
@@ -22,6 +24,8 @@ export interface Sql {
   ): Promise<Row[]>
   /** Runs `work` in one transaction: committed when it resolves, rolled back when it throws. Nested calls join the outer one. */
   begin<T>(work: (sql: Sql) => Promise<T>): Promise<T>
+  /** Nudges whoever listens on a channel as soon as what was written here is committed: after the transaction, or at once outside of one. */
+  nudge(channel: Channel): void
 }
 
 export interface Db extends Sql {
@@ -38,6 +42,9 @@ export interface ConnectOptions {
   /** Called when an idle connection breaks; the pool replaces it by itself. */
   onError?: (error: Error) => void
 }
+
+/** Nudges of writes come in bursts; one in so many milliseconds is enough, and NOTIFY has a lock that all commits share. */
+const nudgeRestMs = 20
 
 const int8: number = pg.types.builtins.INT8
 
@@ -78,7 +85,8 @@ export function connect(url: string, options: ConnectOptions): Db {
   const named = (options.prepare ?? true) && new URL(url).port !== '6543'
 
   const sql = tag(pool, named)
-  const db = Object.assign(sql, {
+  const db: Db = Object.assign(sql, {
+    nudge: (channel: Channel) => notifier.nudge(channel),
     begin: async <T>(work: (sql: Sql) => Promise<T>): Promise<T> => {
       const client = await pool.connect()
       // The pool listens to idle connections only. One that breaks in here is told by the statement that fails; without a listener it would
@@ -86,8 +94,10 @@ export function connect(url: string, options: ConnectOptions): Db {
       const onError = () => {}
       client.on('error', onError)
       const transaction = tag(client, named)
+      const nudges = new Set<Channel>()
       const inside: Sql = Object.assign(transaction, {
         begin: <U>(inner: (sql: Sql) => Promise<U>) => inner(inside),
+        nudge: (channel: Channel) => void nudges.add(channel),
       })
       let broken: Error | undefined
       try {
@@ -95,6 +105,7 @@ export function connect(url: string, options: ConnectOptions): Db {
         await client.query("begin; set local idle_in_transaction_session_timeout = '5s'")
         const result = await work(inside)
         await client.query('commit')
+        for (const channel of nudges) notifier.nudge(channel)
         return result
       } catch (error) {
         await client.query('rollback').catch((rollbackError: unknown) => {
@@ -106,8 +117,13 @@ export function connect(url: string, options: ConnectOptions): Db {
         client.release(broken)
       }
     },
-    close: () => pool.end(),
+    close: async () => {
+      await notifier.close()
+      await pool.end()
+    },
   })
+  // A nudge that is lost is made up for by polling.
+  const notifier = createNotifier(db, () => {}, nudgeRestMs)
   return db
 }
 

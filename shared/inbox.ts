@@ -1,3 +1,4 @@
+import { findChat } from './chats.ts'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
@@ -205,10 +206,11 @@ async function tell(
   types: EventType[],
 ): Promise<void> {
   const payload = messageResource((await findMessage(tx, workspaceId, messageId))!)
-  await appendEvents(
-    tx,
-    types.map((type) => ({ workspaceId, sessionId, type, payload })),
-  )
+  const chat = (await findChat(tx, workspaceId, payload.chatId))!
+  await appendEvents(tx, [
+    ...types.map((type) => ({ workspaceId, sessionId, type, payload })),
+    { workspaceId, sessionId, type: 'chat.updated', payload: chat },
+  ])
 }
 
 /** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again: the latest such word counts. */

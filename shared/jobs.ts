@@ -25,23 +25,21 @@ export async function runOnce(
 export interface Removed {
   refreshTokens: number
   rateLimits: number
-  events: number
   sessionRequests: number
   actions: number
 }
 
-/** Removes what has served its time: expired tokens, invitations and counters, events and fulfilled wishes of more than a week ago. */
+/** Removes what has served its time: expired tokens, invitations and counters, fulfilled wishes of more than a week ago. */
 export async function removeExpired(sql: Sql): Promise<Removed> {
   const [removed] = await sql<Removed>`
     with tokens as (delete from refresh_tokens where expires_at < now() returning 1),
       resets as (delete from password_resets where expires_at < now()),
       invited as (delete from invitations where expires_at < now() - interval '30 days'),
       counters as (delete from rate_limits where resets_at < now() returning 1),
-      old_events as (delete from events where created_at < now() - interval '7 days' returning 1),
       wishes as (delete from wa_session_requests where done_at < now() - interval '7 days' returning 1),
       old_actions as (delete from wa_actions where created_at < now() - interval '7 days' returning 1)
     select (select count(*)::int from tokens) as refresh_tokens, (select count(*)::int from counters) as rate_limits,
-      (select count(*)::int from old_events) as events, (select count(*)::int from wishes) as session_requests,
+      (select count(*)::int from wishes) as session_requests,
       (select count(*)::int from old_actions) as actions`
   return removed!
 }

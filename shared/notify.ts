@@ -1,7 +1,8 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sql } from './db.ts'
 
 /** Channels on which a process is nudged. A nudge may be lost: whoever listens also polls. */
-export type Channel = 'awfar_outbox' | 'awfar_sessions'
+export type Channel = 'awfar_outbox' | 'awfar_sessions' | 'awfar_events'
 
 export interface Notifier {
   /** Nudges the listeners of a channel, over one session or all, soon and at most once at a time: nudges that come meanwhile are one. */
@@ -15,9 +16,9 @@ const maxNamed = 200
 
 /**
  * Sends nudges outside the caller's transaction: NOTIFY inside it takes a global lock at commit and makes commits queue up.
- * A nudge that fails is dropped, since polling finds the work a moment later; `onError` hears of it.
+ * A nudge that fails is dropped, since polling finds the work a moment later; `onError` hears of it. `restMs`: the least time between two of them.
  */
-export function createNotifier(sql: Sql, onError: (error: unknown) => void): Notifier {
+export function createNotifier(sql: Sql, onError: (error: unknown) => void, restMs = 0): Notifier {
   const waiting = new Map<Channel, Set<string>>()
   let running: Promise<void> | undefined
 
@@ -26,6 +27,7 @@ export function createNotifier(sql: Sql, onError: (error: unknown) => void): Not
       waiting.delete(channel)
       const named = !sessions.has(all) && sessions.size <= maxNamed
       await sql`select pg_notify(${channel}, ${named ? [...sessions].join() : ''})`.catch(onError)
+      if (restMs > 0) await sleep(restMs)
     }
     running = undefined
   }

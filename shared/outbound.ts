@@ -3,6 +3,7 @@ import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
+import type { EventType } from './events.ts'
 import { columnsOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, findMessages, messageColumns, messageResource } from './messages.ts'
@@ -40,13 +41,13 @@ export type Refusal =
 export type Outcome = { message: MessageRow } | { refusal: Refusal }
 
 /**
- * Accepts messages for sending: their chats, they themselves, outbox and lanes are written in one statement, so either all of it is durable when this
+ * Accepts messages for sending: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
  * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
  */
-export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
-  if (guards.every((id) => id === undefined)) return write(sql, submission)
   return sql.begin(async (tx) => {
+    if (guards.every((id) => id === undefined)) return write(tx, submission)
     for (;;) {
       await tx`savepoint unguarded`
       const outcomes = await write(tx, submission)
@@ -108,11 +109,11 @@ export async function messagesAfter(
   return rows.map(messageResource)
 }
 
-async function write(sql: Sql, submission: Submission): Promise<Outcome[]> {
+async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
-  const rows = await sql<MessageRow & { refusal: Refusal | null }>`
+  const rows = await tx<MessageRow & { refusal: Refusal | null }>`
     with session as (
       select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
@@ -189,7 +190,12 @@ async function write(sql: Sql, submission: Submission): Promise<Outcome[]> {
     left join lane l on l.chat_id = m.chat_id left join wa_session_pacing p on p.session_id = m.session_id
     order by i.ord`
   if (rows.length === 0) throw notFound('Session')
-  return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
+  const outcomes = rows.map(({ refusal, ...message }) =>
+    refusal === null ? { message } : { refusal },
+  )
+  const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
+  await tell(tx, 'message.any', accepted)
+  return outcomes
 }
 
 /**
@@ -215,7 +221,7 @@ export async function cancel(
         'ALREADY_SENT',
         `The message is ${row.status}: it cannot be cancelled any more.`,
       )
-    if (taken) await tell(tx, row)
+    if (taken) await tell(tx, 'message.ack', [row])
     return row
   })
 }
@@ -233,7 +239,9 @@ export async function editQueued(
       where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') returning id`
     if (!waiting) return undefined
     await tx`update messages set body = ${body} where id = ${id}`
-    return findMessage(tx, workspaceId, id)
+    const row = (await findMessage(tx, workspaceId, id))!
+    await tell(tx, 'message.edited', [row])
+    return row
   })
 }
 
@@ -282,17 +290,18 @@ export async function retry(
       insert into outbox (message_id, workspace_id, session_id, chat_id)
       select again.id, again.workspace_id, again.session_id, again.chat_id from again join lane on lane.chat_id = again.chat_id`
     const row = (await findMessage(tx, workspaceId, id))!
-    await tell(tx, row)
+    await tell(tx, 'message.ack', [row])
     return row
   })
 }
 
-const tell = (tx: Sql, row: MessageRow) =>
-  appendEvents(tx, [
-    {
+const tell = (tx: Sql, type: EventType, rows: MessageRow[]) =>
+  appendEvents(
+    tx,
+    rows.map((row) => ({
       workspaceId: row.workspaceId,
       sessionId: row.sessionId,
-      type: 'message.ack',
+      type,
       payload: messageResource(row),
-    },
-  ])
+    })),
+  )

@@ -3,7 +3,7 @@ import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, messageResource } from './messages.ts'
+import { findMessage, messageResource, tellMessages } from './messages.ts'
 import { isQuiet, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -288,7 +288,9 @@ export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
 export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
   await sql.begin(async (tx) => {
     const taken = await takeOut(tx, fragment`o.session_id = ${sessionId} and o.state in ('q', 'z')`)
-    await tx`update messages set status = 'cancelled' where id = any(${taken.map(({ messageId }) => messageId)}::uuid[])`
+    const ids = taken.map(({ messageId }) => messageId)
+    await tx`update messages set status = 'cancelled' where id = any(${ids}::uuid[])`
+    await tellMessages(tx, 'message.ack', ids)
   })
 }
 
@@ -312,6 +314,11 @@ export async function endOutbox(
     await tx`
       update messages set status = 'unknown', error_code = 'OUTCOME_UNKNOWN', error_message = ${why.message}
       where id = any(${idsOf(true)}::uuid[])`
+    await tellMessages(
+      tx,
+      'message.ack',
+      taken.map(({ messageId }) => messageId),
+    )
     return taken.length
   })
 }

@@ -8,7 +8,7 @@ import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { retryBackoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
-import { Wake } from './wake.ts'
+import { Wake } from '../shared/wake.ts'
 
 const maxAttempts = 5
 

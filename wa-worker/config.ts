@@ -7,10 +7,19 @@ import { mediaSchema, sessionKeySchema, storageSchema } from '../shared/storage.
 import type { MediaConfig, SessionKeyConfig, StorageConfig } from '../shared/storage.ts'
 import { voiceSchema } from '../shared/media-voice.ts'
 import type { VoiceConfig } from '../shared/media-voice.ts'
+import { webhookSchema } from '../shared/webhook-address.ts'
+import type { WebhookConfig } from '../shared/webhook-address.ts'
 
 /** The variables the worker reads. */
 export interface WorkerConfig
-  extends BaseConfig, StorageConfig, SessionKeyConfig, PacingConfig, MediaConfig, VoiceConfig {
+  extends
+    BaseConfig,
+    StorageConfig,
+    SessionKeyConfig,
+    PacingConfig,
+    MediaConfig,
+    VoiceConfig,
+    WebhookConfig {
   MEDIA_RETENTION_DAYS?: number
   PUPPETEER_EXECUTABLE_PATH?: string
   WA_BROWSER_ARGS: string[]
@@ -39,6 +48,7 @@ export const workerSchema: Joi.PartialSchemaMap<WorkerConfig> = {
   ...pacingSchema,
   ...mediaSchema,
   ...voiceSchema,
+  ...webhookSchema,
   MEDIA_RETENTION_DAYS: Joi.number().positive().max(36_500),
   PUPPETEER_EXECUTABLE_PATH: Joi.string(),
   WA_BROWSER_ARGS: Joi.string().custom(browserArgs).default([]),

@@ -1,6 +1,7 @@
 import cron from 'node-cron'
 import { expireAudit } from '../shared/audit-log.ts'
 import type { Sql } from '../shared/db.ts'
+import { removeOldEvents } from '../shared/events.ts'
 import { removeExpiredKeys } from '../shared/idempotency.ts'
 import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -50,6 +51,8 @@ export function startJobs({
       everyMs: 50 * minute,
       work: async () => {
         log.info('expired rows removed', { ...(await removeExpired(sql)) })
+        const events = await removeOldEvents(sql)
+        if (events > 0) log.info('old events removed', { events })
         const entries = await expireAudit(sql, auditDays)
         if (entries > 0) log.info('old audit entries removed', { entries })
         const objects = await vault.collectOrphans()

@@ -39,6 +39,7 @@ import { Session } from './session.ts'
 import { Spool } from './spool.ts'
 import { Supervisor } from './supervisor.ts'
 import { Vault } from './vault.ts'
+import { Webhooks } from './webhooks.ts'
 
 await main().catch(exitOnConfigError)
 
@@ -144,6 +145,7 @@ async function start(
     log,
     maxBytes: config.WA_MEDIA_MAX_MB * 1_048_576,
   })
+  const webhooks = new Webhooks({ sql, keys, log, allowPrivate: config.WEBHOOK_ALLOW_PRIVATE })
   const createSession = (leased: LeasedSession) =>
     new Session(leased, {
       sql,
@@ -179,8 +181,9 @@ async function start(
   })
   const listener = listen(
     directUrl,
-    ['awfar_outbox', 'awfar_sessions'],
+    ['awfar_outbox', 'awfar_sessions', 'awfar_events'],
     (channel, sessionIds) => {
+      if (channel === 'awfar_events') return webhooks.nudge()
       if (channel === 'awfar_sessions') return supervisor.nudge()
       sender.nudge(sessionIds)
       actions.nudge(sessionIds)
@@ -203,9 +206,11 @@ async function start(
     actions.run(),
     downloads.run(),
     people.run(),
+    webhooks.run(),
   ])
   stops.push(async () => {
     await jobs.stop()
+    webhooks.stop()
     await supervisor.stop()
     sender.stop()
     actions.stop()

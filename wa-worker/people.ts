@@ -6,7 +6,7 @@ import type { Question } from '../shared/people.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
-import { Wake } from './wake.ts'
+import { Wake } from '../shared/wake.ts'
 
 interface Desk {
   session: OwnedSession

@@ -9,7 +9,7 @@ import type { AckBook } from './ack-book.ts'
 import type { Attachments } from './attachments.ts'
 import { Delivery } from './delivery.ts'
 import type { Line } from './delivery.ts'
-import { Wake } from './wake.ts'
+import { Wake } from '../shared/wake.ts'
 
 export interface SenderOptions {
   sql: Sql

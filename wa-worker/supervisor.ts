@@ -11,7 +11,7 @@ import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import { heartbeat } from '../shared/workers.ts'
 import type { Worker } from '../shared/workers.ts'
 import type { Session } from './session.ts'
-import { Wake } from './wake.ts'
+import { Wake } from '../shared/wake.ts'
 
 export interface SupervisorOptions {
   sql: Sql

@@ -6,10 +6,18 @@ import Joi from 'joi'
 import { notFound } from '../../shared/errors.ts'
 import type { Routes } from '../plugins/joi.ts'
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** What /metrics shows. */
+    metrics: Registry
+  }
+}
+
 /** Times all requests, and shows the figures to Prometheus: to callers on this machine, and to who has METRICS_TOKEN. */
 const metrics: Routes = async (app) => {
   const { METRICS_TOKEN: token } = app.config
   const registry = new Registry()
+  app.decorate('metrics', registry)
   collectDefaultMetrics({ register: registry })
   const duration = new Histogram({
     name: 'http_request_duration_seconds',

@@ -6,6 +6,7 @@ import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fas
 import type { Test } from 'tap'
 import { readEnv } from '../../shared/config.ts'
 import type { Db } from '../../shared/db.ts'
+import { eventId } from '../../shared/events.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
 import type { Channel } from '../../shared/notify.ts'
@@ -16,6 +17,7 @@ import { createWorkspace } from '../../shared/workspaces.ts'
 import { buildApp } from '../app.ts'
 import { apiSchema } from '../config.ts'
 import type { ApiConfig } from '../config.ts'
+import type { FeedOptions } from '../plugins/event-feed.ts'
 import type { MediaOptions } from '../plugins/media.ts'
 import type { Mail } from '../mail.ts'
 
@@ -23,6 +25,9 @@ export const jwtSecret = 'only-for-tests-0123456789abcdef-0123456789'
 
 /** What test apps seal with. */
 export const testKey = `test:${Buffer.alloc(32, 7).toString('base64')}`
+
+/** For /api/events, which else would never end: the id of no event is answered at once. */
+export const answeredAtOnce = `?lastEventId=${eventId({ tx: 2 ** 52, id: 0 })}`
 
 /** bcrypt's cheapest hash of `password`: signing in must not take the tests' time. */
 export const password = 'correct horse battery'
@@ -54,6 +59,7 @@ export async function appOver(
   sql: Db,
   settings: Record<string, string> = {},
   media: MediaOptions = {},
+  events: FeedOptions = {},
 ): Promise<Pick<TestApp, 'app' | 'config' | 'nudges' | 'mails'>> {
   const dataDir = await mkdtemp(join(tmpdir(), 'awfar-api-'))
   t.teardown(() => rm(dataDir, { recursive: true, force: true }))
@@ -71,6 +77,7 @@ export async function appOver(
   const { LOG_DIR: dir } = settings
   const app = await buildApp({
     media,
+    events,
     config,
     sql,
     log: createLogger('api', {

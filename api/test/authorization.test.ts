@@ -3,8 +3,9 @@ import type { InjectOptions } from 'fastify'
 import t from 'tap'
 import { createApiKey } from '../../shared/api-keys.ts'
 import type { Scope } from '../../shared/api-keys.ts'
+import { createWebhook } from '../../shared/webhooks.ts'
 import { csrfToken } from '../plugins/cookies.ts'
-import { errorShape, jwtSecret, signIn, testApp } from './app.ts'
+import { answeredAtOnce, errorShape, jwtSecret, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
 const it = await testApp(t)
@@ -94,7 +95,9 @@ const callers: {
 
 /** Every id in a path names nothing, so that a call that is let in changes nothing. */
 const nowhere = randomUUID()
-const urlOf = (url: string) => url.replaceAll(/:\w+/g, nowhere).replaceAll('*', 'x')
+const urlOf = (url: string) =>
+  url.replaceAll(/:\w+/g, nowhere).replaceAll('*', 'x') +
+  (url === '/api/events' ? answeredAtOnce : '')
 /** Those that would change something without naming it. */
 const harmless = ['/api/auth/logout-all', '/api/auth/2fa/enroll']
 
@@ -187,12 +190,17 @@ void t.test('what lies in another workspace is not found, whatever the route', a
   })
   const template = await idOf('/api/templates', { name: 'theirs', body: 'x' })
   const label = await idOf('/api/labels', { name: 'theirs' })
+  const webhook = await createWebhook(sql, app.keys, owner.workspaceId, {
+    url: 'https://example.com/',
+    events: ['*'],
+  })
   const file = { filename: 'a.pdf', mimeType: 'application/pdf', size: 5 }
   const { mediaId } = await idOf('/api/uploads/sign', file)
   const ids: [RegExp, string][] = [
     [/^\/api\/batches\//, batch.batchId],
     [/^\/api\/templates\//, template.id],
     [/^\/api\/labels\//, label.id],
+    [/^\/api\/webhooks\//, webhook.id],
     [/^\/api\/upload\//, mediaId],
     [/^\/api\/users\//, agent.profile.id],
     [/^\/api\/api-keys\//, key.id],
@@ -216,6 +224,7 @@ void t.test('what lies in another workspace is not found, whatever the route', a
     'PUT /api/chats/:id/labels': { labelIds: [] },
     'POST /api/chats/:id/notes': { body: 'x' },
     'PATCH /api/chats/:id/notes/:noteId': { body: 'x' },
+    'PATCH /api/webhooks/:id': { enabled: false },
     'POST /api/templates/:id/preview': { variables: {} },
   }
   for (const { method, url } of named) {

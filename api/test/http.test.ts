@@ -434,6 +434,8 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Template',
     'Workspace',
     'Media',
+    'Event',
+    'Webhook',
   ])
   t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
 

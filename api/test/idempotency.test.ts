@@ -451,6 +451,8 @@ const exempt: Record<string, string> = {
   '/api/api-keys': 'its answer is a secret, which is stored nowhere',
   '/api/contacts/:id/unmerge': 'what was taken apart cannot be once more',
   '/api/contacts/:id/merge': 'one person is one person',
+  '/api/webhooks': 'its answer is a secret, which is stored sealed only',
+  '/api/webhooks/:id/rotate-secret': 'its answer is a secret, which is stored sealed only',
   '/api/chats/:id/seen': 'seen twice is seen',
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',
@@ -493,7 +495,11 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
 }
 
 /** Shown to be answered once by a test of their own: they wait for a worker, or take a form. */
-const shownElsewhere = [`${sessions}/:id/pairing-code`, '/api/upload/media']
+const shownElsewhere = [
+  `${sessions}/:id/pairing-code`,
+  '/api/upload/media',
+  '/api/webhooks/:id/deliveries/:deliveryId/redeliver',
+]
 
 void t.test('every POST that needs a sign-in takes a key, or is known not to', async (t) => {
   interface Operation {

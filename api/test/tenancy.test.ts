@@ -1,6 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { errorShape, signIn, testApp } from './app.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
+import { fanOut } from '../../shared/webhook-deliveries.ts'
+import { createWebhook } from '../../shared/webhooks.ts'
+import { until } from '../../shared/test/until.ts'
+import { errorShape, signIn, testApp, testKey } from './app.ts'
 import type { Person } from './app.ts'
 
 const it = await testApp(t)
@@ -21,6 +25,20 @@ async function furnished() {
   const label = await person.call('POST', '/api/labels', { name: 'A secret label' })
   const [noteId, labelId] = [note.json<{ id: string }>().id, label.json<{ id: string }>().id]
   await person.call('PUT', `/api/chats/${chatId}/labels`, { labelIds: [labelId] })
+  const { id: webhookId } = await createWebhook(
+    it.sql,
+    KeyRing.parse(testKey),
+    person.workspaceId,
+    { url: 'https://example.com/', events: ['*'] },
+  )
+  await person.call('POST', '/api/whatsapp/send', { to: '1234567890', message: 'another secret' })
+  const { id: deliveryId } = await until('a delivery', async () => {
+    await fanOut(it.sql, webhookId)
+    const [delivery] = await it.sql<{
+      id: string
+    }>`select id from webhook_deliveries where webhook_id = ${webhookId}`
+    return delivery
+  })
   await it.sql`
     insert into wa_session_history (workspace_id, session_id, from_status, to_status)
     values (${person.workspaceId}, ${sessionId}, 'STOPPED', 'STARTING')`
@@ -45,6 +63,8 @@ async function furnished() {
     pendingId: expected.json<{ mediaId: string }>().mediaId,
     noteId,
     labelId,
+    webhookId,
+    deliveryId,
   }
 }
 
@@ -141,6 +161,21 @@ const calls: [string, (person: Furnished) => ReturnType<Person['call']>][] = [
     ({ call }) => call('DELETE', `/api/chats/${theirs.chatId}/notes/${theirs.noteId}`),
   ],
   ['delete label', ({ call }) => call('DELETE', `/api/labels/${theirs.labelId}`)],
+  ['webhook', ({ call }) => call('GET', `/api/webhooks/${theirs.webhookId}`)],
+  [
+    'change of a webhook',
+    ({ call }) => call('PATCH', `/api/webhooks/${theirs.webhookId}`, { events: ['message'] }),
+  ],
+  [
+    'another secret of a webhook',
+    ({ call }) => call('POST', `/api/webhooks/${theirs.webhookId}/rotate-secret`),
+  ],
+  ['deliveries', ({ call }) => call('GET', `/api/webhooks/${theirs.webhookId}/deliveries`)],
+  [
+    'redelivery',
+    ({ call }) =>
+      call('POST', `/api/webhooks/${theirs.webhookId}/deliveries/${theirs.deliveryId}/redeliver`),
+  ],
 ]
 
 /** Those whose own answer is no success: the end of the others, waiting for a worker or for a file, of a file that is in use. */
@@ -161,7 +196,9 @@ void t.test('what belongs to others is not found, and stays as it is', async (t)
         union all select t::text from chat_labels t where workspace_id = ${theirs.workspaceId}
         union all select e::text from events e where workspace_id = ${theirs.workspaceId}
         union all select k::text from contacts k where workspace_id = ${theirs.workspaceId}
-        union all select c::text from chats c where workspace_id = ${theirs.workspaceId}) lines`
+        union all select c::text from chats c where workspace_id = ${theirs.workspaceId}
+        union all select w::text from webhooks w where workspace_id = ${theirs.workspaceId}
+        union all select d::text from webhook_deliveries d where workspace_id = ${theirs.workspaceId}) lines`
     return row!.text
   }
   const before = await state()
@@ -202,13 +239,27 @@ void t.test('lists hold nothing of others, not even with their ids and cursors',
     '/api/search?q=secret',
     `/api/search?q=secret&chatId=${theirs.chatId}`,
     `/api/search?q=secret&sessionId=${theirs.sessionId}`,
+    '/api/webhooks',
+    `/api/webhooks/${mine.webhookId}/deliveries`,
   ]
-  const { sessionId, chatId, contactId, messageId, mediaId, pendingId, labelId } = theirs
+  const { sessionId, chatId, contactId, messageId, mediaId, pendingId, labelId, webhookId } = theirs
   for (const url of lists) {
     const { body } = await mine.call('GET', url)
-    for (const id of [sessionId, chatId, contactId, messageId, mediaId, pendingId, labelId])
+    for (const id of [
+      sessionId,
+      chatId,
+      contactId,
+      messageId,
+      mediaId,
+      pendingId,
+      labelId,
+      webhookId,
+    ])
       t.notMatch(body, id, url)
   }
+  const crossed = `/api/webhooks/${mine.webhookId}/deliveries/${theirs.deliveryId}/redeliver`
+  t.equal((await mine.call('POST', crossed)).statusCode, 404)
+
   const filtered = await mine.call('GET', `/api/chats?sessionId=${theirs.sessionId}`)
   t.strictSame(filtered.json(), { data: [], nextCursor: null })
 

@@ -17,6 +17,11 @@ export interface Answer<T> {
   bytes: Buffer
 }
 
+export interface Registered {
+  accessToken: string
+  user: { id: string; workspaceId: string }
+}
+
 /** An agent's client: HTTP and nothing else. */
 export class AgentClient {
   readonly #base: string
@@ -27,18 +32,15 @@ export class AgentClient {
   }
 
   /** Registers a new workspace and stays logged in. */
-  async register(): Promise<void> {
-    const { status, body } = await this.call<{ accessToken: string }>(
-      'POST',
-      '/api/auth/register',
-      {
-        email: `agent-${Date.now()}-${Math.random().toString(36).slice(2)}@example.com`,
-        password: 'correct horse battery staple',
-        fullName: 'Ann Agent',
-      },
-    )
+  async register(): Promise<Registered> {
+    const { status, body } = await this.call<Registered>('POST', '/api/auth/register', {
+      email: `agent-${Date.now()}-${Math.random().toString(36).slice(2)}@example.com`,
+      password: 'correct horse battery staple',
+      fullName: 'Ann Agent',
+    })
     if (status !== 201) throw new Error(`register: ${status} ${JSON.stringify(body)}`)
     this.#token = body.accessToken
+    return body
   }
 
   async call<T>(method: string, path: string, body?: object): Promise<Answer<T>> {

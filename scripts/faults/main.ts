@@ -28,6 +28,8 @@ import { shutdown } from './f13-shutdown.ts'
 import { paces } from './f15-pacing.ts'
 import { recycles } from './f16-recycles.ts'
 import { modelCheck } from './model-check.ts'
+import { webhookConsumers } from './hooks.ts'
+import { eventStreams } from './sse.ts'
 import { sendingTwins } from './twins-sending.ts'
 import type { Family, Lab } from './lab.ts'
 import { copyProduct } from './product.ts'
@@ -59,6 +61,8 @@ const families: Family[] = [
   brokenTwins,
   modelCheck,
   sendingTwins,
+  eventStreams,
+  webhookConsumers,
 ]
 /** The long ones first; and beside F5, whose promise is a time, the two that mostly wait. */
 const order = [
@@ -81,6 +85,8 @@ const order = [
   'F10',
   'F12',
   'F15',
+  'SSE',
+  'HOOKS',
 ]
 /** Families that run at the same time: most of a fault is waiting, and two cores start only so many browsers at once. */
 const width = 3

@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
+import { isIP } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -22,10 +23,12 @@ import { AppError, errorText } from '../../shared/errors.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { migrate } from '../../shared/migrations.ts'
+import { eventId, parseEventId } from '../../shared/events.ts'
 import { decodeCursor, encodeCursor, numberKey, uuidKey } from '../../shared/pagination.ts'
 import { createProfile } from '../../shared/profiles.ts'
 import { root } from '../../shared/root.ts'
 import { parseRecipient } from '../../shared/wa-id.ts'
+import { hostOf, isPublicAddress } from '../../shared/webhook-address.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
 import { Decrypt, SnapshotBroken, unpack } from '../../wa-worker/snapshot-format.ts'
 
@@ -126,6 +129,10 @@ const key = fc.oneof(
     'refreshToken',
     'challengeToken',
     'transport',
+    'url',
+    'events',
+    'secret',
+    'keepHours',
   ),
 )
 const value = fc.oneof(
@@ -143,7 +150,11 @@ const value = fc.oneof(
 )
 const routes = app.routeTable.filter(
   ({ url, method }) =>
-    method !== 'HEAD' && !url.startsWith('/documentation') && !url.endsWith('pairing-code'),
+    method !== 'HEAD' &&
+    !url.startsWith('/documentation') &&
+    !url.endsWith('pairing-code') &&
+    // It does not end.
+    url !== '/api/events',
 )
 const request = fc.record({
   route: fc.constantFrom(...routes.map(({ method, url }) => `${method} ${url}`)),
@@ -283,6 +294,34 @@ const targets: Target[] = [
     ),
     (text) => {
       isAddressOrSubnet(text)
+    },
+  ),
+  target(
+    'event ids',
+    20_000,
+    fc.oneof(
+      anyText,
+      fc.uuid(),
+      fc.record({ tx: fc.maxSafeNat(), id: fc.maxSafeNat() }).map(eventId),
+    ),
+    (text) => {
+      const position = parseEventId(text)
+      if (position && eventId(position) !== text.toLowerCase()) throw new Error(text)
+    },
+  ),
+  target(
+    'webhook urls',
+    30_000,
+    fc.oneof(
+      anyText,
+      fc.webUrl({ withFragments: true, withQueryParameters: true }),
+      fc.ipV4Extended().map((ip) => `http://${ip}/`),
+      fc.ipV6().map((ip) => `http://[${ip}]/`),
+    ),
+    (text) => {
+      if (!URL.canParse(text)) return
+      const host = hostOf(new URL(text))
+      if (isPublicAddress(host) && isIP(host) === 0) throw new Error(host)
     },
   ),
   target('http', 16_000, request, async ({ route, ids, query, body, type, signedIn }) => {

@@ -77,7 +77,7 @@ void t.test('a session links, sends and receives', async (t) => {
   const events = await sql<{ type: string }>`select distinct type from events order by type`
   t.same(
     events.map(({ type }) => type),
-    ['message', 'message.ack', 'message.any', 'session.qr', 'session.status'],
+    ['chat.updated', 'message', 'message.ack', 'message.any', 'session.qr', 'session.status'],
   )
 })
 

@@ -50,9 +50,10 @@ const secretFields = [
   'code',
 ]
 
-// The pages of @fastify/swagger-ui redirect to themselves with the query they were asked with.
+// The pages of @fastify/swagger-ui redirect to themselves with the query they were asked with. Streams of events do not end.
 const ours = app.routeTable.filter(
-  ({ method, url }) => method !== 'HEAD' && !url.startsWith('/documentation'),
+  ({ method, url }) =>
+    method !== 'HEAD' && !url.startsWith('/documentation') && url !== '/api/events',
 )
 
 function randomRequest({ method, url }: (typeof ours)[number]): InjectOptions {
