@@ -4,15 +4,17 @@ import type { Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import { appendEvents } from './events.ts'
 import { phoneOf } from './wa-id.ts'
+import { assertFence } from './wa-session-leases.ts'
 
 /** In whose workspace, and through which session, something was heard. */
 export interface Hearer {
   id: string
   workspaceId: string
+  fence: number
 }
 
 /** What was heard of one person. */
-export interface Acquaintance {
+export interface PersonFacts {
   /** Addresses that are all theirs. */
   addresses: string[]
   /** One of them that people dial, while WhatsApp has the person under another. */
@@ -37,13 +39,15 @@ interface Row {
 /**
  * Learns that addresses belong to one person, and what they are called. Contacts that turn out to be one are joined: chats keep the address they came
  * from, an opt-out of either holds for both, and unmerge() takes it back. What a person has taken apart stays apart. Answers the id of the contact of the first address.
- * A transaction of its own, not to be called inside another.
+ * A transaction of its own, not to be called inside
+ * another. Throws LeaseLost.
  */
-export async function learnPerson(sql: Sql, hearer: Hearer, person: Acquaintance): Promise<string> {
+export async function learnPerson(sql: Sql, hearer: Hearer, person: PersonFacts): Promise<string> {
   const addresses = [...new Set(person.addresses)]
   // By itself: rows that only this transaction sees could not be locked in order with the others.
   await addAddresses(sql, hearer, addresses)
   return sql.begin(async (tx) => {
+    await assertFence(tx, hearer)
     await holdPeople(tx, hearer.workspaceId, 'change')
     const rows = await lockPeople(tx, hearer.workspaceId, addresses)
     const rootOf = (waId: string) => {
@@ -79,7 +83,7 @@ export async function learnPerson(sql: Sql, hearer: Hearer, person: Acquaintance
  */
 export async function contactOf(
   tx: Sql,
-  hearer: Hearer,
+  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
   waId: string,
   pushName: string | null,
   at: Date,
@@ -210,7 +214,11 @@ const joinedColumns = raw(
 )
 
 /** Rows for addresses that have none yet. */
-async function addAddresses(sql: Sql, hearer: Hearer, addresses: string[]): Promise<void> {
+async function addAddresses(
+  sql: Sql,
+  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
+  addresses: string[],
+): Promise<void> {
   const lid = (waId: string) => (waId.endsWith('@lid') ? waId : null)
   await sql`
     insert into contacts (workspace_id, session_id, wa_id, phone, lid)
@@ -260,7 +268,7 @@ async function merge(
   workspaceId: string,
   id: string,
   otherId: string,
-  { source, addresses }: Pick<Acquaintance, 'source' | 'addresses'>,
+  { source, addresses }: Pick<PersonFacts, 'source' | 'addresses'>,
 ): Promise<string> {
   const people = await tx<Row & { root: string; first: boolean }>`
     select k.id, k.wa_id, r.id as root, r.id = first_value(r.id) over (order by r.created_at, r.id) as first

@@ -129,7 +129,7 @@ interface Known {
  */
 async function heedEcho(
   sql: Sql,
-  session: { id: string; workspaceId: string },
+  session: { id: string; workspaceId: string; fence: number },
   { fromMe, waChatId, timestamp }: Received,
   known: Known,
 ): Promise<void> {

@@ -1,4 +1,5 @@
 import type { Sql } from './db.ts'
+import { assertFence } from './wa-session-leases.ts'
 import type { OwnedSession } from './wa-session-transitions.ts'
 
 interface Lane {
@@ -53,14 +54,16 @@ export async function unanswered(
     update contacts set ask_at = now() + interval '10 minutes' where workspace_id = ${workspaceId} and wa_id = any(${waIds}::text[])`
 }
 
-/** What is known of a group now: its subject, and who is in it. Null: WhatsApp does not know it; it is asked for again when it is talked in tomorrow. */
+/** What is known of a group now: its subject, and who is in it. Null: WhatsApp does not know it; it is asked for again when it is talked in tomorrow. Throws LeaseLost. */
 export async function learnGroup(
   sql: Sql,
-  { workspaceId }: OwnedSession,
+  session: OwnedSession,
   chatId: string,
   group: { name: string | null; participants: { waId: string; isAdmin: boolean }[] } | null,
 ): Promise<void> {
+  const { workspaceId } = session
   await sql.begin(async (tx) => {
+    await assertFence(tx, session)
     await tx`
       update chats set asked_at = now(), name = coalesce(${group?.name}, name)
       where workspace_id = ${workspaceId} and id = ${chatId}`

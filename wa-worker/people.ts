@@ -1,8 +1,10 @@
 import type { Sql } from '../shared/db.ts'
 import { learnPerson } from '../shared/identities.ts'
+import type { PersonFacts } from '../shared/identities.ts'
 import type { Logger } from '../shared/logger.ts'
 import { answered, learnGroup, openQuestions, unanswered } from '../shared/people.ts'
 import type { Question } from '../shared/people.ts'
+import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
@@ -24,7 +26,10 @@ export class People {
   readonly #log: Logger
   readonly #pollMs: number
   readonly #desks = new Map<string, Desk>()
+  /** What is under way, also of sessions that were closed meanwhile. */
+  readonly #work = new Set<Promise<void>>()
   readonly #wake = new Wake()
+  #learning: Promise<unknown> = Promise.resolve()
   #stopped = false
 
   constructor({
@@ -59,7 +64,7 @@ export class People {
       })
       await this.#wake.wait(this.#pollMs)
     }
-    await Promise.all([...this.#desks.values()].map(({ work }) => work))
+    await Promise.all(this.#work)
   }
 
   stop(): void {
@@ -75,17 +80,31 @@ export class People {
     for (const desk of idle) {
       const own = questions.filter(({ sessionId }) => sessionId === desk.session.id)
       if (own.length === 0) continue
-      desk.work = this.#answer(desk, own)
+      const work = this.#answer(desk, own)
         .catch((error: unknown) => {
-          this.#log.error('people not learnt', { sessionId: desk.session.id, error })
+          const fields = { sessionId: desk.session.id, error }
+          if (error instanceof LeaseLost) this.#log.warn('people of a lost session dropped', fields)
+          else this.#log.error('people not learnt', fields)
         })
         .then(() => {
           desk.work = undefined
+          this.#work.delete(work)
         })
+      desk.work = work
+      this.#work.add(work)
     }
   }
 
-  async #answer({ session, engine }: Desk, questions: Question[]): Promise<void> {
+  /** One at a time: they would wait for each other in the database anyway, each with a connection that messages need. */
+  #learn(session: OwnedSession, person: PersonFacts): Promise<unknown> {
+    const learnt = this.#learning.then(() => learnPerson(this.#sql, session, person))
+    this.#learning = learnt.catch(() => {}) // whoever asked for it is told
+    return learnt
+  }
+
+  async #answer(desk: Desk, questions: Question[]): Promise<void> {
+    const { session, engine } = desk
+    const isOpen = () => this.#desks.get(session.id) === desk
     const groups = questions.flatMap(({ waId, chatId }) =>
       chatId === null ? [] : { waId, chatId },
     )
@@ -93,8 +112,9 @@ export class People {
     try {
       const at = new Date()
       for (const { asked, waId, lid, ...names } of await engine.people(waIds)) {
+        if (!isOpen()) return
         const addresses = [asked, waId, ...(lid === null ? [] : [lid])]
-        await learnPerson(this.#sql, session, { ...names, addresses, source: 'page', at })
+        await this.#learn(session, { ...names, addresses, source: 'page', at })
       }
       await answered(this.#sql, session, waIds)
     } catch (error) {
@@ -103,6 +123,7 @@ export class People {
       await unanswered(this.#sql, session, waIds)
     }
     for (const { waId, chatId } of groups) {
+      if (!isOpen()) return
       const group = await engine.chat(waId).catch((error: unknown) => {
         if (!(error instanceof EngineError)) throw error
         this.#log.warn('group not read', { sessionId: session.id, error })

@@ -15,7 +15,7 @@ async function withContacts(...numbers: string[]) {
   for (const to of numbers) await person.call('POST', '/api/whatsapp/send', { to, message: 'x' })
   const list = async (query = '') =>
     (await person.call('GET', `/api/contacts${query}`)).json<Page<Contact>>()
-  const session = { id, workspaceId: person.workspaceId }
+  const session = { id, workspaceId: person.workspaceId, fence: 0 }
   return { ...person, list, session }
 }
 

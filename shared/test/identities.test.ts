@@ -5,7 +5,7 @@ import type { Test } from 'tap'
 import { changeContact, findContact, listContacts } from '../contacts.ts'
 import type { Sql } from '../db.ts'
 import { learnPerson, mergeContacts, unmerge } from '../identities.ts'
-import type { Acquaintance } from '../identities.ts'
+import type { PersonFacts } from '../identities.ts'
 import { storeReceived } from '../inbox.ts'
 import type { Received } from '../inbox.ts'
 import { accept } from '../outbound.ts'
@@ -47,7 +47,7 @@ const received = (waChatId: string, body: string, more: Partial<Received> = {}):
   }
 }
 
-const together = (addresses: string[], more: Partial<Acquaintance> = {}): Acquaintance => ({
+const together = (addresses: string[], more: Partial<PersonFacts> = {}): PersonFacts => ({
   addresses,
   source: 'page',
   at: new Date(early * 1_000),
