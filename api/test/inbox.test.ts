@@ -54,7 +54,11 @@ void t.test('a chat is archived until it goes on', async (t) => {
   t.strictSame(archived.json<Chat>(), await readChat(owner, chatId))
   t.strictSame(ids(await listed(owner, '/api/chats?archived=true')), [chatId])
   t.strictSame(ids(await listed(owner, '/api/chats?archived=false')), [])
-  t.match(await told(workspaceId), [{ payload: archived.json<Chat>() }], 'told as the API answers it')
+  t.match(
+    await told(workspaceId),
+    [{ payload: archived.json<Chat>() }],
+    'told as the API answers it',
+  )
   await send(owner, 'One more thing')
   t.equal((await readChat(owner, chatId)).archived, false)
   for (const body of [{}, { archived: 1 }, { archived: true, name: 'x' }, { assigneeId: 'x' }]) {
