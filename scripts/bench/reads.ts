@@ -253,7 +253,6 @@ async function searches(big: Bench, little: Bench): Promise<void> {
 
 /** Accepting messages with and without the search, in two databases that are otherwise the same, by turns. */
 async function writing({ workspaceId, sessionId }: Bench): Promise<void> {
-  await sql.close()
   const without = new URL(url)
   without.pathname = '/bench_without'
   const copy = `create database bench_without template bench strategy file_copy`
