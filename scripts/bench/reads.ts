@@ -97,32 +97,37 @@ async function fill(big: Bench, little: Bench): Promise<void> {
     select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as definition
     from pg_index where indrelid = 'messages'::regclass and not indisprimary`
   const rows = total + small
-  const batches = 10
   await runAt(url.href, [
+    // What it refers to is there.
+    'set session_replication_role = replica',
+    'set synchronous_commit = off',
+    "set maintenance_work_mem = '256MB'",
     ...indexes.map(({ name }) => `drop index ${name}`),
     `insert into chats (workspace_id, session_id, wa_chat_id, name)
      select workspace_id, id, 10000000 + n || '@c.us', 'Customer ' || n from wa_sessions, generate_series(1, ${chats}) n`,
     `create unlogged table bench_chats as
      select id, session_id, workspace_id, row_number() over (partition by session_id order by wa_chat_id)::int as n from chats`,
     'create unique index on bench_chats (session_id, n)',
-    'analyze bench_chats',
-    ...Array.from(
-      { length: batches },
-      (_, batch) => `
-      insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id, created_at)
-      select c.workspace_id, c.session_id, c.id, 'inbound', 'live', 'text', b.body, 'received', 'K' || i,
-        now() - (${rows} - i) * (interval '730 days' / ${rows})
-      from generate_series(${(batch * rows) / batches + 1}, ${((batch + 1) * rows) / batches}) i
-      cross join lateral (select case when i % 21 = 0 then '${little.sessionId}' else '${big.sessionId}' end::uuid as session_id,
-        case when i % 10 = 0 then 1 else least(${chats}, 1 + floor(random() ^ 2 * ${chats})::int) end as n) d
-      join bench_chats c on c.session_id = d.session_id and c.n = d.n
-      cross join lateral (select concat_ws(' ',
-        (select string_agg('word' || floor(random() ^ 4 * 50000)::int, ' ') from generate_series(1, 10 + 0 * i)),
-        case when random() < 0.5 then 'thanks' end, case when random() < 0.03 then 'order' end,
-        case when random() < 0.001 then 'refund' end, case when i % ${rows / 10} < 2 then 'needle' end,
-        case when i between ${0.4 * rows} and ${0.5 * rows} then 'campaign' end,
-        case when i / 21 % 2 = 0 then 'alpha' else 'omega' end) as body) b`,
-    ),
+    `create unlogged table bench_texts as
+     select n, (select string_agg('word' || floor(random() ^ 4 * 50000)::int, ' ') from generate_series(1, 10 + 0 * n)) as body
+     from generate_series(0, 49999) n`,
+    'create unique index on bench_texts (n)',
+    'analyze bench_chats, bench_texts',
+    `insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id, created_at)
+     select c.workspace_id, c.session_id, c.id, 'inbound', 'live', 'text', concat_ws(' ', t.body,
+         case when random() < 0.5 then 'thanks' end, case when random() < 0.03 then 'order' end,
+         case when random() < 0.001 then 'refund' end, case when d.i % ${rows / 10} < 2 then 'needle' end,
+         case when d.i between ${0.4 * rows} and ${0.5 * rows} then 'campaign' end,
+         case when d.i / 21 % 2 = 0 then 'alpha' else 'omega' end),
+       'received', 'K' || d.i, now() - (${rows} - d.i) * (interval '730 days' / ${rows})
+     from (
+       select i, case when i % 21 = 0 then '${little.sessionId}' else '${big.sessionId}' end::uuid as session_id,
+         case when i % 10 = 0 then 1 else least(${chats}, 1 + floor(random() ^ 2 * ${chats})::int) end as n,
+         floor(random() * 50000)::int as text
+       from generate_series(1, ${rows}) i) d
+     join bench_chats c on c.session_id = d.session_id and c.n = d.n
+     join bench_texts t on t.n = d.text
+     order by d.i`,
     ...indexes.map(({ definition }) => definition),
     `update chats c set last_message_id = m.id, last_message_at = m.created_at, unread_count = (random() < 0.01)::int
      from (select distinct on (chat_id) chat_id, id, created_at from messages order by chat_id, created_at desc, seq desc) m
@@ -248,7 +253,6 @@ async function searches(big: Bench, little: Bench): Promise<void> {
 
 /** Accepting messages with and without the search, in two databases that are otherwise the same, by turns. */
 async function writing({ workspaceId, sessionId }: Bench): Promise<void> {
-  await sql.close()
   const without = new URL(url)
   without.pathname = '/bench_without'
   const copy = `create database bench_without template bench strategy file_copy`
