@@ -430,6 +430,8 @@ void t.test('the OpenAPI document is complete', async (t) => {
     'Session',
     'Message',
     'Chat',
+    'Label',
+    'Note',
     'Template',
     'Workspace',
     'Media',
