@@ -1,5 +1,5 @@
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import { findMessages, messageResource } from './messages.ts'
 import type { Message } from './messages.ts'
@@ -61,9 +61,9 @@ export async function searchMessages(
       union all
       select hit.id from week cross join lateral (
         select m.id from (
-          select * from messages
-          where search @@ (${query}::tsquery && quote_literal(search_week(${workspaceId}, week.at))::tsquery) offset 0) m
-        where ${wanted} and (m.created_at, m.seq) < (select created_at, seq from floor)
+          select * from messages where ${inIndex(terms, query, fragment`quote_literal(search_week(${workspaceId}, week.at))::tsquery`)}
+          offset 0) m
+        where m.search @@ ${query}::tsquery and ${wanted} and (m.created_at, m.seq) < (select created_at, seq from floor)
         order by m.created_at desc, m.seq desc limit ${limit + 1}) hit
     ) found limit ${limit + 1}`
   const rows = await findMessages(
@@ -80,12 +80,29 @@ export async function searchMessages(
   )
 }
 
+/**
+ * What the index is asked for. Words that must all be there are conditions of their own, behind that of the week: the index then skips from each to where the next
+ * may be, and never leaves the week. As one condition it would look at every place of one of them.
+ */
+function inIndex(terms: Term[], query: string, week: Fragment): Fragment {
+  if (terms.some(({ or }) => or)) return fragment`search @@ (${week} && ${query}::tsquery)`
+  return terms
+    .filter(({ not }) => !not)
+    .flatMap(({ lexemes }) => lexemes)
+    .reduce(
+      (conditions, word) => fragment`${conditions} and search @@ ${word}::tsquery`,
+      fragment`search @@ ${week}`,
+    )
+}
+
 /** Words in a row that are looked for, or that are not to be there. */
 interface Term {
   text: string
   words: string[]
   /** The same for Postgres; empty when it sees no word in it. */
   phrase: string
+  /** The same word by word. */
+  lexemes: string[]
   not: boolean
   /** It, and what follows, is looked for instead of what came before. */
   or: boolean
@@ -98,7 +115,7 @@ const shortestBeginning = 3
 
 /** What is looked for. Throws 400 VALIDATION_FAILED when that is nothing, or everything but something. */
 async function parseSearch(sql: Sql, q: string): Promise<Term[]> {
-  const asked: Omit<Term, 'phrase'>[] = []
+  const asked: Omit<Term, 'phrase' | 'lexemes'>[] = []
   let or = false
   const written = q.replaceAll(/[“”„«»]/g, '"').matchAll(/(-?)(?:"([^"]*)"?|([^\s"]+))/g)
   for (const [, minus, quoted, bare = ''] of written) {
@@ -112,11 +129,22 @@ async function parseSearch(sql: Sql, q: string): Promise<Term[]> {
     asked.push({ text, words, not: minus === '-', or, open })
     or = false
   }
-  const rows = await sql<{ phrase: string }>`
-    select phraseto_tsquery('simple', search_text(text))::text as phrase
-    from unnest(${asked.map(({ text }) => text)}::text[]) with ordinality t(text, ord) order by ord`
+  const rows = await sql<Pick<Term, 'phrase' | 'lexemes'>>`
+    select phraseto_tsquery('simple', words)::text as phrase,
+      array(select quote_literal(lexeme) from unnest(to_tsvector('simple', words)) order by positions[1]) as lexemes
+    from unnest(${asked.map(({ text }) => text)}::text[]) with ordinality t(text, ord)
+    cross join lateral (select search_text(text) as words) w order by ord`
   const terms = asked
-    .map((term, i) => ({ ...term, phrase: rows[i]!.phrase }))
+    .map((term, i) => {
+      const { phrase, lexemes } = rows[i]!
+      const beginning = term.open ? ':*' : ''
+      const last = lexemes.length - 1
+      return {
+        ...term,
+        phrase: phrase && phrase + beginning,
+        lexemes: lexemes.map((word, n) => (n === last ? word + beginning : word)),
+      }
+    })
     .filter(({ phrase }) => phrase !== '')
   const alternatives = terms.reduce<Term[][]>((all, term) => {
     if (term.or || all.length === 0) all.push([])
@@ -132,8 +160,8 @@ async function parseSearch(sql: Sql, q: string): Promise<Term[]> {
 
 const tsqueryOf = (terms: Term[]): string =>
   terms
-    .map(({ phrase, not, or, open }, i) => {
-      const wanted = `${phrase}${open ? ':*' : ''}`
-      return `${i === 0 ? '' : or ? ' | ' : ' & '}${not ? `!(${wanted})` : wanted}`
-    })
+    .map(
+      ({ phrase, not, or }, i) =>
+        `${i === 0 ? '' : or ? ' | ' : ' & '}${not ? `!(${phrase})` : phrase}`,
+    )
     .join('')

@@ -17,6 +17,7 @@ export interface ErrorBody {
   message: string
   requestId: string
   details?: Fault[]
+  newerMessages?: object[]
 }
 
 export const errorBody = Joi.object<ErrorBody, true>({
@@ -31,6 +32,9 @@ export const errorBody = Joi.object<ErrorBody, true>({
       message: Joi.string().required(),
     }),
   ),
+  newerMessages: Joi.array()
+    .items(Joi.object())
+    .description('With `CONVERSATION_MOVED`: the later messages, newest first'),
 })
 
 /** Seconds after which a caller may try again what failed with 503. */

@@ -209,7 +209,7 @@ export const sending: Routes = async (app) => {
           202: message,
           403: errorBody,
           404: errorBody,
-          409: errorBody.append({ newerMessages: Joi.array().items(message) }),
+          409: errorBody,
           422: errorBody,
         },
       },

@@ -234,7 +234,17 @@ void t.test('pages go back through the latest, and then week by week, without a 
     expected.map(({ body }) => body),
   )
   t.equal(pages, Math.ceil(expected.length / 30))
-  t.strictSame(bodies(await search(person, '"lucky 0"')), ['lucky 0'], 'the oldest of all')
+  for (const [q, found] of [
+    ['"lucky 0"', ['lucky 0']],
+    ['"0 lucky"', []],
+    ['7 lucky', ['lucky 7']],
+    ['luck* 14', ['lucky 14']],
+    ['14 or 7', ['lucky 14', 'lucky 7']],
+    ['14 -lucky', []],
+    ['8 -lucky', ['plain 8']],
+  ] as const) {
+    t.strictSame(bodies(await search(person, q)), found, `${q}, among the oldest`)
+  }
 
   const [one] = person.chatIds as [string, string]
   const inOne = await it.sql<{ body: string }>`
