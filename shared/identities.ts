@@ -1,8 +1,7 @@
-import { findChat } from './chats.ts'
+import { tellChats } from './chats.ts'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError } from './errors.ts'
-import { appendEvents } from './events.ts'
 import { phoneOf } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -328,14 +327,10 @@ async function moveChats(
   contactId: string,
 ): Promise<void> {
   // In the order in which accept() locks chats.
-  const chats = await tx<{ id: string; sessionId: string }>`
-    select id, session_id from chats where ${which} order by wa_chat_id, session_id for no key update`
+  const chats = await tx<{ id: string }>`
+    select id from chats where ${which} order by wa_chat_id, session_id for no key update`
   if (chats.length === 0) return
-  await tx`update chats set contact_id = ${contactId} where id = any(${chats.map(({ id }) => id)}::uuid[])`
-  const events = []
-  for (const { id, sessionId } of chats) {
-    const payload = (await findChat(tx, workspaceId, id))!
-    events.push({ workspaceId, sessionId, type: 'chat.updated' as const, payload })
-  }
-  await appendEvents(tx, events)
+  const ids = chats.map(({ id }) => id)
+  await tx`update chats set contact_id = ${contactId} where id = any(${ids}::uuid[])`
+  await tellChats(tx, workspaceId, ids)
 }

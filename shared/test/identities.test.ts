@@ -94,9 +94,9 @@ void t.test('two contacts that turn out to be one person', async (t) => {
     [pn, lid].map((waChatId) => ({ waChatId, contactId: id })),
     'chats keep the address they came from',
   )
-  t.match(await sql`select payload from events where type = 'chat.updated'`, [
-    { payload: { waChatId: lid, contactId: id } },
-  ])
+  const told = await sql`select payload from events where type = 'chat.updated' order by tx, id`
+  t.equal(told.length, 4, 'three messages, and the chat that has another contact now')
+  t.match(told.at(-1), { payload: { waChatId: lid, contactId: id } })
   const [refused] = await accept(sql, {
     ...{ workspaceId, sessionId: session.id, sentBy: null, requestId: 'test' },
     messages: [{ waChatId: pn, content: { type: 'text', body: 'x' } }],
