@@ -1,5 +1,5 @@
 import t from 'tap'
-import { findChat } from '../chats.ts'
+import { findChat, markRead } from '../chats.ts'
 import { appendEvents } from '../events.ts'
 import { storeReceived } from '../inbox.ts'
 import { listen } from '../listener.ts'
@@ -8,7 +8,6 @@ import { findMessage, messageResource } from '../messages.ts'
 import { accept, retry } from '../outbound.ts'
 import { cancelQueued } from '../outbox.ts'
 import { createSession } from '../wa-sessions.ts'
-import { actionDone, askAction } from '../wa-actions.ts'
 import { createWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
 import { until } from './until.ts'
@@ -95,12 +94,7 @@ void t.test(
       { type: 'chat.updated', payload: asJson(unread) },
     ])
 
-    const wish = { kind: 'seen' as const, payload: {} }
-    const actionId = await askAction(sql, { workspaceId, sessionId, chatId }, wish)
-    await actionDone(sql, session, {
-      ...{ ...wish, id: actionId, workspaceId, sessionId, chatId, messageId: null, attempts: 0 },
-      ...{ waChatId: '12025550100@c.us', target: null },
-    })
+    await sql.begin((tx) => markRead(tx, workspaceId, chatId))
     t.strictSame((await told()).at(-1), {
       type: 'chat.updated',
       payload: asJson({ ...unread, unreadCount: 0 }),
