@@ -33,7 +33,9 @@ const twins: Twin[] = [
   },
   {
     without: 'the pipe to the browser',
-    edits: [{ file: 'wa-worker/engine/webjs.js', find: 'pipe: true,', replace: 'pipe: false,' }],
+    edits: [
+      { file: 'wa-worker/engine/webjs-client.js', find: 'pipe: true,', replace: 'pipe: false,' },
+    ],
     breaks: 'F6 worker SIGKILL: no browser outlives it',
     run: (lab) => only(lab, 'worker SIGKILL'),
   },
