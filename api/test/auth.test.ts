@@ -3,9 +3,9 @@ import { readdir, readFile } from 'node:fs/promises'
 import { getPriority, platform } from 'node:os'
 import type { LightMyRequestResponse } from 'fastify'
 import t from 'tap'
+import { until } from '../../shared/test/until.ts'
 import { hashPassword, threads, verifyPassword } from '../passwords.ts'
 import { appOver, errorShape, jwtSecret, password, signIn, testApp } from './app.ts'
-import { until } from './media-rig.ts'
 
 const it = await testApp(t)
 

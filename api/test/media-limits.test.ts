@@ -5,8 +5,9 @@ import t from 'tap'
 import { sizeLimits } from '../../shared/media-types.ts'
 import type { MediaKind } from '../../shared/media-types.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { until } from '../../shared/test/until.ts'
 import { errorShape } from './app.ts'
-import { fixture, mediaRig, nothingLeft, padded, pdf, picture, until } from './media-rig.ts'
+import { fixture, mediaRig, nothingLeft, padded, pdf, picture } from './media-rig.ts'
 import type { MediaRig } from './media-rig.ts'
 
 const { sql } = await testDb(t)

@@ -114,12 +114,3 @@ export async function mediaRig(
 export type MediaRig = Awaited<ReturnType<typeof mediaRig>>
 
 export const nothingLeft = { temp: 0, stored: 0, media: 0, objects: 0 }
-
-/** Waits until something is so; fails after ten seconds. */
-export async function until(what: string, is: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 10_000
-  while (!(await is())) {
-    if (Date.now() > deadline) throw new Error(`It did not happen: ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}

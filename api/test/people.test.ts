@@ -3,6 +3,7 @@ import t from 'tap'
 import { findSignedIn } from '../../shared/profiles.ts'
 import { startFamily } from '../../shared/refresh-tokens.ts'
 import { createApiKey } from '../../shared/api-keys.ts'
+import { until } from '../../shared/test/until.ts'
 import { appOver, errorShape, password, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -269,7 +270,7 @@ void t.test('a forgotten password is set anew with a token from an e-mail', asyn
   const [known, unknown] = [await forgot(profile.email.toUpperCase()), await forgot(newEmail())]
   t.equal(known.statusCode, 204)
   t.strictSame([known.statusCode, known.body], [unknown.statusCode, unknown.body])
-  await until(() => it.mails.length === 1)
+  await until('1 mails', () => it.mails.length === 1)
   t.match(it.mails[0], {
     to: profile.email,
     text: /https:\/\/app\.example\.com\/reset-password\?token=/,
@@ -293,7 +294,7 @@ void t.test('a forgotten password is set anew with a token from an e-mail', asyn
     'auth.password_reset_asked',
   ])
   for (let i = 0; i < 6; i++) await forgot(profile.email)
-  await until(() => it.mails.length === 4)
+  await until('4 mails', () => it.mails.length === 4)
   t.equal(it.mails.length, 4, 'no more than three are open at a time')
 })
 
@@ -352,12 +353,3 @@ void t.test('guessing locks the guesser out, for a while, and nobody else', asyn
   await it.sql`update rate_limits set resets_at = now()`
   t.equal((await login('10.0.0.1', password)).statusCode, 200, 'a quarter of an hour later')
 })
-
-/** Waits for what happens beside the answer. */
-async function until(happened: () => boolean): Promise<void> {
-  const deadline = performance.now() + 10_000
-  while (!happened()) {
-    if (performance.now() > deadline) throw new Error('It did not happen.')
-    await new Promise((resolve) => setImmediate(resolve))
-  }
-}

@@ -1,21 +1,8 @@
-import { setTimeout as sleep } from 'node:timers/promises'
+import { until } from '../../shared/test/until.ts'
 
-/** Asks until the answer is there, and gives it; rejects with what it waited for. */
-export async function eventually<T>(
-  what: string,
-  ask: () => T | Promise<T>,
-  timeoutMs = 60_000,
-): Promise<Exclude<T, false | null | undefined>> {
-  const deadline = performance.now() + timeoutMs
-  for (;;) {
-    const answer = await ask()
-    if (answer !== undefined && answer !== null && answer !== false) {
-      return answer as Exclude<T, false | null | undefined>
-    }
-    if (performance.now() > deadline) throw new Error(`not within ${timeoutMs / 1_000} s: ${what}`)
-    await sleep(40)
-  }
-}
+/** A minute, by default: a fault takes its time to be noticed and mended. */
+export const eventually: typeof until = (what, ask, timeoutMs = 60_000) =>
+  until(what, ask, timeoutMs)
 
 /** Runs `work` on every item, at most `width` at a time. */
 export async function inParallel<T>(

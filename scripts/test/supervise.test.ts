@@ -2,9 +2,9 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import type { Test } from 'tap'
+import { until } from '../../shared/test/until.ts'
 import { supervise } from '../supervise.ts'
 import type { SuperviseOptions } from '../supervise.ts'
 
@@ -13,7 +13,7 @@ const env = { PATH: process.env['PATH'] }
 
 await t.test('a process that dies is started again, after a pause that doubles', async (t) => {
   const { lines, log, supervised } = begin(t, 'dies', { minPauseMs: 10, maxPauseMs: 40 })
-  await until(() => starts(lines()) >= 5)
+  await until('starts(lines()) >= 5', () => starts(lines()) >= 5)
   await supervised.stop(1_000)
   const deaths = log.filter(({ message }) => message === 'process died').slice(0, 4)
   t.match(deaths, [
@@ -27,10 +27,10 @@ await t.test('a process that dies is started again, after a pause that doubles',
 await t.test('a process that lived long enough begins with the short pause again', async (t) => {
   const { lines, log, supervised } = begin(t, 'stays', { minPauseMs: 10, stableMs: 0 })
   for (const round of [1, 2, 3]) {
-    await until(() => starts(lines()) === round)
+    await until('starts(lines()) === round', () => starts(lines()) === round)
     process.kill(supervised.pid()!, 'SIGKILL')
   }
-  await until(() => starts(lines()) === 4)
+  await until('starts(lines()) === 4', () => starts(lines()) === 4)
   await supervised.stop(5_000)
   const deaths = log.filter(({ message }) => message === 'process died')
   t.match(deaths, [
@@ -42,7 +42,7 @@ await t.test('a process that lived long enough begins with the short pause again
 
 await t.test('stop asks once, waits, and starts nothing again', async (t) => {
   const { lines, supervised } = begin(t, 'stays', {})
-  await until(() => starts(lines()) === 1)
+  await until('starts(lines()) === 1', () => starts(lines()) === 1)
   const pid = supervised.pid()!
   await supervised.stop(5_000)
   t.equal(supervised.pid(), undefined)
@@ -52,21 +52,24 @@ await t.test('stop asks once, waits, and starts nothing again', async (t) => {
 
 await t.test('stop between two lives cancels the next one', async (t) => {
   const { lines, supervised } = begin(t, 'dies', { minPauseMs: 60_000 })
-  await until(() => starts(lines()) === 1 && supervised.pid() === undefined)
+  await until(
+    'starts(lines()) === 1 && supervised.pid() === undefined',
+    () => starts(lines()) === 1 && supervised.pid() === undefined,
+  )
   await supervised.stop(5_000)
   t.equal(starts(lines()), 1)
 })
 
 await t.test('a process that does not listen is killed', async (t) => {
   const { lines, log, supervised } = begin(t, 'stubborn', {})
-  await until(() => starts(lines()) === 1)
+  await until('starts(lines()) === 1', () => starts(lines()) === 1)
   await supervised.stop(200)
   t.match(log.at(-1), { message: 'process ended', signal: 'SIGKILL' })
 })
 
 await t.test('wrong settings are reported instead of retried', async (t) => {
   const { lines, errors, supervised } = begin(t, 'misconfigured', { minPauseMs: 1 })
-  await until(() => errors.length > 0)
+  await until('errors.length > 0', () => errors.length > 0)
   t.same(errors, ['child'])
   t.equal(starts(lines()), 1)
   await supervised.stop(1_000)
@@ -81,12 +84,12 @@ await t.test(
       ['--import=tsx', join(fixtures, 'supervisor.ts'), join(fixtures, 'child.mjs'), output],
       { env, stdio: 'inherit', detached: true },
     )
-    await until(() => starts(linesOf(output)) === 1)
+    await until('starts(linesOf(output)) === 1', () => starts(linesOf(output)) === 1)
     const child = linesOf(output)[0]!.split(' ')[0]!
 
     process.kill(-supervisor.pid!, 'SIGINT') // what a terminal does
     await once(supervisor, 'exit')
-    await until(() => linesOf(output).length === 2)
+    await until('linesOf(output).length === 2', () => linesOf(output).length === 2)
     t.same(linesOf(output), [`${child} started`, `${child} disconnect`])
   },
 )
@@ -119,12 +122,4 @@ function linesOf(file: string): string[] {
 
 function starts(lines: string[]): number {
   return lines.filter((line) => line.endsWith(' started')).length
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 20_000
-  while (!condition()) {
-    if (Date.now() > deadline) throw new Error(`not so within 20 s: ${String(condition)}`)
-    await sleep(10)
-  }
 }
