@@ -161,6 +161,7 @@ async function showSnapshots({ sql, vault }: Context, named: string): Promise<vo
     snapshots.map((snapshot) => ({
       generation: snapshot.generation,
       state: snapshot.archivedFor ? `${snapshot.state} (${snapshot.archivedFor})` : snapshot.state,
+      refused: snapshot.refusedAt?.toISOString() ?? '-',
       taken: snapshot.createdAt.toISOString(),
       reason: snapshot.reason,
       bytes: snapshot.size,
@@ -266,7 +267,7 @@ async function choose(vault: Vault, target: Target, generation?: number): Promis
   const snapshots = await vault.list(target.id)
   const found =
     generation === undefined
-      ? snapshots.find(({ state }) => state === 'verified')
+      ? snapshots.find(({ state, refusedAt }) => state === 'verified' && refusedAt === null)
       : snapshots.find((snapshot) => snapshot.generation === generation)
   if (found) return found
   throw new Refusal(

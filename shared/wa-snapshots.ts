@@ -26,6 +26,8 @@ export interface Snapshot {
   verifiedAt: Date | null
   archivedAt: Date | null
   archivedFor: string | null
+  /** When a restore found that it cannot be used; null when it was good the last time, or was never tried. */
+  refusedAt: Date | null
 }
 
 /** What was measured of an object while it was written, and once more while it was read back. */
@@ -46,7 +48,7 @@ export class SnapshotDiscarded extends Error {
 
 const columns = fragment`
   n.id, n.workspace_id, n.session_id, n.generation, n.object_key, n.key_id, n.wrapped_key, n.size, n.sha256, n.files, n.bytes,
-  n.reason, n.worker, n.state, n.created_at, n.verified_at, n.archived_at, n.archived_for`
+  n.reason, n.worker, n.state, n.created_at, n.verified_at, n.archived_at, n.archived_for, n.refused_at`
 
 /** The number of the next snapshot of the session. Throws LeaseLost. */
 export async function nextGeneration(sql: Sql, session: OwnedSession): Promise<number> {
@@ -76,7 +78,7 @@ export async function beginSnapshot(
 }
 
 /**
- * Makes a snapshot that was proven the current one, and marks what is older than the newest `keep` for removal.
+ * Makes a snapshot that was proven the current one, and marks what is older than the newest `keep` that can be used for removal.
  * Throws LeaseLost, or SnapshotDiscarded.
  */
 export async function publishSnapshot(
@@ -152,14 +154,37 @@ export async function discardAll(sql: Sql, session: OwnedSession): Promise<void>
   })
 }
 
-/** What a restore may use, the current one first. Throws LeaseLost: who lost the session must not start it. */
-export async function restorableSnapshots(sql: Sql, session: OwnedSession): Promise<Snapshot[]> {
+/**
+ * What a restore may use, the newest first; with `before`, only generations older than that. Throws LeaseLost: who lost the session must not
+ * start it.
+ */
+export async function restorableSnapshots(
+  sql: Sql,
+  session: OwnedSession,
+  before?: number,
+): Promise<Snapshot[]> {
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
     return tx<Snapshot>`
       select ${columns} from wa_snapshots n
       where n.session_id = ${session.id} and n.workspace_id = ${session.workspaceId} and n.state = 'verified'
+        ${before === undefined ? fragment`` : fragment`and n.generation < ${before}`}
       order by n.generation desc`
+  })
+}
+
+/** Writes down what a restore found out about a snapshot. Throws LeaseLost. */
+export async function markRefused(
+  sql: Sql,
+  session: OwnedSession,
+  id: string,
+  refused: boolean,
+): Promise<void> {
+  await sql.begin(async (tx) => {
+    await assertFence(tx, session)
+    await tx`
+      update wa_snapshots set refused_at = ${refused ? fragment`now()` : fragment`null`}
+      where id = ${id} and (refused_at is null) = ${refused}`
   })
 }
 
@@ -230,6 +255,7 @@ export async function replaceKey(
   return rows.length === 1
 }
 
+/** Keeps the newest `keep` that can be used; of those that were refused, as many that are newer than the last of these. */
 async function discardBeyond(
   tx: Sql,
   sessionId: string,
@@ -237,20 +263,24 @@ async function discardBeyond(
   keep: number,
 ): Promise<void> {
   await tx`
-    update wa_snapshots set state = 'discarded'
-    where session_id = ${sessionId} and state = ${state} and generation not in (
-      select generation from wa_snapshots
-      where session_id = ${sessionId} and state = ${state} order by generation desc limit ${keep})`
+    with ranked as (
+      select id, row_number() over (partition by refused_at is null order by generation desc) as rank,
+        count(*) filter (where refused_at is null) over (order by generation desc) as usable
+      from wa_snapshots where session_id = ${sessionId} and state = ${state})
+    update wa_snapshots n set state = 'discarded' from ranked r
+    where n.id = r.id and (r.rank > ${keep} or (n.refused_at is not null and r.usable >= ${keep}))`
 }
 
-/** The newest snapshot of a session that may be restored, and the fence it was taken under. */
+/** The newest snapshot of a session that may be restored, and the fence it was taken under; with `before`, of those older than that generation. */
 export async function currentSnapshot(
   sql: Sql,
   session: Pick<OwnedSession, 'id' | 'workspaceId'>,
+  before?: number,
 ): Promise<{ generation: number; fence: number } | undefined> {
   const [row] = await sql<{ generation: number; fence: number }>`
     select generation, fence from wa_snapshots
     where workspace_id = ${session.workspaceId} and session_id = ${session.id} and state = 'verified'
+      ${before === undefined ? fragment`` : fragment`and generation < ${before}`}
     order by generation desc limit 1`
   return row
 }

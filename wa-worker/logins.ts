@@ -19,6 +19,8 @@ export class Logins {
   readonly #profiles: Profiles
   readonly #vault: Vault
   readonly #log: Logger
+  /** The generations that profiles were last restored from, as long as WhatsApp has not accepted them; 0 when none was left. */
+  readonly #restored = new Map<string, number>()
 
   constructor({
     sql,
@@ -53,22 +55,32 @@ export class Logins {
     return done
   }
 
-  /** Whether the vault has anything to go back to. */
-  async hasSnapshot(session: OwnedSession): Promise<boolean> {
-    return (await currentSnapshot(this.#sql, session)) !== undefined
+  /** WhatsApp accepted the profile: what comes next is newer than any snapshot. */
+  accepted(sessionId: string): void {
+    this.#restored.delete(sessionId)
   }
 
-  /** Goes back to the newest snapshot, when the profile of this machine turned out to be worth nothing. Throws what Vault.restore() throws. */
-  async rollBack(session: OwnedSession): Promise<void> {
-    await this.#restore(session)
+  /** Whether the vault has anything to go back to that this profile did not just come from. */
+  async canRollBack(session: OwnedSession): Promise<boolean> {
+    const before = this.#restored.get(session.id)
+    return (await currentSnapshot(this.#sql, session, before)) !== undefined
+  }
+
+  /**
+   * Goes back to the newest snapshot, when the profile of this machine turned out to be worth nothing; when it had just been restored, to the
+   * one before. Answers what was done, for a person. Throws what Vault.restore() throws.
+   */
+  async rollBack(session: OwnedSession): Promise<string> {
+    const done = await this.#restore(session, this.#restored.get(session.id))
     await this.#profiles.markUsed(session.id, session.fence)
+    return done
   }
 
   /** Whether there is a login at all, here or in the vault. */
   async exists(session: OwnedSession): Promise<boolean> {
     return (
       (await this.#profiles.usedUnder(session.id)) !== undefined ||
-      (await this.hasSnapshot(session))
+      (await currentSnapshot(this.#sql, session)) !== undefined
     )
   }
 
@@ -87,19 +99,24 @@ export class Logins {
 
   /** Puts a login away: nothing brings it back by itself, but a person still can. */
   async archive(session: OwnedSession, reason: string): Promise<void> {
+    this.#restored.delete(session.id)
     await this.#vault.archive(session, reason)
     await this.#profiles.archive(session.id)
   }
 
   /** Destroys a login and all that was kept of it, because a person deleted the session. */
   async destroy(session: OwnedSession): Promise<void> {
+    this.#restored.delete(session.id)
     await this.#vault.destroy(session)
     await this.#profiles.remove(session.id)
   }
 
-  async #restore(session: OwnedSession): Promise<string> {
+  async #restore(session: OwnedSession, before?: number): Promise<string> {
     const profile = await this.#profiles.open(session.id)
-    const { generation, refused } = await this.#vault.restore(session, profile)
+    const { generation, refused } = await this.#vault.restore(session, profile, {
+      ...(before !== undefined && { before }),
+    })
+    this.#restored.set(session.id, generation ?? 0)
     for (const { generation: bad, why } of refused) {
       this.#log.error('login snapshot unusable', { sessionId: session.id, generation: bad, why })
     }

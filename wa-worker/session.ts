@@ -75,6 +75,7 @@ export class Session {
   #status: SessionStatus
   #waId: string | null
   #reason: string | null = null
+  #detail: string | undefined
   #engine: Engine | undefined
   #queue: Promise<void> = Promise.resolve()
   #failures = 0
@@ -89,8 +90,6 @@ export class Session {
   #care: Care | undefined
   /** The engine is linked: its profile is a login. */
   #linked = false
-  /** An older snapshot was tried, since the session was last ready. */
-  #rolledBack = false
   /** First aid was tried since the session was last stable: the next trouble needs a new browser. */
   #reloaded = false
 
@@ -252,22 +251,22 @@ export class Session {
   }
 
   /**
-   * A session that has a login and is asked for a scan all the same: the login on this disk may be torn. Before a person is bothered, the newest
-   * snapshot gets one try.
+   * A session that has a login and is asked for a scan all the same: the login on this disk may be torn, or hold none. Before a person is bothered, each
+   * snapshot gets one try, the newest first.
    */
   async #tryOlderLogin(): Promise<boolean> {
-    if (this.#rolledBack || this.#status === 'SCAN_QR_CODE') return false
-    this.#rolledBack = true
+    if (this.#status === 'SCAN_QR_CODE') return false
+    let done: string
     try {
-      if (!(await this.#deps.logins.hasSnapshot(this.owned))) return false
+      if (!(await this.#deps.logins.canRollBack(this.owned))) return false
       await this.#stopEngine()
-      await this.#deps.logins.rollBack(this.owned)
+      done = await this.#deps.logins.rollBack(this.owned)
     } catch (error) {
       if (error instanceof LeaseLost) throw error
       await this.#broke('VAULT_UNAVAILABLE', errorText(error))
       return true
     }
-    const detail = 'WhatsApp asks for a scan. Trying the newest snapshot of the login.'
+    const detail = `WhatsApp asks for a scan. ${done}`
     await this.#transition({ type: 'broke', reason: 'LOGIN_LOST' }, { detail })
     await this.#start('LOGIN_LOST')
     return true
@@ -276,7 +275,7 @@ export class Session {
   async #ready(engine: Engine, account: Account): Promise<void> {
     this.#clearTimers()
     this.#linked = true
-    this.#rolledBack = false
+    this.#deps.logins.accepted(this.id)
     this.#takeCare(engine)
     this.#stable = setTimeout(() => {
       this.#failures = 0
@@ -513,12 +512,16 @@ export class Session {
   ): Promise<void> {
     const from = this.#status
     const change = next(from, event)
-    // The same state for the same reason is no news.
-    if (!change || (change.to === from && change.reason === this.#reason)) return
+    if (!change) return
+    const { detail = this.#detail } = more
+    // The same state for the same reason is no news, unless there is more to say about it.
+    const isOld = change.to === from && change.reason === this.#reason && detail === this.#detail
+    if (isOld) return
     const transition = { from, ...change, ...more }
     await this.#write(() => writeTransition(this.#deps.sql, this.owned, transition))
     this.#status = change.to
     this.#reason = change.reason
+    this.#detail = detail
     this.#deps.log.info('session changed', {
       sessionId: this.id,
       from,

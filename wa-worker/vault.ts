@@ -110,18 +110,18 @@ export class Vault {
   }
 
   /**
-   * Brings a login back: the newest generation that verifies takes the place of the profile, which is moved aside. Call it while nothing runs on
-   * the profile. Nothing is replaced before the snapshot was verified as a whole.
+   * Brings a login back: the newest generation that verifies (of those older than `before`) takes the place of the profile, which is moved
+   * aside. Call it while nothing runs on the profile. Nothing is replaced before the snapshot was verified as a whole.
    * Throws LeaseLost; UnknownKey, StoreUnavailable or StoreRefused rather than pass over a newer generation that is intact.
    */
   async restore(
     session: OwnedSession,
     profile: string,
-    { signal: wish }: { signal?: AbortSignal } = {},
+    { signal: wish, before }: { signal?: AbortSignal; before?: number } = {},
   ): Promise<Restored> {
     return this.#inTurn(session.id, async () => {
       const { sql, log } = this.#options
-      const candidates = await snapshots.restorableSnapshots(sql, session)
+      const candidates = await snapshots.restorableSnapshots(sql, session, before)
       await clearAside(profile, 'taking', 'restoring')
       const refused: Restored['refused'] = []
       const signal = this.#limit(wish)
@@ -134,8 +134,8 @@ export class Vault {
             await mkdir(draft, { recursive: true, mode: 0o700 })
             await this.#read(session, snapshot, { folder: draft, signal })
           })
-          // Reading may have taken longer than the lease.
-          await assertFence(sql, session)
+          // Reading may have taken longer than the lease: this throws then.
+          await snapshots.markRefused(sql, session, snapshot.id, false)
           await replace(profile, draft)
           log.info('login restored', { sessionId: session.id, generation, refused: refused.length })
           return { generation, takenAt: snapshot.createdAt, refused }
@@ -143,6 +143,7 @@ export class Vault {
           if (!isUnusable(error)) throw error
           refused.push({ generation, why: errorText(error) })
           log.error('snapshot refused', { sessionId: session.id, generation, error })
+          await snapshots.markRefused(sql, session, snapshot.id, true)
         } finally {
           await rm(draft, { recursive: true, force: true })
         }

@@ -173,11 +173,11 @@ export class World {
     })
   }
 
-  /** The objects of a session's proven snapshots, the newest first. */
+  /** The objects of a session's snapshots that can be used, as far as is known, the newest first. */
   async snapshots(id: string): Promise<string[]> {
     const rows = await this.sql<{ objectKey: string }>`
       select object_key from wa_snapshots
-      where session_id = ${id} and state = 'verified' order by generation desc`
+      where session_id = ${id} and state = 'verified' and refused_at is null order by generation desc`
     return rows.map(({ objectKey }) => join(this.folder, 'data', 'objects', 'sessions', objectKey))
   }
 

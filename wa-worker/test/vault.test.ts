@@ -215,6 +215,34 @@ await t.test('an object cut short, grown, or gone is refused', async (t) => {
   t.match(nothing, { generation: null, refused: [{ generation: 2 }, { generation: 1 }] })
 })
 
+await t.test('generations that were refused push none out that works', async (t) => {
+  const rig = await vaultRig(t)
+  const monday = await given(rig, 'monday')
+  const states = async () =>
+    (await listSnapshots(rig.sql, rig.session.id)).map(
+      ({ generation, refusedAt }) => `${generation}${refusedAt ? ' refused' : ''}`,
+    )
+  for (const generation of [2, 3, 4]) {
+    await given(rig, 'tuesday')
+    flipBit(rig.objectFile(generation), 4_000)
+    t.match(await rig.vault.restore(rig.session, rig.profile), { generation: 1 })
+    t.same(filesOf(rig.profile), monday)
+  }
+  t.same(await states(), ['4 refused', '3 refused', '2 refused', '1'])
+  for (let count = 0; count < 2; count++) await given(rig, 'wednesday')
+  t.same(await states(), ['6', '5', '4 refused', '3 refused', '2 refused', '1'])
+  await given(rig, 'thursday')
+  t.same(await states(), ['7', '6', '5'])
+
+  flipBit(rig.objectFile(7), 4_000)
+  t.match(await rig.vault.restore(rig.session, rig.profile), { generation: 6 })
+  t.same(await states(), ['7 refused', '6', '5'])
+  flipBit(rig.objectFile(7), 4_000)
+  t.match(await rig.vault.restore(rig.session, rig.profile), { generation: 7 }, 'badly read once')
+  t.same(await states(), ['7', '6', '5'])
+  t.match(await rig.vault.restore(rig.session, rig.profile, { before: 7 }), { generation: 6 })
+})
+
 await t.test('a snapshot opens for its own session and generation only', async (t) => {
   const rig = await vaultRig(t)
   const monday = await given(rig, 'monday')

@@ -1,11 +1,7 @@
 import { randomUUID } from 'node:crypto'
-import { readdir, readFile, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
-import { accept as acceptMessages } from '../../shared/outbound.ts'
-import { findMessage, listMessages, messageResource } from '../../shared/messages.ts'
-import type { Message } from '../../shared/messages.ts'
+import { findMessage, listMessages } from '../../shared/messages.ts'
 import { storeReceived } from '../../shared/inbox.ts'
 import { claim } from '../../shared/outbox.ts'
 import { testDb } from '../../shared/test/db.ts'
@@ -23,13 +19,18 @@ import {
   wantRunning,
   wantStopped,
 } from '../../shared/wa-sessions.ts'
-import type { SessionStatus } from '../../shared/wa-sessions.ts'
 import { EngineError } from '../engine/engine.ts'
 import type { OutgoingMessage } from '../engine/engine.ts'
 import { until } from './waiting.ts'
-import { givenSession, noPacing, startWorker } from './worker.ts'
-
-const customer = '12025550100@c.us'
+import {
+  accept,
+  customer,
+  givenSession,
+  noPacing,
+  startWorker,
+  untilMessage,
+  untilStatus,
+} from './worker.ts'
 
 void t.test('a session links, sends and receives', async (t) => {
   const { sql } = await testDb(t)
@@ -300,99 +301,6 @@ void t.test(
     t.ok(worker.engines.length >= 3)
   },
 )
-
-void t.test('a login survives the loss of the disk, and of the newest snapshot', async (t) => {
-  const { sql } = await testDb(t)
-  const { workspaceId, sessionId } = await givenSession(sql)
-  const folder = t.testdir({ objects: {}, one: {}, two: {}, three: {} })
-  const on = (machine: string) =>
-    startWorker(t, sql, { dataDir: join(folder, machine), objectsDir: join(folder, 'objects') })
-  const snapshots = () =>
-    sql<{ objectKey: string; reason: string }>`
-      select object_key, reason from wa_snapshots where state = 'verified' order by generation desc`
-
-  const one = on('one')
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await until('a first snapshot', async () => (await snapshots()).length === 1)
-  await one.stop()
-  t.match(await snapshots(), [{ reason: 'STOPPED' }, { reason: 'SETTLED' }])
-
-  const two = on('two')
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await two.stop()
-  const [newest] = await snapshots()
-  const file = join(folder, 'objects', 'sessions', newest!.objectKey)
-  const bytes = await readFile(file)
-  bytes[bytes.length >> 1]! ^= 1
-  await writeFile(file, bytes)
-
-  on('three')
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  const codes = await sql`select 1 from wa_session_history where to_status = 'SCAN_QR_CODE'`
-  t.equal(codes.length, 1, 'one code in all')
-})
-
-void t.test('a worker whose login is older than the vault’s takes the vault’s', async (t) => {
-  const { sql } = await testDb(t)
-  const { workspaceId, sessionId } = await givenSession(sql)
-  const folder = t.testdir({ objects: {}, one: {}, two: {} })
-  const on = (machine: string) =>
-    startWorker(t, sql, { dataDir: join(folder, machine), objectsDir: join(folder, 'objects') })
-  const sentFrom = async (machine: string, body: string) => {
-    const worker = on(machine)
-    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-    const { id } = await accept(sql, workspaceId, sessionId, body)
-    await untilMessage(sql, workspaceId, id, ({ status }) => status === 'read')
-    await worker.stop()
-    return id
-  }
-  await sentFrom('one', 'first')
-  const second = await sentFrom('two', 'second')
-  const worker = on('one')
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  const found = await worker.engine().find({ chatId: customer, keyId: keyIdOf(second) })
-  t.ok(found, 'it remembers what was sent from the other machine')
-})
-
-void t.test('a login that turns out to be worth nothing is replaced by its snapshot', async (t) => {
-  const { sql } = await testDb(t)
-  const { workspaceId, sessionId } = await givenSession(sql)
-  const dataDir = t.testdir()
-  const first = startWorker(t, sql, { dataDir })
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await first.stop()
-  await writeFile(join(dataDir, 'profiles', sessionId, 'simulated-phone.json'), 'null')
-
-  startWorker(t, sql, { dataDir })
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 20 })
-  t.ok(data.some(({ reason }) => reason === 'LOGIN_LOST'))
-  t.equal(
-    data.filter(({ to }) => to === 'SCAN_QR_CODE').length,
-    1,
-    'nobody was asked to scan again',
-  )
-})
-
-void t.test('a logout puts the login away, a deletion destroys it', async (t) => {
-  const { sql } = await testDb(t)
-  const { workspaceId, sessionId } = await givenSession(sql)
-  const dataDir = t.testdir()
-  const worker = startWorker(t, sql, { dataDir })
-  const states = () =>
-    sql<{ state: string }>`select distinct state from wa_snapshots order by state`
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await until('a snapshot', async () => (await states()).some(({ state }) => state === 'verified'))
-  worker.engine().logoutFromPhone()
-  await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
-  t.same(await states(), [{ state: 'archived' }])
-
-  await deleteSession(sql, workspaceId, sessionId)
-  await until('nothing is left', async () => (await states()).length === 0)
-  await until('the profile is gone', async () => {
-    return (await readdir(join(dataDir, 'profiles'))).length === 0
-  })
-})
 
 void t.test('what was accepted for one number never leaves from another', async (t) => {
   const { sql } = await testDb(t)
@@ -680,8 +588,12 @@ void t.test('an engine that grew too large is replaced', async (t) => {
 
 void t.test('sessions are spread over the workers', async (t) => {
   const { sql } = await testDb(t)
-  const { workspaceId } = await givenSession(sql)
-  for (const name of ['b', 'c', 'd', 'e', 'f']) {
+  const { workspaceId } = await givenSession(sql, false)
+  const dataDir = t.testdir()
+  const workers = [1, 2, 3].map(() => startWorker(t, sql, { dataDir }))
+  // A fair share is one among those that are there.
+  await until('all are there', async () => (await listWorkers(sql, workspaceId)).length === 3)
+  for (const name of ['b', 'c', 'd', 'e', 'f', 'g']) {
     await createSession(sql, {
       workspaceId,
       name,
@@ -690,8 +602,6 @@ void t.test('sessions are spread over the workers', async (t) => {
       expiryDays: 30,
     })
   }
-  const dataDir = t.testdir()
-  const workers = [1, 2, 3].map(() => startWorker(t, sql, { dataDir }))
   await until('all are taken', async () => {
     const rows = await sql`select 1 from wa_sessions where status = 'WORKING'`
     return rows.length === 6
@@ -880,43 +790,4 @@ const textOf = ({ content }: OutgoingMessage) => (content.type === 'text' ? cont
 async function leaveClaimed(sql: Sql): Promise<void> {
   await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = 0`
   await sql`update outbox_lanes l set due_at = 'infinity', waiting = (select count(*) from outbox o where o.chat_id = l.chat_id)`
-}
-
-async function accept(
-  sql: Sql,
-  workspaceId: string,
-  sessionId: string,
-  body: string,
-  waChatId = customer,
-): Promise<Message> {
-  const message = { waChatId, content: { type: 'text' as const, body } }
-  const [outcome] = await acceptMessages(sql, {
-    workspaceId,
-    sessionId,
-    sentBy: null,
-    requestId: randomUUID(),
-    messages: [message],
-  })
-  if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
-  return messageResource(outcome.message)
-}
-
-function untilStatus(sql: Sql, workspaceId: string, id: string, status: SessionStatus) {
-  return until(`session ${status}`, async () => {
-    const session = await findSession(sql, workspaceId, id)
-    return session?.status === status && session
-  })
-}
-
-function untilMessage(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-  fits: (message: Message) => boolean,
-) {
-  return until('message as wanted', async () => {
-    const row = await findMessage(sql, workspaceId, id)
-    const message = row && messageResource(row)
-    return message && fits(message) && message
-  })
 }

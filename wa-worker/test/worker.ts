@@ -8,7 +8,12 @@ import { KeyRing } from '../../shared/key-ring.ts'
 import { LocalObjectStore } from '../../shared/object-store-local.ts'
 import type { PacingConfig } from '../../shared/pacing.ts'
 import type { ObjectStore } from '../../shared/object-store.ts'
-import { createSession } from '../../shared/wa-sessions.ts'
+import { findMessage, messageResource } from '../../shared/messages.ts'
+import type { Message } from '../../shared/messages.ts'
+import { accept as acceptMessages } from '../../shared/outbound.ts'
+import { createSession, findSession } from '../../shared/wa-sessions.ts'
+import type { SessionStatus } from '../../shared/wa-sessions.ts'
+import { until } from '../../shared/test/until.ts'
 import { reconnectBackoff } from '../backoff.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import type { Engine } from '../engine/engine.ts'
@@ -37,6 +42,7 @@ export interface TestWorker {
   id: string
   supervisor: Supervisor
   sender: Sender
+  vault: Vault
   /** The engines it made, oldest first. */
   engines: SimulatorEngine[]
   /** The engine that runs now. */
@@ -199,6 +205,7 @@ export function startWorker(
     id,
     supervisor,
     sender,
+    vault,
     engines,
     engine: () => engines.at(-1)!,
     abandonAll: async () => {
@@ -234,4 +241,46 @@ export async function givenSession(
     expiryDays: 30,
   })
   return { workspaceId, sessionId: session.id }
+}
+
+export const customer = '12025550100@c.us'
+
+/** A text for a customer, accepted as the API does it. */
+export async function accept(
+  sql: Sql,
+  workspaceId: string,
+  sessionId: string,
+  body: string,
+  waChatId = customer,
+): Promise<Message> {
+  const message = { waChatId, content: { type: 'text' as const, body } }
+  const [outcome] = await acceptMessages(sql, {
+    workspaceId,
+    sessionId,
+    sentBy: null,
+    requestId: randomUUID(),
+    messages: [message],
+  })
+  if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
+  return messageResource(outcome.message)
+}
+
+export function untilStatus(sql: Sql, workspaceId: string, id: string, status: SessionStatus) {
+  return until(`session ${status}`, async () => {
+    const session = await findSession(sql, workspaceId, id)
+    return session?.status === status && session
+  })
+}
+
+export function untilMessage(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  fits: (message: Message) => boolean,
+) {
+  return until('message as wanted', async () => {
+    const row = await findMessage(sql, workspaceId, id)
+    const message = row && messageResource(row)
+    return message && fits(message) && message
+  })
 }
