@@ -96,6 +96,7 @@ async function stage(lab: Lab, name: string, whatsapp: EmulatedWhatsAppOptions):
 async function play(lab: Lab, { world, subject }: Setting, one: Case): Promise<void> {
   // Whatever became of the case before.
   await recovered({ world, subject, mark: await world.mark(subject.id) })
+  await eventually('its page can be broken', () => world.whatsapp.hasPage(subject.account))
   try {
     const scene = { world, subject, mark: await world.mark(subject.id) }
     await one.run(scene)

@@ -265,6 +265,11 @@ export class EmulatedWhatsApp {
     this.#accounts.get(number).isLinkDropped = false
   }
 
+  /** Whether a page of this number can be commanded: a little later than it is linked. */
+  hasPage(number: string): boolean {
+    return this.#pages.of(number).length > 0
+  }
+
   /** Puts the page's socket into a state; from one it cannot leave, its link is closed. */
   async setState(number: string, state: string): Promise<void> {
     await this.#pages.command(number, 'enterState', state)

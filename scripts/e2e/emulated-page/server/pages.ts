@@ -49,14 +49,18 @@ export class Pages {
     for (const socket of this.#open.keys()) socket.terminate()
   }
 
+  of(number: string): WebSocket[] {
+    return [...this.#open.keys()].filter(
+      (socket) => this.#numberOf(this.#open.get(socket)!) === number,
+    )
+  }
+
   /** Runs a command in the pages of this number, or in all pages; resolves when they have done it. */
   async command(number: string | undefined, command: string, ...args: unknown[]): Promise<void> {
-    const sockets = [...this.#open].filter(
-      ([, noise]) => number === undefined || this.#numberOf(noise) === number,
-    )
+    const sockets = number === undefined ? [...this.#open.keys()] : this.of(number)
     if (number !== undefined && sockets.length === 0)
       throw new Error(`no page of ${number} is open`)
-    await Promise.all(sockets.map(([socket]) => this.#run(socket, command, args)))
+    await Promise.all(sockets.map((socket) => this.#run(socket, command, args)))
   }
 
   async setFault(call: string, fault: Fault | undefined): Promise<void> {
