@@ -1,4 +1,12 @@
-import { accessSync, constants, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import {
+  accessSync,
+  constants,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
 import { homedir, hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -43,17 +51,35 @@ function isExecutable(path: string): boolean {
   }
 }
 
+/** A file in the profile that tells which browser runs on it. */
+const record = 'awfar-browser'
+
+/** A process of a machine; `startedAt`, in ticks since the boot, tells it from a later one with the same pid. Null where the system does not tell. */
+interface Holder {
+  host: string
+  pid: number
+  startedAt?: number | null
+}
+
+/** Writes down which browser runs on a profile: not every one locks it (`chromium-headless-shell` does not). */
+export function recordBrowser(profileDir: string, pid: number): void {
+  const holder: Holder = { host: hostname(), pid, startedAt: startOf(pid) }
+  const file = join(profileDir, record)
+  writeFileSync(`${file}.new`, JSON.stringify(holder), { mode: 0o600 })
+  renameSync(`${file}.new`, file)
+}
+
 /**
  * Clears a profile for a new browser. Call it only while holding the session's lease: whatever still has the profile is then a left-over of
- * a dead worker. A browser of this machine that lives on is killed by its pid, if its command line names this very profile; a lock of another
- * machine (a container's former host name) is removed, since Chromium would refuse to start over it.
+ * a dead worker. A browser of this machine that lives on is killed by its recorded pid, if it started when the record says and its command line names
+ * this very profile; a lock of another machine (a container's former host name) is removed, since Chromium would refuse to start over it.
  */
 export function clearProfile(profileDir: string): void {
-  const lock = readLock(profileDir)
-  if (!lock) return
-  if (lock.host === hostname() && holdsProfile(lock.pid, profileDir)) killGroup(lock.pid)
+  for (const holder of [readRecord(profileDir), readLock(profileDir)]) {
+    if (holder?.host === hostname() && isOn(profileDir, holder)) killGroup(holder.pid)
+  }
   removeSocketFolder(profileDir)
-  for (const name of ['SingletonLock', 'SingletonCookie', 'SingletonSocket']) {
+  for (const name of [record, 'SingletonLock', 'SingletonCookie', 'SingletonSocket']) {
     rmSync(join(profileDir, name), { force: true })
   }
 }
@@ -68,7 +94,15 @@ function removeSocketFolder(profileDir: string): void {
   }
 }
 
-function readLock(profileDir: string): { host: string; pid: number } | undefined {
+function readRecord(profileDir: string): Holder | undefined {
+  try {
+    return JSON.parse(readFileSync(join(profileDir, record), 'utf8')) as Holder
+  } catch {
+    return undefined // none, or not to be trusted
+  }
+}
+
+function readLock(profileDir: string): Holder | undefined {
   try {
     const target = readlinkSync(join(profileDir, 'SingletonLock'))
     const dash = target.lastIndexOf('-')
@@ -78,8 +112,9 @@ function readLock(profileDir: string): { host: string; pid: number } | undefined
   }
 }
 
-function holdsProfile(pid: number, profileDir: string): boolean {
+function isOn(profileDir: string, { pid, startedAt }: Holder): boolean {
   try {
+    if (typeof startedAt === 'number' && startOf(pid) !== startedAt) return false
     return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
       .split('\0')
       .includes(`--user-data-dir=${profileDir}`)
@@ -87,6 +122,18 @@ function holdsProfile(pid: number, profileDir: string): boolean {
     return false // no such process, or no /proc: then it is not ours to kill
   }
 }
+
+/** When a process was started, in ticks since the boot; null where the system does not tell. */
+function startOf(pid: number): number | null {
+  try {
+    return Number(statFields(readFileSync(`/proc/${pid}/stat`, 'utf8'))[19])
+  } catch {
+    return null
+  }
+}
+
+/** The fields behind the name, which stands in parentheses and may hold anything: state, parent, group and so on. */
+const statFields = (stat: string) => stat.slice(stat.lastIndexOf(')') + 2).split(' ')
 
 /** Ends a browser and what it started: it leads a process group of its own. */
 export function killGroup(pid: number): void {
@@ -115,9 +162,7 @@ export async function groupMemory(leader: number): Promise<number | null> {
 async function memoryIn(pid: string, leader: number): Promise<number> {
   try {
     const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
-    // The name in parentheses may hold anything; the fields behind it are state, parent, group.
-    const group = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[2])
-    if (group !== leader) return 0
+    if (Number(statFields(stat)[2]) !== leader) return 0
     const rollup = await readFile(`/proc/${pid}/smaps_rollup`, 'utf8')
     return Number(/^Pss:\s+(\d+) kB/m.exec(rollup)?.[1] ?? 0) * 1_024
   } catch {

@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -215,6 +215,16 @@ await t.test(
       const ours = (await listProcesses()).filter(({ command }) => command.includes(folder))
       t.ok(ours.some(({ command }) => command.includes('--type=renderer')))
       t.notOk(ours.find(({ command }) => command.includes('--top-chrome-webui')))
+    })
+
+    await t.test('the profile tells which browser runs on it', async (t) => {
+      const main = (await listProcesses()).find(
+        ({ command }) =>
+          command.includes(`--user-data-dir=${folder}/profile`) && !command.includes('--type='),
+      )
+      const text = await readFile(join(folder, 'profile', 'awfar-browser'), 'utf8')
+      const record = JSON.parse(text) as object
+      t.match(record, { pid: main!.pid, startedAt: Number(main!.startedAt) })
     })
 
     await t.test('a part that is gone is missed by those who need it only', async (t) => {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Page } from 'puppeteer'
 import { errorText } from '../../shared/errors.ts'
 import type { Logger } from '../../shared/logger.ts'
-import { clearProfile, findBrowser, groupMemory, killGroup } from '../browser.ts'
+import { clearProfile, findBrowser, groupMemory, killGroup, recordBrowser } from '../browser.ts'
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
 import type {
@@ -105,6 +105,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       webVersion,
       onBrowser: async () => {
         this.#watchBrowser()
+        recordBrowser(profileDir, client.pupBrowser!.process()!.pid!)
         onBrowser()
         await watchForPasskey(client.pupPage!, () => {
           if (!this.#ready && !this.#dead) this.emit('passkey')
