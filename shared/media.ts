@@ -316,22 +316,23 @@ export async function deleteMedia(
   })
 }
 
-/** Discards those of these objects that no file names. Under the workspace's lock only. */
+/** Discards those of these objects that no file names, also when they are still waited for. Under the workspace's lock only. */
 const discardUnnamed = (tx: Sql, ids: string[]) =>
   tx<{ id: string }>`
     update media_objects o set state = 'discarded'
-    where o.id = any(${ids}::uuid[]) and o.state = 'stored' and not exists (select from media f where f.object_id = o.id)
+    where o.id = any(${ids}::uuid[]) and o.state <> 'discarded' and not exists (select from media f where f.object_id = o.id)
     returning o.id`
 
-/** Rejects what was put for a file that waits: the file is removed, and its object is discarded. */
+/** Rejects what was put for a file: it is removed, and its object is discarded. Answers false when it does not wait any more; nothing happens then. */
 export async function rejectPending(
   sql: Sql,
   { workspaceId, id, objectId }: MediaRow,
-): Promise<void> {
-  await sql.begin(async (tx) => {
+): Promise<boolean> {
+  return sql.begin(async (tx) => {
     await lockWorkspace(tx, workspaceId)
     const [gone] = await tx`delete from media where id = ${id} and status = 'pending' returning id`
     if (gone && objectId !== null) await discardObjects(tx, [objectId])
+    return gone !== undefined
   })
 }
 
