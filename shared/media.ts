@@ -3,8 +3,8 @@ import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import type { Inspected } from './media-inspect.ts'
 import type { MediaKind } from './media-types.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 export type MediaStatus = 'pending' | 'ready' | 'failed' | 'expired'
 
@@ -93,20 +93,14 @@ export async function findMedia(
 export async function listMedia(
   sql: Sql,
   workspaceId: string,
-  {
-    limit,
-    cursor,
-    kind,
-  }: { limit: number; cursor?: string | undefined; kind?: MediaKind | undefined },
+  { kind, ...page }: PageWish & { kind?: MediaKind | undefined },
 ): Promise<Page<Media>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<MediaRow>`
     select ${columns} from media f ${joined}
     where f.workspace_id = ${workspaceId}
       ${kind === undefined ? fragment`` : fragment`and f.kind = ${kind}`}
-      ${after ? fragment`and (f.created_at, f.id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by f.created_at desc, f.id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), mediaResource)
+      ${newestFirst(page, fragment`f.`)}`
+  return newestPage(rows, page, mediaResource)
 }
 
 /**
