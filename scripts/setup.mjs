@@ -146,11 +146,24 @@ function npmCache() {
 
 // Build
 
+/** What the compiler makes something of: by its own settings, since one file more or less here would build anew each time. */
 function sources() {
+  const { exclude } = JSON.parse(readFileSync(at('tsconfig.build.json'), 'utf8'))
+  const excluded = exclude.map(globPattern)
   return sourceFolders
     .flatMap((folder) => filesBelow(at(folder)))
-    .filter((file) => /\.ts$/.test(file) && !/\.(test|d)\.ts$/.test(file))
-    .filter((file) => !/(^|\/)test\/|^scripts\/(e2e|test-setup)\//.test(relative(root, file)))
+    .filter((file) => /\.ts$/.test(file) && !/\.d\.ts$/.test(file))
+    .filter((file) => !excluded.some((pattern) => pattern.test(relative(root, file))))
+}
+
+/** A glob of a tsconfig, of whole files and of folders, as a regular expression. */
+function globPattern(glob) {
+  const pattern = glob
+    .replaceAll(/[.+^${}()|[\]\\]/g, '\\$&')
+    .replaceAll(/(\*\*\/)|(\*\*)|(\*)/g, (_, folders, all) =>
+      folders ? '(.*/)?' : all ? '.*' : '[^/]*',
+    )
+  return new RegExp(`^${pattern}$`)
 }
 
 function outputOf(source) {

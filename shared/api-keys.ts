@@ -1,8 +1,8 @@
 import { BlockList, isIP, isIPv6 } from 'node:net'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import { profileColumns } from './profiles.ts'
 import type { ProfileRow } from './profiles.ts'
 import { hashToken, newToken } from './tokens.ts'
@@ -48,20 +48,12 @@ export async function createApiKey(
 export async function listApiKeys(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string },
+  page: PageWish,
 ): Promise<Page<ApiKey>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
-  const rows = await sql<ApiKey & { at: string }>`
-    select ${columns}, created_at::text as at from api_keys
-    where workspace_id = ${workspaceId}
-      and (${after?.at}::timestamptz is null or (created_at, id) < (${after?.at}::timestamptz, ${after?.key}::uuid))
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(
-    rows,
-    limit,
-    ({ at, id }) => ({ at, key: id }),
-    ({ at: _, ...key }) => key,
-  )
+  const rows = await sql<ApiKey & { position: string }>`
+    select ${columns}, created_at::text as position from api_keys
+    where workspace_id = ${workspaceId} ${newestFirst(page)}`
+  return newestPage(rows, page, ({ position: _, ...key }) => key)
 }
 
 /** Ends a key at once. Answers what it was; undefined when the workspace has none of this id. */

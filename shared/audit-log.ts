@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { decodeCursor, encodeCursor, numberKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { highestFirst, numberedPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 /** Who did something, and from where. */
 export interface Actor {
@@ -53,24 +53,21 @@ export async function writeAudit(sql: Sql, actor: Actor, deed: Deed): Promise<vo
             ${deed.before}, ${deed.after}, ${actor.ip}, ${actor.userAgent}, ${actor.requestId})`
 }
 
-export interface AuditFilter {
+export interface AuditFilter extends PageWish {
   action?: string
   actorId?: string
   targetType?: string
   targetId?: string
   from?: Date
   to?: Date
-  limit: number
-  cursor?: string
 }
 
 /** The log of a workspace, newest first. */
 export async function listAudit(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor, ...filter }: AuditFilter,
+  filter: AuditFilter,
 ): Promise<Page<AuditEntry>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
   const equals = (column: ReturnType<typeof fragment>, value: string | undefined) =>
     value === undefined ? fragment`` : fragment`and ${column} = ${value}`
   const rows = await sql<AuditRow>`
@@ -81,18 +78,8 @@ export async function listAudit(
       ${equals(fragment`target_type`, filter.targetType)} ${equals(fragment`target_id`, filter.targetId)}
       ${filter.from ? fragment`and at >= ${filter.from}` : fragment``}
       ${filter.to ? fragment`and at < ${filter.to}` : fragment``}
-      ${after ? fragment`and id < ${after.key}::bigint` : fragment``}
-    order by id desc limit ${limit + 1}`
-  const page = rows.slice(0, limit)
-  const last = page.at(-1)
-  return {
-    data: page.map(entryOf),
-    // The id alone orders the log; the time in the cursor is for its form only.
-    nextCursor:
-      rows.length > limit && last
-        ? encodeCursor({ at: '2000-01-01 00:00:00+00', key: String(last.id) })
-        : null,
-  }
+      ${highestFirst(filter, fragment`id`)}`
+  return numberedPage(rows, filter, ({ id }) => id, entryOf)
 }
 
 /** Removes what is older than so many days. Answers how many entries. */

@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { decodeCursor, toPage } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { highestFirst, numberedPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import { assertFence, LeaseLost } from './wa-session-leases.ts'
 
 interface Owned {
@@ -128,7 +128,6 @@ export interface Gap {
 
 interface GapRow extends Gap {
   id: number
-  position: string
 }
 
 /** What was read again of the chats of a session, newest first, for 30 days. A chat without news in a stretch has no entry. */
@@ -136,20 +135,18 @@ export async function listGaps(
   sql: Sql,
   workspaceId: string,
   sessionId: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<Gap>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, /^\d{1,18}$/)
   const rows = await sql<GapRow>`
     select g.id, g.chat_id, coalesce(c.wa_chat_id, nullif(g.wa_chat_id, '')) as wa_chat_id, g.from_at as "from", g.to_at as "to",
-      g.complete, g.at, g.at::text as position
+      g.complete, g.at
     from wa_gaps g left join chats c on c.id = g.chat_id
     where g.workspace_id = ${workspaceId} and g.session_id = ${sessionId}
-      ${after ? fragment`and g.id < ${after.key}::bigint` : fragment``}
-    order by g.id desc limit ${limit + 1}`
-  return toPage(
+      ${highestFirst(page, fragment`g.id`)}`
+  return numberedPage(
     rows,
-    limit,
-    (row) => ({ at: row.position, key: String(row.id) }),
+    page,
+    ({ id }) => id,
     ({ chatId, waChatId, from, to, complete, at }) => ({
       chatId,
       waChatId,

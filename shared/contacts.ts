@@ -1,8 +1,8 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { holdPeople } from './identities.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 /** A person, or a business, as the API answers them. */
 export interface Contact {
@@ -42,20 +42,14 @@ function contactResource({ position: _, ...contact }: ContactRow): Contact {
 export async function listContacts(
   sql: Sql,
   workspaceId: string,
-  {
-    limit,
-    cursor,
-    search,
-  }: { limit: number; cursor?: string | undefined; search?: string | undefined },
+  { search, ...page }: PageWish & { search?: string | undefined },
 ): Promise<Page<Contact>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<ContactRow>`
     select ${selected} from contacts k
     where k.workspace_id = ${workspaceId} and k.merged_into is null
       ${search === undefined ? fragment`` : fragment`and k.search @@ ${queryOf(search)}`}
-      ${after ? fragment`and (k.created_at, k.id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by k.created_at desc, k.id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), contactResource)
+      ${newestFirst(page, fragment`k.`)}`
+  return newestPage(rows, page, contactResource)
 }
 
 /** Words hold letters and digits only, so nothing in them can be an operator. A search without any finds nothing. */

@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import type { Role } from './profiles.ts'
 import { hashToken, newToken } from './tokens.ts'
 
@@ -41,20 +41,12 @@ export async function invite(
 export async function listInvitations(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string },
+  page: PageWish,
 ): Promise<Page<Invitation>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
-  const rows = await sql<Invitation & { at: string }>`
-    select ${columns}, created_at::text as at from invitations
-    where workspace_id = ${workspaceId} and expires_at > now()
-      and (${after?.at}::timestamptz is null or (created_at, id) < (${after?.at}::timestamptz, ${after?.key}::uuid))
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(
-    rows,
-    limit,
-    ({ at, id }) => ({ at, key: id }),
-    ({ at: _, ...invitation }) => invitation,
-  )
+  const rows = await sql<Invitation & { position: string }>`
+    select ${columns}, created_at::text as position from invitations
+    where workspace_id = ${workspaceId} and expires_at > now() ${newestFirst(page)}`
+  return newestPage(rows, page, ({ position: _, ...invitation }) => invitation)
 }
 
 /** Takes an invitation back. Answers what it was; undefined when the workspace has none of this id. */

@@ -32,7 +32,13 @@ export interface Removed {
 /** Removes what has served its time: expired tokens, invitations and counters, fulfilled wishes of more than a week ago. */
 export async function removeExpired(sql: Sql): Promise<Removed> {
   const [removed] = await sql<Removed>`
-    with tokens as (delete from refresh_tokens where expires_at < now() returning 1),
+    with tokens as (
+        delete from refresh_tokens t
+        where expires_at < now()
+          -- It tells that the family has ended: as long as another token of it would be good.
+          and (revoked_at is null
+            or not exists (select from refresh_tokens r where r.family = t.family and r.expires_at >= now()))
+        returning 1),
       resets as (delete from password_resets where expires_at < now()),
       invited as (delete from invitations where expires_at < now() - interval '30 days'),
       counters as (delete from rate_limits where resets_at < now() returning 1),

@@ -1,8 +1,8 @@
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 /** What chats can be sorted by, as the API answers it. */
 export interface Label {
@@ -58,20 +58,11 @@ async function unlessTaken<T>(name: string | undefined, statement: Promise<T>): 
 export async function listLabels(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<Label>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<Label & { position: string }>`
-    select ${columns}, created_at::text as position from labels
-    where workspace_id = ${workspaceId}
-      ${after ? fragment`and (created_at, id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(
-    rows,
-    limit,
-    (row) => ({ at: row.position, key: row.id }),
-    ({ position: _, ...label }) => label,
-  )
+    select ${columns}, created_at::text as position from labels where workspace_id = ${workspaceId} ${newestFirst(page)}`
+  return newestPage(rows, page, ({ position: _, ...label }) => label)
 }
 
 /** Deletes a label, and takes it off all chats. Throws 404. */

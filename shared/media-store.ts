@@ -20,6 +20,7 @@ import {
   findMedia,
   findObject,
   forgetObjects,
+  ObjectGone,
   rejectPending,
   reserveObject,
 } from './media.ts'
@@ -371,10 +372,12 @@ export async function confirmUpload(
     return await completeMedia(sql, ready)
   } catch (error) {
     if (error instanceof AppError && error.statusCode < 500 && error.statusCode !== 404) {
-      await rejectPending(sql, row)
-      await removeObject(parts, workspaceId, objectId).catch(() => {})
+      // Somebody who confirmed it at the same time may have found it good: then it stays.
+      const rejected = await rejectPending(sql, row)
+      if (rejected) await removeObject(parts, workspaceId, objectId).catch(() => {})
     }
-    throw error
+    // Deleted, rejected or expired meanwhile.
+    throw error instanceof ObjectGone ? notFound('Media') : error
   } finally {
     if (file) await rm(file.path, { force: true })
   }

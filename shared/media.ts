@@ -3,8 +3,8 @@ import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import type { Inspected } from './media-inspect.ts'
 import type { MediaKind } from './media-types.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 export type MediaStatus = 'pending' | 'ready' | 'failed' | 'expired'
 
@@ -93,20 +93,14 @@ export async function findMedia(
 export async function listMedia(
   sql: Sql,
   workspaceId: string,
-  {
-    limit,
-    cursor,
-    kind,
-  }: { limit: number; cursor?: string | undefined; kind?: MediaKind | undefined },
+  { kind, ...page }: PageWish & { kind?: MediaKind | undefined },
 ): Promise<Page<Media>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<MediaRow>`
     select ${columns} from media f ${joined}
     where f.workspace_id = ${workspaceId}
       ${kind === undefined ? fragment`` : fragment`and f.kind = ${kind}`}
-      ${after ? fragment`and (f.created_at, f.id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by f.created_at desc, f.id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), mediaResource)
+      ${newestFirst(page, fragment`f.`)}`
+  return newestPage(rows, page, mediaResource)
 }
 
 /**
@@ -316,22 +310,23 @@ export async function deleteMedia(
   })
 }
 
-/** Discards those of these objects that no file names. Under the workspace's lock only. */
+/** Discards those of these objects that no file names, also when they are still waited for. Under the workspace's lock only. */
 const discardUnnamed = (tx: Sql, ids: string[]) =>
   tx<{ id: string }>`
     update media_objects o set state = 'discarded'
-    where o.id = any(${ids}::uuid[]) and o.state = 'stored' and not exists (select from media f where f.object_id = o.id)
+    where o.id = any(${ids}::uuid[]) and o.state <> 'discarded' and not exists (select from media f where f.object_id = o.id)
     returning o.id`
 
-/** Rejects what was put for a file that waits: the file is removed, and its object is discarded. */
+/** Rejects what was put for a file: it is removed, and its object is discarded. Answers false when it does not wait any more; nothing happens then. */
 export async function rejectPending(
   sql: Sql,
   { workspaceId, id, objectId }: MediaRow,
-): Promise<void> {
-  await sql.begin(async (tx) => {
+): Promise<boolean> {
+  return sql.begin(async (tx) => {
     await lockWorkspace(tx, workspaceId)
     const [gone] = await tx`delete from media where id = ${id} and status = 'pending' returning id`
     if (gone && objectId !== null) await discardObjects(tx, [objectId])
+    return gone !== undefined
   })
 }
 

@@ -1,8 +1,8 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { notFound } from './errors.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 interface NoteRow {
   id: string
@@ -56,15 +56,12 @@ export async function listNotes(
   sql: Sql,
   workspaceId: string,
   chatId: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<Note>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<NoteRow & { position: string }>`
     select ${selected}, n.created_at::text as position from chat_notes n
-    where n.workspace_id = ${workspaceId} and n.chat_id = ${chatId}
-      ${after ? fragment`and (n.created_at, n.id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by n.created_at desc, n.id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), noteResource)
+    where n.workspace_id = ${workspaceId} and n.chat_id = ${chatId} ${newestFirst(page, fragment`n.`)}`
+  return newestPage(rows, page, noteResource)
 }
 
 /** Which note of which chat. */

@@ -1,4 +1,13 @@
+import { fragment } from './db.ts'
+import type { Fragment } from './db.ts'
 import { AppError } from './errors.ts'
+
+/** Which page of a list somebody wants. */
+export interface PageWish {
+  limit: number
+  /** The `nextCursor` of the page before; the first page when absent. */
+  cursor?: string | undefined
+}
 
 /** One page of a list, newest first, and the cursor of the next one (null at the end). */
 export interface Page<T> {
@@ -48,6 +57,43 @@ export function toPage<Row, T>(
     nextCursor: rows.length > limit && last !== undefined ? encodeCursor(position(last)) : null,
   }
 }
+
+/**
+ * The end of a statement that reads a list, newest first: what lies behind the cursor, and one row more than the page has. It follows a `where`;
+ * `table` is what must stand before the names of columns, such as `n.`. The rows are for newestPage().
+ */
+export function newestFirst({ limit, cursor }: PageWish, table: Fragment = fragment``): Fragment {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
+  return fragment`
+    ${after ? fragment`and (${table}created_at, ${table}id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
+    order by ${table}created_at desc, ${table}id desc limit ${limit + 1}`
+}
+
+/** The page of rows that were read so; `position` is their `created_at::text`. */
+export const newestPage = <Row extends { id: string; position: string }, T>(
+  rows: Row[],
+  { limit }: PageWish,
+  resource: (row: Row) => T,
+): Page<T> => toPage(rows, limit, ({ position, id }) => ({ at: position, key: id }), resource)
+
+/** The same for a list that a number orders alone, the highest first. The rows are for numberedPage(). */
+export function highestFirst({ limit, cursor }: PageWish, column: Fragment): Fragment {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
+  return fragment`
+    ${after ? fragment`and ${column} < ${after.key}::bigint` : fragment``}
+    order by ${column} desc limit ${limit + 1}`
+}
+
+/** The page of rows that were read so. */
+export const numberedPage = <Row, T>(
+  rows: Row[],
+  { limit }: PageWish,
+  number: (row: Row) => number,
+  resource: (row: Row) => T,
+): Page<T> => toPage(rows, limit, (row) => ({ at: noTime, key: String(number(row)) }), resource)
+
+/** Every cursor has a time; where a number orders alone it says nothing. */
+const noTime = '2000-01-01 00:00:00+00'
 
 export const uuidKey = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 export const numberKey = /^\d{1,18}$/

@@ -2,8 +2,8 @@ import { unassignAll } from './chats.ts'
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
-import { toPage, decodeCursor, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 export type Role = 'owner' | 'admin' | 'agent'
 
@@ -99,15 +99,12 @@ export async function findSignedIn(
 export async function listProfiles(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string },
+  page: PageWish,
 ): Promise<Page<User>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
-  const rows = await sql<ProfileRow & { at: string }>`
-    select ${columns}, p.created_at::text as at from profiles p
-    where workspace_id = ${workspaceId}
-      and (${after?.at}::timestamptz is null or (created_at, id) < (${after?.at}::timestamptz, ${after?.key}::uuid))
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(rows, limit, ({ at, id }) => ({ at, key: id }), userResource)
+  const rows = await sql<ProfileRow & { position: string }>`
+    select ${columns}, p.created_at::text as position from profiles p
+    where workspace_id = ${workspaceId} ${newestFirst(page)}`
+  return newestPage(rows, page, userResource)
 }
 
 /** The person of this workspace. Throws 404. */

@@ -1,8 +1,8 @@
 import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 /** A variable of a template: without a fallback it needs a value. */
 export interface Variable {
@@ -154,15 +154,11 @@ export async function existingTemplate(
 export async function listTemplates(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<Template>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<TemplateRow & { position: string }>`
-    select ${columns}, created_at::text as position from templates
-    where workspace_id = ${workspaceId}
-      ${after ? fragment`and (created_at, id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), templateResource)
+    select ${columns}, created_at::text as position from templates where workspace_id = ${workspaceId} ${newestFirst(page)}`
+  return newestPage(rows, page, templateResource)
 }
 
 /** False when there is no such template. */

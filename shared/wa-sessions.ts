@@ -2,8 +2,8 @@ import { fragment, violated } from './db.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { cancelQueued } from './outbox.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { highestFirst, newestFirst, newestPage, numberedPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import { orphaned, statusOf } from './wa-session-leases.ts'
 
 export type SessionStatus =
@@ -153,15 +153,12 @@ export async function existingSession(
 export async function listSessions(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<Session>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<SessionRow & { position: string }>`
     select ${columns}, s.created_at::text as position from wa_sessions s
-    where workspace_id = ${workspaceId} and deleted_at is null
-      ${after ? fragment`and (created_at, id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by created_at desc, id desc limit ${limit + 1}`
-  return toPage(rows, limit, (row) => ({ at: row.position, key: row.id }), sessionResource)
+    where workspace_id = ${workspaceId} and deleted_at is null ${newestFirst(page)}`
+  return newestPage(rows, page, sessionResource)
 }
 
 /** At most two of a workspace's sessions: enough to know whether there is none, one or several. */
@@ -252,19 +249,15 @@ export async function sessionHistory(
   sql: Sql,
   workspaceId: string,
   id: string,
-  { limit, cursor }: { limit: number; cursor?: string | undefined },
+  page: PageWish,
 ): Promise<Page<HistoryEntry>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, /^\d{1,18}$/)
   const rows = await sql<HistoryRow>`
-    select id, from_status, to_status, reason, detail, worker, at, at::text as position
-    from wa_session_history
-    where workspace_id = ${workspaceId} and session_id = ${id}
-      ${after ? fragment`and id < ${after.key}::bigint` : fragment``}
-    order by id desc limit ${limit + 1}`
-  return toPage(
+    select id, from_status, to_status, reason, detail, worker, at from wa_session_history
+    where workspace_id = ${workspaceId} and session_id = ${id} ${highestFirst(page, fragment`id`)}`
+  return numberedPage(
     rows,
-    limit,
-    (row) => ({ at: row.position, key: String(row.id) }),
+    page,
+    (row) => row.id,
     (row) => ({
       from: row.fromStatus,
       to: row.toStatus,
@@ -319,5 +312,4 @@ interface HistoryRow {
   detail: string | null
   worker: string | null
   at: Date
-  position: string
 }

@@ -3,8 +3,8 @@ import type { Fragment, Sql } from './db.ts'
 import { eventId, eventJson, readEvents } from './events.ts'
 import type { EventType, StoredEvent } from './events.ts'
 import type { Sealed } from './key-ring.ts'
-import { decodeCursor, encodeCursor, numberKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { highestFirst, numberedPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import { retryWaiting } from './webhooks.ts'
 import type { Wanted } from './webhooks.ts'
 
@@ -62,29 +62,14 @@ export async function listDeliveries(
   sql: Sql,
   workspaceId: string,
   webhookId: string,
-  {
-    limit,
-    cursor,
-    status,
-  }: { limit: number; cursor?: string | undefined; status?: DeliveryStatus | undefined },
+  { status, ...page }: PageWish & { status?: DeliveryStatus | undefined },
 ): Promise<Page<Delivery>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, numberKey)
   const rows = await sql<DeliveryRow>`
     select ${columns} from webhook_deliveries d join events e on e.id = d.event_id
     where d.workspace_id = ${workspaceId} and d.webhook_id = ${webhookId}
       ${status === undefined ? fragment`` : fragment`and d.status = ${status}`}
-      ${after ? fragment`and d.seq < ${after.key}::bigint` : fragment``}
-    order by d.seq desc limit ${limit + 1}`
-  const page = rows.slice(0, limit)
-  const last = page.at(-1)
-  return {
-    data: page.map(deliveryResource),
-    // The number alone orders them; the time in the cursor is for its form only.
-    nextCursor:
-      rows.length > limit && last
-        ? encodeCursor({ at: '2000-01-01 00:00:00+00', key: String(last.seq) })
-        : null,
-  }
+      ${highestFirst(page, fragment`d.seq`)}`
+  return numberedPage(rows, page, ({ seq }) => seq, deliveryResource)
 }
 
 /**

@@ -5,8 +5,8 @@ import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { isSealFault } from './key-ring.ts'
 import type { KeyRing, Sealed } from './key-ring.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { newestFirst, newestPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import { newSecret, secretBytes } from './webhook-secrets.ts'
 
 /** `*` stands for every type, also of those to come. */
@@ -110,15 +110,11 @@ export async function createWebhook(
 export async function listWebhooks(
   sql: Sql,
   workspaceId: string,
-  { limit, cursor }: { limit: number; cursor?: string },
+  page: PageWish,
 ): Promise<Page<Webhook>> {
-  const after = cursor === undefined ? undefined : decodeCursor(cursor, uuidKey)
   const rows = await sql<WebhookRow>`
-    select ${columns} from webhooks w
-    where w.workspace_id = ${workspaceId}
-      ${after ? fragment`and (w.created_at, w.id) < (${after.at}::timestamptz, ${after.key}::uuid)` : fragment``}
-    order by w.created_at desc, w.id desc limit ${limit + 1}`
-  return toPage(rows, limit, ({ position, id }) => ({ at: position, key: id }), webhookResource)
+    select ${columns} from webhooks w where w.workspace_id = ${workspaceId} ${newestFirst(page, fragment`w.`)}`
+  return newestPage(rows, page, webhookResource)
 }
 
 export async function findWebhook(

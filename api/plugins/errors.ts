@@ -5,7 +5,7 @@ import fp from 'fastify-plugin'
 import Joi from 'joi'
 import { isDatabaseAway } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
-import { StoreUnavailable } from '../../shared/object-store.ts'
+import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
 import type { Fault } from '../../shared/errors.ts'
 import { faultsOf } from './joi.ts'
 
@@ -105,6 +105,10 @@ function tellable(error: Error & Partial<FastifyError>, request: FastifyRequest)
   if (error instanceof StoreUnavailable) {
     return new AppError(503, 'STORE_UNAVAILABLE', 'The file store does not answer; try again.')
   }
+  // Lost, or removed while it was being asked for.
+  if (error instanceof ObjectNotFound) return notFound('File')
+  // Its status is the store's answer to us, not ours to the caller.
+  if (error instanceof StoreRefused) return internalError()
   const { code = '', statusCode = 500 } = error
   if (code === 'FST_ERR_VALIDATION') {
     const faults = faultsOf(request)
@@ -122,8 +126,10 @@ function tellable(error: Error & Partial<FastifyError>, request: FastifyRequest)
   if (statusCode === 503) {
     return new AppError(503, 'SERVICE_UNAVAILABLE', 'The service is not available; try again.')
   }
-  return new AppError(500, 'INTERNAL_ERROR', 'Something went wrong on our side.')
+  return internalError()
 }
+
+const internalError = () => new AppError(500, 'INTERNAL_ERROR', 'Something went wrong on our side.')
 
 function bodyOf(
   { statusCode, code, message, details, more }: AppError,

@@ -108,7 +108,7 @@ async function serve(
     'x-content-type-options': 'nosniff',
     'cross-origin-resource-policy': 'cross-origin',
   })
-  if (request.headers['if-none-match'] === etag) return reply.code(304).send()
+  if (isKnown(request.headers['if-none-match'], etag)) return reply.code(304).send()
 
   const condition = request.headers['if-range']
   const applies = condition === undefined || condition === etag
@@ -127,6 +127,10 @@ async function serve(
   const head = request.method === 'HEAD'
   return reply.send(head ? Readable.from([]) : await store.get(mediaBucket, key, range))
 }
+
+/** Whether one of the tags a client has is this one; a proxy that compresses has made it a weak one. */
+const isKnown = (header: string | undefined, etag: string) =>
+  header?.split(',').some((tag) => ['*', etag, `W/${etag}`].includes(tag.trim())) ?? false
 
 /** The one range that is asked for; undefined for the whole file, also when several are; `none` when there is no such part. */
 function parseRange(header: string | undefined, size: number): ByteRange | 'none' | undefined {

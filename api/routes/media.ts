@@ -208,7 +208,12 @@ async function withFile<T>(
   // The file ends for `keep` only when the form does: nothing is stored before it is known to be alone.
   const { file, filename } = first
   const alone = async function* () {
-    for await (const chunk of file as AsyncIterable<Buffer>) yield chunk
+    try {
+      for await (const chunk of file as AsyncIterable<Buffer>) yield chunk
+    } catch {
+      // The request ended, or broke off, before the form did.
+      throw unreadableForm()
+    }
     if (await nextPart(parts)) throw wrongForm('must be the only field of the form')
   }
   return keep(Readable.from(alone(), { objectMode: false }), filename)
@@ -222,9 +227,11 @@ async function nextPart(parts: Parts): Promise<Multipart | undefined> {
     const next: IteratorResult<Multipart, unknown> = await parts.next()
     return next.done ? undefined : next.value
   } catch (error) {
-    throw error instanceof AppError ? error : wrongForm('is not a form that can be read')
+    throw error instanceof AppError ? error : unreadableForm()
   }
 }
+
+const unreadableForm = () => wrongForm('is not a form that can be read')
 
 function wrongForm(what: string): AppError {
   const fault: Fault = { path: 'body.file', message: `"body.file" ${what}` }

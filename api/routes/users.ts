@@ -113,14 +113,19 @@ export const users: Routes = async (app) => {
       config: { access: 'admin' },
       schema: {
         summary: 'Take away the second factor of a person who lost it; their sign-ins end',
+        description: 'Not your own: `/api/auth/2fa/disable` does that, with password and code.',
         tags,
         params: byId,
         body: Joi.object({}).optional(),
-        response: { 204: nothing, 409: errorBody },
+        response: { 204: nothing, 403: errorBody, 409: errorBody },
       },
     },
     async (request, reply) => {
       const { user, params } = request
+      // Else a stolen access token would be enough to be rid of what is to make up for it.
+      if (params.id === user.id) {
+        throw new AppError(403, 'FORBIDDEN', 'Switch your own off with your password and a code.')
+      }
       await changeMember(sql, user, params.id, {}, async (tx) => {
         if (!(await removeTwoFactor(tx, params.id))) {
           throw new AppError(409, 'TWO_FACTOR_DISABLED', 'This person has no second factor.')

@@ -3,7 +3,9 @@ import { readdir, readFile } from 'node:fs/promises'
 import { getPriority, platform } from 'node:os'
 import type { LightMyRequestResponse } from 'fastify'
 import t from 'tap'
+import { removeExpired } from '../../shared/jobs.ts'
 import { until } from '../../shared/test/until.ts'
+import { hashToken } from '../../shared/tokens.ts'
 import { hashPassword, threads, verifyPassword } from '../passwords.ts'
 import { appOver, errorShape, jwtSecret, password, signIn, testApp } from './app.ts'
 
@@ -279,6 +281,30 @@ void t.test('the replay of a grandparent ends the family, also a moment later', 
     'another sign-in stays',
   )
 })
+
+void t.test(
+  'an ended family stays ended when the token that tells of it has expired',
+  async (t) => {
+    const replayed = await login()
+    const second = tokensOf(await post('refresh', { refreshToken: replayed.refreshToken }))
+    t.equal((await post('refresh', { refreshToken: replayed.refreshToken })).statusCode, 401)
+    // Days later: the replayed token is past its time, the one it was traded for is not.
+    await it.sql`
+    update refresh_tokens set expires_at = now() - interval '1 second'
+    where token_hash = ${hashToken(replayed.refreshToken)}`
+    await removeExpired(it.sql)
+    t.equal((await post('refresh', { refreshToken: second.refreshToken })).statusCode, 401)
+    t.equal(await me(second.accessToken), 401)
+
+    await it.sql`
+    update refresh_tokens set expires_at = now() - interval '1 second'
+    where token_hash = ${hashToken(second.refreshToken)}`
+    await removeExpired(it.sql)
+    const left = await it.sql`
+    select from refresh_tokens where profile_id = ${replayed.user.id}`
+    t.strictSame(left, [], 'and is forgotten with the last of its tokens')
+  },
+)
 
 void t.test('of fifty parallel refreshes exactly one wins, and the family ends', async (t) => {
   for (let round = 0; round < 5; round++) {

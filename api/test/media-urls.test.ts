@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { Readable } from 'node:stream'
 import t from 'tap'
 import { SupabaseObjectStore } from '../../shared/object-store-supabase.ts'
 import { testDb } from '../../shared/test/db.ts'
@@ -24,6 +25,13 @@ const wish = (bytes: Buffer, mimeType: string, filename = 'a') => ({
 })
 const put = (url: string, bytes: Buffer, headers: Record<string, string> = {}) =>
   fetch(url, { method: 'PUT', body: new Uint8Array(bytes), headers })
+
+/** What waits for `opened` goes on when `open` is called. */
+function gate(): { open: () => void; opened: Promise<void> } {
+  let open = () => {}
+  const opened = new Promise<void>((resolve) => (open = resolve))
+  return { open, opened }
+}
 
 void t.test('a URL changed at any byte is refused', async (t) => {
   const { app, upload, urlOf } = await mediaRig(t, sql)
@@ -131,7 +139,12 @@ void t.test('parts of a file are served', async (t) => {
   const etag = `"${body.sha256}"`
   t.match(await read('bytes=0-0', { 'if-range': etag }), { status: 206 })
   t.match(await read('bytes=0-0', { 'if-range': '"other"' }), { status: 200 })
-  t.equal((await fetch(url, { headers: { 'if-none-match': etag } })).status, 304)
+  for (const known of [etag, `W/${etag}`, `"other", ${etag}`, '*']) {
+    t.equal((await fetch(url, { headers: { 'if-none-match': known } })).status, 304, known)
+  }
+  for (const known of ['"other"', `"other${etag}`, body.sha256!, `x${etag}`]) {
+    t.equal((await fetch(url, { headers: { 'if-none-match': known } })).status, 200, known)
+  }
   const head = await fetch(url, { method: 'HEAD' })
   t.match([head.status, head.headers.get('content-length')], [200, '20000'])
   t.equal((await head.text()).length, 0)
@@ -238,6 +251,76 @@ void t.test('what arrives otherwise than announced is refused, and gone', async 
   const other = await sign(wish(bytes, 'application/pdf'))
   await put(other.url, bytes)
   t.match((await confirm(other.mediaId)).body, { kind: 'image', mimeType: 'image/jpeg' })
+})
+
+void t.test('a confirmation that fails beside one that does not takes nothing away', async (t) => {
+  const { call, left, store, urlOf } = await mediaRig(t, sql)
+  const bytes = await picture()
+  const body = { ...wish(bytes, 'image/jpeg'), sha256: sha256(bytes) }
+  const { mediaId, url } = (await call<Signed>('POST', '/api/uploads/sign', { body })).body
+  await put(url, bytes)
+  const confirm = () => call('POST', '/api/uploads/confirm', { body: { mediaId } })
+  // Both have found the upload waiting when the first reads its bytes; the second reads others, once the first is through.
+  const through = gate()
+  const begun = gate()
+  store.changeResult = (source) => {
+    source.destroy()
+    begun.open()
+    return Readable.from(
+      (async function* () {
+        await through.opened
+        yield Buffer.alloc(bytes.length, 0x61)
+      })(),
+    )
+  }
+  const failing = confirm()
+  await begun.opened
+  store.heal()
+  t.match(await confirm(), { status: 200, body: { status: 'ready' } })
+  through.open()
+  t.match((await failing).body, errorShape(422, 'UPLOAD_MISMATCH'))
+  t.strictSame(await left(), { temp: 0, stored: 2, media: 1, objects: 1 })
+  const read = await fetch(await urlOf(mediaId))
+  t.ok(bytes.equals(Buffer.from(await read.arrayBuffer())))
+})
+
+void t.test('a direct upload that is deleted gives its room back', async (t) => {
+  const { call, left, upload } = await mediaRig(t, sql, { MEDIA_QUOTA_MB: '1' })
+  const large = padded(pdf, 1_000_000)
+  const body = wish(large, 'application/pdf')
+  const { mediaId, url } = (await call<Signed>('POST', '/api/uploads/sign', { body })).body
+  t.match((await upload(large)).body, errorShape(507, 'QUOTA_EXCEEDED'))
+  await put(url, large)
+  t.equal((await call('DELETE', `/api/upload/${mediaId}`)).status, 204)
+  t.strictSame(await left(), { temp: 0, stored: 0, media: 0, objects: 0 })
+  t.equal((await put(url, large)).status, 404)
+  const confirmed = await call('POST', '/api/uploads/confirm', { body: { mediaId } })
+  t.match(confirmed.body, errorShape(404, 'NOT_FOUND'))
+  t.equal((await upload(large)).status, 201)
+})
+
+void t.test('a direct upload that is deleted while it is confirmed is not found', async (t) => {
+  const { call, left, store } = await mediaRig(t, sql)
+  const body = wish(pdf, 'application/pdf')
+  const { mediaId, url } = (await call<Signed>('POST', '/api/uploads/sign', { body })).body
+  await put(url, pdf)
+  const deleted = gate()
+  const begun = gate()
+  store.changeResult = (source) => {
+    begun.open()
+    return Readable.from(
+      (async function* () {
+        await deleted.opened
+        for await (const chunk of source as AsyncIterable<Buffer>) yield chunk
+      })(),
+    )
+  }
+  const confirming = call('POST', '/api/uploads/confirm', { body: { mediaId } })
+  await begun.opened
+  t.equal((await call('DELETE', `/api/upload/${mediaId}`)).status, 204)
+  deleted.open()
+  t.match((await confirming).body, errorShape(404, 'NOT_FOUND'))
+  t.strictSame(await left(), { temp: 0, stored: 0, media: 0, objects: 0 })
 })
 
 void t.test('wishes that cannot be fulfilled are refused at once', async (t) => {

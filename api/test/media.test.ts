@@ -3,7 +3,7 @@ import { Readable } from 'node:stream'
 import sharp from 'sharp'
 import t from 'tap'
 import type { Media } from '../../shared/media.ts'
-import { StoreUnavailable } from '../../shared/object-store.ts'
+import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { errorShape, signIn } from './app.ts'
 import { fixture, mediaRig, nothingLeft, padded, pdf, picture, sha256 } from './media-rig.ts'
@@ -168,7 +168,7 @@ void t.test('files are listed, newest first', async (t) => {
 })
 
 void t.test('a form that is none, or has not just the file, is refused', async (t) => {
-  const { call, left } = await mediaRig(t, sql)
+  const { call, left, origin, person } = await mediaRig(t, sql)
   const bytes = new Blob([new Uint8Array(await picture())])
   const forms: [string, (form: FormData) => void][] = [
     ['no field', () => {}],
@@ -216,6 +216,19 @@ void t.test('a form that is none, or has not just the file, is refused', async (
     headers: { 'content-type': 'multipart/form-data' },
   })
   t.match(unbounded.body, errorShape(400, 'VALIDATION_FAILED'))
+  // Complete as HTTP, and ending in the middle of the form.
+  const file = '--x\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello'
+  for (const cut of [file, `${file}\r\n--x`, file.slice(0, 30), '--x\r\n']) {
+    const answer = await fetch(`${origin}/api/upload/media`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${person.token}`,
+        'content-type': 'multipart/form-data; boundary=x',
+      },
+      body: cut,
+    })
+    t.match(await answer.json(), errorShape(400, 'VALIDATION_FAILED'), JSON.stringify(cut))
+  }
   t.strictSame(await left(), nothingLeft)
 })
 
@@ -337,6 +350,44 @@ void t.test('a store that goes away in the middle leaves nothing, and loses noth
   t.equal((await fetch(await urlOf(mediaId))).status, 503)
   store.heal()
   t.ok(bytes.equals(Buffer.from(await (await fetch(await urlOf(mediaId))).arrayBuffer())))
+})
+
+void t.test('a store that refuses us is our fault, and not told', async (t) => {
+  const { upload, left, store, call, urlOf } = await mediaRig(t, sql)
+  const { body } = await upload(pdf)
+  const url = await urlOf(body.id)
+  const before = await left()
+  for (const refusal of [
+    new StoreRefused(403, 'signature verification failed'),
+    new StoreRefused(404, 'Bucket not found'),
+    new StoreRefused(413, "raise the bucket's size limit"),
+  ]) {
+    const refuse = () => {
+      throw refusal
+    }
+    store.beforePut = refuse
+    const refused = await upload(await picture())
+    t.match(refused.body, errorShape(500, 'INTERNAL_ERROR'), refusal.message)
+    t.notMatch(JSON.stringify(refused.body), refusal.message)
+    t.strictSame(await left(), before)
+    store.heal()
+    store.beforeGet = refuse
+    t.match(await (await fetch(url)).json(), errorShape(500, 'INTERNAL_ERROR'))
+    store.heal()
+  }
+  t.equal((await call('DELETE', `/api/upload/${body.id}`)).status, 204)
+})
+
+void t.test('an object the store has lost is not found', async (t) => {
+  const { upload, store, urlOf } = await mediaRig(t, sql)
+  const { body } = await upload(pdf)
+  const url = await urlOf(body.id)
+  // Removed between two calls of the store.
+  store.changeResult = (source) => {
+    source.destroy()
+    throw new ObjectNotFound('media', 'gone')
+  }
+  t.match(await (await fetch(url)).json(), errorShape(404, 'NOT_FOUND'))
 })
 
 void t.test('uploads are limited as a class of their own', async (t) => {

@@ -227,6 +227,15 @@ void t.test(
   },
 )
 
+void t.test('nobody resets their own: that takes password and code', async (t) => {
+  const owner = await signIn(it)
+  await owner.call('POST', '/api/auth/2fa/enroll')
+  await owner.call('POST', '/api/auth/2fa/confirm', { code: await nextCode(owner) })
+  const answer = await owner.call('POST', `/api/users/${owner.profile.id}/2fa/reset`)
+  t.match(answer.json(), errorShape(403, 'FORBIDDEN'))
+  t.match((await owner.call('GET', '/api/auth/me')).json(), { user: { twoFactorEnabled: true } })
+})
+
 void t.test('seeds are sealed anew with a new key, and belong to their person', async (t) => {
   const [ada, eve] = [await enrolled(), await enrolled()]
   const before = (await seedOf(it.sql, keys, ada.profile.id))!.seed

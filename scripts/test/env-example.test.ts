@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { apiSchema } from '../../api/config.ts'
@@ -9,12 +9,23 @@ import { workerSchema } from '../../wa-worker/config.ts'
 /** What the processes read. A new one belongs in this list. */
 const schemas = [apiSchema, workerSchema]
 
+/** What code reads past the schemas, such as a command that wants a word for one run; not what every system sets. */
+const readDirectly = ['api', 'shared', 'wa-worker', 'scripts'].flatMap((folder) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith('.ts'))
+    .flatMap((name) => [
+      ...readFileSync(join(root, folder, name), 'utf8').matchAll(/process\.env\['([A-Z]\w+)'\]/g),
+    ])
+    .map(([, name]) => name!)
+    .filter((name) => name !== 'PATH'),
+)
+
 const lines = readFileSync(join(root, '.env.example'), 'utf8').split('\n')
 const settings = lines.flatMap((line, index) => {
   const [, comment, name, value] = /^(# )?([A-Z][A-Z0-9_]*)=(.*)$/.exec(line) ?? []
   return name === undefined ? [] : [{ name, value: value!, index, optional: comment !== undefined }]
 })
-const known = new Set(schemas.flatMap((schema) => Object.keys(schema)))
+const known = new Set([...schemas.flatMap((schema) => Object.keys(schema)), ...readDirectly])
 
 void t.test('every setting that is read is explained in .env.example, once, and no other', (t) => {
   t.strictSame(settings.map(({ name }) => name).sort(), [...known].sort())

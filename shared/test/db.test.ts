@@ -12,6 +12,8 @@ import { listen } from '../listener.ts'
 import { createLogger } from '../logger.ts'
 import { migrate, migrationStatus, readMigrations } from '../migrations.ts'
 import { createNotifier } from '../notify.ts'
+import { encodeCursor, highestFirst, newestFirst, newestPage, numberedPage } from '../pagination.ts'
+import type { Page, PageWish } from '../pagination.ts'
 import { testDb } from './db.ts'
 
 const log = createLogger('test', { level: 'fatal', stdout: false })
@@ -202,3 +204,52 @@ void t.test('wrong settings are named, all of them, in one sentence', async (t) 
     PG_PREPARE: true,
   })
 })
+
+void t.test(
+  'a list is read page by page, also where times are equal to the microsecond',
+  async (t) => {
+    const { sql } = await testDb(t)
+    await sql`create table things (id uuid primary key default gen_random_uuid(), seq bigint, created_at timestamptz)`
+    await sql`
+    insert into things (seq, created_at)
+    select n, '2026-11-21 08:00:00.000001+00'::timestamptz + (n / 3) * interval '1 microsecond' from generate_series(1, 10) n`
+    type Row = { id: string; seq: number; position: string }
+    const readAll = async (read: (page: PageWish) => Promise<Page<Row>>) => {
+      const found: Row[] = []
+      for (let cursor: string | undefined; ;) {
+        const page = await read({ limit: 3, cursor })
+        found.push(...page.data)
+        if (page.nextCursor === null) return found
+        t.equal(page.data.length, 3)
+        cursor = page.nextCursor
+      }
+    }
+    const all = fragment`select x.*, x.created_at::text as position from things x`
+    const byTime = await readAll(async (page) =>
+      newestPage(
+        await sql<Row>`${all} where true ${newestFirst(page, fragment`x.`)}`,
+        page,
+        (row) => row,
+      ),
+    )
+    t.strictSame(byTime, await sql`${all} order by x.created_at desc, x.id desc`)
+    const byNumber = await readAll(async (page) =>
+      numberedPage(
+        await sql<Row>`${all} where true ${highestFirst(page, fragment`x.seq`)}`,
+        page,
+        ({ seq }) => seq,
+        (row) => row,
+      ),
+    )
+    t.strictSame(
+      byNumber.map(({ seq }) => seq),
+      [10, 9, 8, 7, 6, 5, 4, 3, 2, 1],
+    )
+    for (const cursor of ['x', encodeCursor({ at: '2026-11-21 08:00:00+00', key: 'x' })]) {
+      t.throws(() => newestFirst({ limit: 1, cursor }), { code: 'VALIDATION_FAILED' })
+      t.throws(() => highestFirst({ limit: 1, cursor }, fragment`x.seq`), {
+        code: 'VALIDATION_FAILED',
+      })
+    }
+  },
+)
