@@ -1,4 +1,4 @@
-import { fragment } from './db.ts'
+import { fragment, planOnce } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import { messageColumns, messageJoins, messageResource } from './messages.ts'
@@ -52,6 +52,7 @@ export async function recordAcks(
 ): Promise<(string | undefined | LeaseLost)[]> {
   const acks = reports.map(({ ack }) => ack)
   return sql.begin(async (tx) => {
+    await planOnce(tx)
     const rows = await tx<Acked>`
       with report as (
         select * from unnest(

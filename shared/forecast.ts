@@ -54,7 +54,8 @@ export async function foresee(
       coalesce(k.opted_out, false) as opted_out, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
-      (select count(*)::int from (select from outbox b where b.session_id = s.id and b.state = 'q' limit ${countedAhead}) counted) as ahead,
+      (select least(coalesce(sum(b.waiting), 0), ${countedAhead})::int from (
+        select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) as ahead,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
       ${holdColumns}

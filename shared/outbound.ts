@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { fragment } from './db.ts'
+import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
@@ -113,6 +113,7 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
+  await planOnce(tx)
   const rows = await tx<MessageRow & { refusal: Refusal | null }>`
     with session as (
       select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null

@@ -61,18 +61,15 @@ interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
   quotedParticipant: string
 }
 
-/** Everything a ClaimedRow has; `o` is the outbox row, the rest is joined. */
-const selected = (defaults: PacingConfig) => fragment`
+/** What a ClaimedRow has, beside sameLogin and typing; `o` is the outbox row, the rest is joined. */
+const selected = fragment`
   o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
   m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
   q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
-  o.login_epoch = s.login_epoch as same_login, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold,
-  coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, m.request_id`
+  coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold, m.request_id`
 const joined = fragment`
   join messages m on m.id = o.message_id
   join chats c on c.id = o.chat_id
-  join wa_sessions s on s.id = o.session_id
-  join wa_session_pacing p on p.session_id = o.session_id
   left join contacts k on k.id = c.contact_id
   left join messages q on q.id = m.quoted_message_id`
 
@@ -106,7 +103,7 @@ function claimedOf({
 const laneHeads = fragment`
   select o.id, o.revision, l.cold, l.due_at
   from outbox_lanes l
-  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.state = 'q' order by o.id limit 1) o
+  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 'q' order by o.id limit 1) o
   where l.session_id = s.id and l.waiting > 0 and l.due_at <= now()`
 
 /**
@@ -150,9 +147,9 @@ export async function claim(
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
-      returning n.*, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+      returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    select ${selected(defaults)}, o.wait_ms::float8 from pace o ${joined}`
+    select ${selected}, true as same_login, o.typing, o.wait_ms::float8 from pace o ${joined}`
   return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs }))
 }
 
@@ -164,8 +161,13 @@ export async function unconfirmed(
   defaults: PacingConfig,
 ): Promise<Claimed[]> {
   const rows = await sql<ClaimedRow>`
-    select ${selected(defaults)} from outbox o ${joined}
-    where o.session_id = ${lane.id} and o.state = 's'
+    select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
+    from outbox_lanes l
+    -- One at the most is on its way in a chat, and its lane says so.
+    cross join lateral (select * from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 's' limit 1) o
+    join wa_sessions s on s.id = l.session_id
+    join wa_session_pacing p on p.session_id = l.session_id ${joined}
+    where l.session_id = ${lane.id} and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity'
       and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
     order by o.id`
   return rows.map(claimedOf)
@@ -273,8 +275,8 @@ export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
 export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   const [released] = await sql<{ n: number }>`
     with due as (
-      update outbox o set state = 'q' where o.id in (
-        select id from outbox where state = 'z' and send_at <= now() order by send_at limit ${limit} for update skip locked)
+      update outbox o set state = 'q', send_at = null where o.id in (
+        select id from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked)
       returning o.chat_id
     ), lanes as (
       update outbox_lanes l set waiting = l.waiting + d.n, due_at = case when l.waiting = 0 then now() else l.due_at end
@@ -329,7 +331,7 @@ export async function backlog(
   cap = 10_000,
 ): Promise<{ queued: number; oldestSeconds: number }> {
   const [row] = await sql<{ queued: number; oldestSeconds: number }>`
-    select (select count(*)::int from (select from outbox where state = 'q' limit ${cap}) capped) as queued,
-      coalesce(extract(epoch from now() - (select created_at from outbox where state = 'q' order by id limit 1))::int, 0) as oldest_seconds`
+    select (select count(*)::int from (select from outbox where send_at is null and state = 'q' limit ${cap}) capped) as queued,
+      coalesce(extract(epoch from now() - (select created_at from outbox where send_at is null and state = 'q' order by id limit 1))::int, 0) as oldest_seconds`
   return row!
 }

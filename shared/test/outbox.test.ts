@@ -625,6 +625,35 @@ void t.test('one claim serves all sessions, and none that is not ours', async (t
   await lanesAreRight(t, sql)
 })
 
+void t.test('a message on its way moves in none of the indexes of outbox and pace', async (t) => {
+  const { sql, queue, lane } = await rig(t)
+  await queue(text(ada, 'one'), text(bob, 'two'))
+  const written = await sql.begin(async (tx) => {
+    await claim(tx, worker, [lane], atOnce)
+    return tx`
+      select relname, n_tup_upd as written, n_tup_hot_upd as hot from pg_stat_xact_user_tables
+      where relname in ('outbox', 'wa_session_pacing') order by 1`
+  })
+  t.strictSame(written, [
+    { relname: 'outbox', written: 1, hot: 1 },
+    { relname: 'wa_session_pacing', written: 1, hot: 1 },
+  ])
+})
+
+void t.test('what is on its way is found at once, whatever waits', async (t) => {
+  const { sql, queue, lane, next, receive } = await rig(t)
+  await queue(text(ada, 'one'), text(ada, 'two'), text(bob, 'three'), text(cleo, 'four'))
+  const claimed = [await next(), await next()]
+  // What they write meanwhile changes their lane.
+  await receive(ada, 'Hello')
+  const found = await unconfirmed(sql, lane, 0, atOnce)
+  t.same(
+    found.map(({ outboxId }) => outboxId),
+    claimed.map((message) => message?.outboxId),
+  )
+  t.same(await unconfirmed(sql, { ...lane, id: randomUUID() }, 0, atOnce), [])
+})
+
 void t.test('another login cannot vouch for what was sent under the one before', async (t) => {
   const { sql, lane, queue, next } = await rig(t)
   await queue(text(ada, 'a1'))
