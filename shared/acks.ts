@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { messageColumns, messageJoins, messageResource } from './messages.ts'
 import type { MessageRow } from './messages.ts'
 import { takingOut } from './outbox.ts'
-import { countColdRefusal, lockReachOut } from './pacing.ts'
+import { countColdRefusal, keepClosed, lockReachOut } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 
 /** What WhatsApp says of a message of ours: −1 refused, 0 taken by the page, 1 server, 2 device, 3 read, 4 played. */
@@ -91,6 +91,7 @@ export async function recordAcks(
       const { ack, code, until } = acks[index]!
       if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
       else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
+      if (row.cold && ack === -1) await keepClosed(tx, row.chatId)
     }
     await appendEvents(
       tx,

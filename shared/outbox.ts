@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource, tellMessages } from './messages.ts'
-import { isQuiet, movePace } from './pacing.ts'
+import { giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -37,7 +37,7 @@ export interface Claimed {
   sameLogin: boolean
   /** The recipient has asked for no more messages. */
   optedOut: boolean
-  /** It opens a conversation. */
+  /** It opens a conversation, however often it is tried. */
   cold: boolean
   /** Whether to show "typing…" first. */
   typing: boolean
@@ -138,10 +138,10 @@ export async function claim(
       offset 0
     ), claimed as (
       update outbox o
-      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = head.cold
+      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
-      returning o.*, head.linked_at
+      returning o.*, head.linked_at, head.cold as opens
     ), lane as (
       update outbox_lanes l set due_at = 'infinity', cold = false from claimed where l.chat_id = claimed.chat_id
     ), pace as (
@@ -219,6 +219,10 @@ export async function giveUp(
     await tx`
       update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
       where id = ${messageId}`
+    if (left.cold && status === 'failed') {
+      await keepClosed(tx, left.chatId)
+      if (code === 'NUMBER_NOT_ON_WHATSAPP') await giveBackOpening(tx, lane.id)
+    }
     const row = await findMessage(tx, workspaceId, messageId)
     if (!row) return
     await appendEvents(tx, [
@@ -229,8 +233,10 @@ export async function giveUp(
 
 export interface TakenOut {
   messageId: string
+  chatId: string
   state: 'z' | 'q' | 's'
   attempts: number
+  cold: boolean
 }
 
 /** The engine broke down while it had the message in its hands. */
@@ -256,7 +262,7 @@ export async function unknownPolicy(
  */
 export const takingOut = (which: Fragment) => fragment`
   gone as (
-    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts
+    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts, o.cold
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
@@ -268,7 +274,7 @@ export const takingOut = (which: Fragment) => fragment`
 
 /** Takes messages out of the outbox; see takingOut(). */
 export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
-  return tx<TakenOut>`with ${takingOut(which)} select message_id, state, attempts from gone`
+  return tx<TakenOut>`with ${takingOut(which)} select * from gone`
 }
 
 /** Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. */

@@ -444,8 +444,48 @@ void t.test('a reach-out lock stops new conversations only', async (t) => {
   t.match(await read(a1!.id), { status: 'failed', error: { code: 'REACHOUT_LOCKED' } })
   t.equal(await next(), undefined)
   t.match(await read(b1!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
-  await queue(text(cleo, 'c1'), text(ada, 'a2'))
+  const [, a2] = await queue(text(cleo, 'c1'), text(ada, 'a2'))
   t.equal(body(await next()), 'c1')
+  t.equal(await next(), undefined, 'the conversation that was refused is not open')
+  t.match(await read(a2!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
+  await receive(ada, 'hello')
+  t.equal(body(await next()), 'a2', 'she has opened it')
+})
+
+void t.test('a first message that is tried again is still the first', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, receive } = await rig(t)
+  await queue(text(ada, 'a1'))
+  const first = (await next())!
+  await putBack(sql, lane, first, { delayMs: 0 })
+  t.match(await next(), { messageId: first.messageId, cold: true }, 'her number is looked up')
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  await receive(ada, 'hello')
+  await recordAck(sql, lane, { keyId: first.keyId, ack: -1 })
+  await queue(text(ada, 'a2'))
+  t.match(await next(), { cold: false }, 'she has written meanwhile')
+})
+
+void t.test('who is not on WhatsApp is a stranger, and costs no budget', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'), text(ada, 'a2'))
+  const nowhere = {
+    status: 'failed',
+    code: 'NUMBER_NOT_ON_WHATSAPP',
+    message: 'Not there',
+  } as const
+  const first = (await next(budget))!
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  await giveUp(sql, lane, first, nowhere)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 0 } })
+  const opened = (await next(budget))!
+  t.equal(body(opened), 'b1')
+  await sql`update wa_session_pacing set cold_at = '-infinity'`
+  const second = (await next({ ...budget, WA_NEW_CONTACTS_PER_DAY: 2 }))!
+  t.match(second, { cold: true }, 'the second to her is looked up, too')
+  t.equal(body(second), 'a2')
+  await giveUp(sql, lane, second, { status: 'failed', code: 'MEDIA_GONE', message: 'Gone' })
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 2 } })
 })
 
 void t.test('three refused strangers in a row are taken for a lock', async (t) => {
