@@ -78,10 +78,24 @@ async function isOvertaken(
 /** `n` comes after `g` in the same chat, in the order in which its messages are listed. */
 const isLater = fragment`n.chat_id = g.chat_id and (n.created_at, n.seq) > (g.created_at, g.seq)`
 
+interface Where {
+  sessionId: Fragment | string
+  waChatId: Fragment | string
+}
+
+/** Whether a message to `waChatId` may quote this one, or quotes none. */
+export const isQuotable = (
+  quoted: Fragment | string | undefined,
+  { sessionId, waChatId }: Where,
+) => fragment`
+  (${quoted}::uuid is null or exists (
+    select from messages q join chats c on c.id = q.chat_id
+    where q.id = ${quoted} and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId}))`
+
 /** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
 export const guard = (
   last: Fragment | string | undefined,
-  { sessionId, waChatId }: { sessionId: Fragment | string; waChatId: Fragment | string },
+  { sessionId, waChatId }: Where,
 ) => fragment`
   case when ${last}::uuid is null then null
     when not exists (
@@ -120,9 +134,7 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
     ), input as (
       select i.*, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
-          when i.quoted is not null and not exists (
-            select from messages q join chats c on c.id = q.chat_id
-            where q.id = i.quoted and q.workspace_id = ${workspaceId} and c.session_id = session.id and c.wa_chat_id = i.wa_chat_id)
+          when not ${isQuotable(fragment`i.quoted`, { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` })}
           then 'QUOTED_NOT_FOUND' end,
           ${guard(fragment`i.last`, { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` })}) as refusal
       from unnest(
