@@ -191,6 +191,7 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
         chat.last_inbound_at is null and chat.contacted_at is null and not chat.is_group, chat.last_inbound_at
       from queued join chat on chat.id = queued.chat_id join input i on i.id = queued.message_id
       group by chat.id, chat.workspace_id, chat.session_id, chat.last_inbound_at, chat.contacted_at, chat.is_group
+      order by chat.id
       on conflict (chat_id) do update
       set waiting = outbox_lanes.waiting + excluded.waiting,
           due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end

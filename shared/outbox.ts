@@ -260,7 +260,7 @@ export async function unknownPolicy(
  * The statements that take messages out of the outbox (`gone`), and let what is behind each of them in its chat go. `which` speaks of `o`. Rows are
  * locked in one order everywhere, outbox before lane, so that none of this can deadlock with a claim.
  */
-export const takingOut = (which: Fragment) => fragment`
+export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   gone as (
     delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts, o.cold
   ), freed as (
@@ -268,27 +268,36 @@ export const takingOut = (which: Fragment) => fragment`
     set waiting = l.waiting - g.n,
         -- What leaves from behind a message that is on its way does not let the chat go on.
         due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
-    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from gone group by chat_id) g
+    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from ${lanes} group by chat_id) g
     where l.chat_id = g.chat_id
   )`
 
-/** Takes messages out of the outbox; see takingOut(). */
+/** Takes messages out of the outbox; see takingOut(). They may be of many chats: their lanes are locked in the order in which a batch is accepted. */
 export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
-  return tx<TakenOut>`with ${takingOut(which)} select * from gone`
+  const inOrder = fragment`(
+    select gone.* from gone
+    join (select chat_id from outbox_lanes where chat_id in (select chat_id from gone) order by chat_id for no key update) l on l.chat_id = gone.chat_id) gone`
+  return tx<TakenOut>`with ${takingOut(which, inOrder)} select * from gone`
 }
 
-/** Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. */
+/**
+ * Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. It takes the lanes of many chats, of all
+ * sessions, so it waits for none of them: where somebody is at work, the next call finds the message.
+ */
 export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   const [released] = await sql<{ n: number }>`
     with due as (
-      update outbox o set state = 'q', send_at = null where o.id in (
-        select id from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked)
+      select id, chat_id from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked
+    ), free as (
+      select chat_id from outbox_lanes where chat_id in (select chat_id from due) for no key update skip locked
+    ), released as (
+      update outbox o set state = 'q', send_at = null from due join free on free.chat_id = due.chat_id where o.id = due.id
       returning o.chat_id
     ), lanes as (
-      update outbox_lanes l set waiting = l.waiting + d.n, due_at = case when l.waiting = 0 then now() else l.due_at end
-      from (select chat_id, count(*)::int as n from due group by chat_id) d where l.chat_id = d.chat_id
+      update outbox_lanes l set waiting = l.waiting + r.n, due_at = case when l.waiting = 0 then now() else l.due_at end
+      from (select chat_id, count(*)::int as n from released group by chat_id) r where l.chat_id = r.chat_id
     )
-    select count(*)::int as n from due`
+    select count(*)::int as n from released`
   return released!.n
 }
 

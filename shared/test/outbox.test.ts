@@ -350,6 +350,44 @@ void t.test('scheduled messages wait for their time and hold up nobody', async (
   await lanesAreRight(t, sql)
 })
 
+void t.test('what becomes due waits for nobody who is at work in its chat', async (t) => {
+  const { sql, workspaceId, sessionId, queue } = await rig(t)
+  const sendAt = new Date(Date.now() + 3_600_000)
+  await queue(text(ada, 'a1', { sendAt }), text(bob, 'b1', { sendAt }))
+  await sql`update outbox set send_at = now()`
+  const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+  const released = await sql.begin(async (tx) => {
+    await accept(tx, { ...submission, messages: [text(ada, 'a2')] })
+    return sql.begin(async (other) => {
+      await other`set local lock_timeout = '2s'`
+      return releaseScheduled(other)
+    })
+  })
+  t.equal(released, 1, 'bob')
+  t.equal(await releaseScheduled(sql), 1, 'ada')
+  t.equal(await releaseScheduled(sql), 0)
+  await lanesAreRight(t, sql)
+})
+
+void t.test(
+  'batches are accepted and taken back at once without locking each other out',
+  async (t) => {
+    const { sql, workspaceId, sessionId } = await rig(t)
+    const people = Array.from({ length: 60 }, stranger)
+    const messages = people.map((to) => text(to, 'offer'))
+    const indexes = people.map((_, i) => i)
+    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r', messages }
+    const submit = () => acceptBatch(sql, submission, indexes, [])
+    const batches = [await submit(), await submit(), await submit(), await submit(), await submit()]
+    await Promise.all(
+      batches.flatMap(({ batchId }) => [submit(), cancelBatch(sql, workspaceId, batchId)]),
+    )
+    const [counted] = await sql`select count(*)::int as n from outbox`
+    t.strictSame(counted, { n: 300 })
+    await lanesAreRight(t, sql)
+  },
+)
+
 void t.test('the pace: a gap with jitter, and a cap in any minute', async (t) => {
   const { sql, queue, next, read, pace } = await rig(t)
   const [, , third] = await queue(text(ada, '1'), text(bob, '2'), text(cleo, '3'))
