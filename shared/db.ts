@@ -108,9 +108,13 @@ export function connect(url: string, options: ConnectOptions): Db {
         for (const channel of nudges) notifier.nudge(channel)
         return result
       } catch (error) {
-        await client.query('rollback').catch((rollbackError: unknown) => {
-          broken = rollbackError as Error
-        })
+        // A connection that says nothing any more would have the rollback, too, wait for its whole time; without it, the server undoes all.
+        if (isDatabaseAway(error)) broken = error as Error
+        else {
+          await client.query('rollback').catch((rollbackError: unknown) => {
+            broken = rollbackError as Error
+          })
+        }
         throw error
       } finally {
         client.off('error', onError)
