@@ -718,6 +718,27 @@ void t.test('a message on its way moves in none of the indexes of outbox and pac
   ])
 })
 
+void t.test(
+  'accepting and confirming are planned once a connection, not once a message',
+  async (t) => {
+    const { sql, workspaceId, sessionId, lane } = await rig(t)
+    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+    const plans = await sql.begin(async (tx) => {
+      for (const body of ['one', 'two']) {
+        await accept(tx, { ...submission, messages: [text(ada, body)] })
+        await recordAck(tx, lane, { keyId: randomUUID(), ack: 1 })
+      }
+      return tx<{ anew: number; kept: number }>`
+      select custom_plans::int as anew, generic_plans::int as kept from pg_prepared_statements
+      where statement like any(array['%insert into outbox_lanes%', '%with report as%']) and statement not like '%pg_prepared_statements%'`
+    })
+    t.strictSame(plans, [
+      { anew: 0, kept: 2 },
+      { anew: 0, kept: 2 },
+    ])
+  },
+)
+
 void t.test('what is on its way is found at once, whatever waits', async (t) => {
   const { sql, queue, lane, next, receive } = await rig(t)
   await queue(text(ada, 'one'), text(ada, 'two'), text(bob, 'three'), text(cleo, 'four'))
