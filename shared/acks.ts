@@ -1,10 +1,10 @@
-import { fragment } from './db.ts'
+import { fragment, planOnce } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import { messageColumns, messageJoins, messageResource } from './messages.ts'
 import type { MessageRow } from './messages.ts'
 import { takingOut } from './outbox.ts'
-import { countColdRefusal, lockReachOut } from './pacing.ts'
+import { countColdRefusal, keepClosed, lockReachOut } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 
 /** What WhatsApp says of a message of ours: −1 refused, 0 taken by the page, 1 server, 2 device, 3 read, 4 played. */
@@ -52,6 +52,7 @@ export async function recordAcks(
 ): Promise<(string | undefined | LeaseLost)[]> {
   const acks = reports.map(({ ack }) => ack)
   return sql.begin(async (tx) => {
+    await planOnce(tx)
     const rows = await tx<Acked>`
       with report as (
         select * from unnest(
@@ -90,6 +91,7 @@ export async function recordAcks(
       const { ack, code, until } = acks[index]!
       if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
       else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
+      if (row.cold && ack === -1) await keepClosed(tx, row.chatId)
     }
     await appendEvents(
       tx,

@@ -108,9 +108,13 @@ export function connect(url: string, options: ConnectOptions): Db {
         for (const channel of nudges) notifier.nudge(channel)
         return result
       } catch (error) {
-        await client.query('rollback').catch((rollbackError: unknown) => {
-          broken = rollbackError as Error
-        })
+        // A connection that says nothing any more would have the rollback, too, wait for its whole time; without it, the server undoes all.
+        if (isDatabaseAway(error)) broken = error as Error
+        else {
+          await client.query('rollback').catch((rollbackError: unknown) => {
+            broken = rollbackError as Error
+          })
+        }
         throw error
       } finally {
         client.off('error', onError)
@@ -178,6 +182,14 @@ function camelCaseKeys(row: Record<string, unknown>): Record<string, unknown> {
   const out: Record<string, unknown> = {}
   for (const key in row) out[camelCase(key)] = row[key]
   return out
+}
+
+/**
+ * For a transaction whose statements are large and cheap to run: each connection plans them once. Left to itself Postgres plans a statement anew for every
+ * array it is given, since it takes one of unknown length for a long one; planning then costs ten times what is done.
+ */
+export async function planOnce(tx: Sql): Promise<void> {
+  await tx`set local plan_cache_mode = force_generic_plan`
 }
 
 /** Postgres's own error code of a failure, for example 23505 for a unique violation. */

@@ -3,7 +3,7 @@ import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
 import { holdColumns, holdOf } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
-import { guard } from './outbound.ts'
+import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
 import { statusOf } from './wa-session-leases.ts'
 
@@ -27,6 +27,7 @@ export interface Forecast {
 interface Facts extends HoldFacts {
   chatId: string | null
   optedOut: boolean
+  quotable: boolean
   absent: boolean
   refusal: Refusal | null
   cold: boolean
@@ -46,15 +47,19 @@ export async function foresee(
     waChatId,
     sendAt,
     ifLastMessageId,
-  }: Pick<NewMessage, 'waChatId' | 'sendAt' | 'ifLastMessageId'> & { sessionId: string },
+    quotedMessageId,
+    optOutOverride,
+  }: Omit<NewMessage, 'content' | 'mentions'> & { sessionId: string },
   defaults: PacingConfig,
 ): Promise<Forecast | undefined> {
   const [facts] = await sql<Facts>`
     select ${statusOf} as session_status, c.id as chat_id, ${sendAt}::timestamptz as send_at,
-      coalesce(k.opted_out, false) as opted_out, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
+      coalesce(k.opted_out, false) and ${optOutOverride}::text is null as opted_out,
+      ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
-      (select count(*)::int from (select from outbox b where b.session_id = s.id and b.state = 'q' limit ${countedAhead}) counted) as ahead,
+      (select least(coalesce(sum(b.waiting), 0), ${countedAhead})::int from (
+        select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) as ahead,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
       ${holdColumns}
@@ -69,7 +74,7 @@ export async function foresee(
     ${noOutboxRow}
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
-  const { chatId, optedOut, absent, refusal, cold, ahead, gapMs } = facts
+  const { chatId, optedOut, quotable, absent, refusal, cold, ahead, gapMs } = facts
   const scheduled = sendAt !== undefined && sendAt > new Date()
   const hold = holdOf({
     ...facts,
@@ -85,6 +90,7 @@ export async function foresee(
     blockedBy: [
       optedOut && 'RECIPIENT_OPTED_OUT',
       absent && 'NUMBER_NOT_ON_WHATSAPP',
+      !quotable && 'QUOTED_NOT_FOUND',
       refusal,
     ].filter((code) => typeof code === 'string'),
     ...hold,

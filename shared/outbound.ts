@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { fragment } from './db.ts'
+import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
@@ -78,10 +78,24 @@ async function isOvertaken(
 /** `n` comes after `g` in the same chat, in the order in which its messages are listed. */
 const isLater = fragment`n.chat_id = g.chat_id and (n.created_at, n.seq) > (g.created_at, g.seq)`
 
+interface Where {
+  sessionId: Fragment | string
+  waChatId: Fragment | string
+}
+
+/** Whether a message to `waChatId` may quote this one, or quotes none. */
+export const isQuotable = (
+  quoted: Fragment | string | undefined,
+  { sessionId, waChatId }: Where,
+) => fragment`
+  (${quoted}::uuid is null or exists (
+    select from messages q join chats c on c.id = q.chat_id
+    where q.id = ${quoted} and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId}))`
+
 /** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
 export const guard = (
   last: Fragment | string | undefined,
-  { sessionId, waChatId }: { sessionId: Fragment | string; waChatId: Fragment | string },
+  { sessionId, waChatId }: Where,
 ) => fragment`
   case when ${last}::uuid is null then null
     when not exists (
@@ -113,15 +127,14 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
+  await planOnce(tx)
   const rows = await tx<MessageRow & { refusal: Refusal | null }>`
     with session as (
       select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
       select i.*, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
-          when i.quoted is not null and not exists (
-            select from messages q join chats c on c.id = q.chat_id
-            where q.id = i.quoted and q.workspace_id = ${workspaceId} and c.session_id = session.id and c.wa_chat_id = i.wa_chat_id)
+          when not ${isQuotable(fragment`i.quoted`, { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` })}
           then 'QUOTED_NOT_FOUND' end,
           ${guard(fragment`i.last`, { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` })}) as refusal
       from unnest(
@@ -178,6 +191,7 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
         chat.last_inbound_at is null and chat.contacted_at is null and not chat.is_group, chat.last_inbound_at
       from queued join chat on chat.id = queued.chat_id join input i on i.id = queued.message_id
       group by chat.id, chat.workspace_id, chat.session_id, chat.last_inbound_at, chat.contacted_at, chat.is_group
+      order by chat.id
       on conflict (chat_id) do update
       set waiting = outbox_lanes.waiting + excluded.waiting,
           due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end

@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource, tellMessages } from './messages.ts'
-import { isQuiet, movePace } from './pacing.ts'
+import { giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -37,7 +37,7 @@ export interface Claimed {
   sameLogin: boolean
   /** The recipient has asked for no more messages. */
   optedOut: boolean
-  /** It opens a conversation. */
+  /** It opens a conversation, however often it is tried. */
   cold: boolean
   /** Whether to show "typing…" first. */
   typing: boolean
@@ -61,18 +61,15 @@ interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
   quotedParticipant: string
 }
 
-/** Everything a ClaimedRow has; `o` is the outbox row, the rest is joined. */
-const selected = (defaults: PacingConfig) => fragment`
+/** What a ClaimedRow has, beside sameLogin and typing; `o` is the outbox row, the rest is joined. */
+const selected = fragment`
   o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
   m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
   q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
-  o.login_epoch = s.login_epoch as same_login, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold,
-  coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, m.request_id`
+  coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold, m.request_id`
 const joined = fragment`
   join messages m on m.id = o.message_id
   join chats c on c.id = o.chat_id
-  join wa_sessions s on s.id = o.session_id
-  join wa_session_pacing p on p.session_id = o.session_id
   left join contacts k on k.id = c.contact_id
   left join messages q on q.id = m.quoted_message_id`
 
@@ -106,7 +103,7 @@ function claimedOf({
 const laneHeads = fragment`
   select o.id, o.revision, l.cold, l.due_at
   from outbox_lanes l
-  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.state = 'q' order by o.id limit 1) o
+  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 'q' order by o.id limit 1) o
   where l.session_id = s.id and l.waiting > 0 and l.due_at <= now()`
 
 /**
@@ -141,18 +138,18 @@ export async function claim(
       offset 0
     ), claimed as (
       update outbox o
-      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = head.cold
+      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
-      returning o.*, head.linked_at
+      returning o.*, head.linked_at, head.cold as opens
     ), lane as (
       update outbox_lanes l set due_at = 'infinity', cold = false from claimed where l.chat_id = claimed.chat_id
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
-      returning n.*, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+      returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    select ${selected(defaults)}, o.wait_ms::float8 from pace o ${joined}`
+    select ${selected}, true as same_login, o.typing, o.wait_ms::float8 from pace o ${joined}`
   return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs }))
 }
 
@@ -164,8 +161,13 @@ export async function unconfirmed(
   defaults: PacingConfig,
 ): Promise<Claimed[]> {
   const rows = await sql<ClaimedRow>`
-    select ${selected(defaults)} from outbox o ${joined}
-    where o.session_id = ${lane.id} and o.state = 's'
+    select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
+    from outbox_lanes l
+    -- One at the most is on its way in a chat, and its lane says so.
+    cross join lateral (select * from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 's' limit 1) o
+    join wa_sessions s on s.id = l.session_id
+    join wa_session_pacing p on p.session_id = l.session_id ${joined}
+    where l.session_id = ${lane.id} and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity'
       and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
     order by o.id`
   return rows.map(claimedOf)
@@ -217,6 +219,10 @@ export async function giveUp(
     await tx`
       update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
       where id = ${messageId}`
+    if (left.cold && status === 'failed') {
+      await keepClosed(tx, left.chatId)
+      if (code === 'NUMBER_NOT_ON_WHATSAPP') await giveBackOpening(tx, lane.id)
+    }
     const row = await findMessage(tx, workspaceId, messageId)
     if (!row) return
     await appendEvents(tx, [
@@ -227,8 +233,10 @@ export async function giveUp(
 
 export interface TakenOut {
   messageId: string
+  chatId: string
   state: 'z' | 'q' | 's'
   attempts: number
+  cold: boolean
 }
 
 /** The engine broke down while it had the message in its hands. */
@@ -252,35 +260,44 @@ export async function unknownPolicy(
  * The statements that take messages out of the outbox (`gone`), and let what is behind each of them in its chat go. `which` speaks of `o`. Rows are
  * locked in one order everywhere, outbox before lane, so that none of this can deadlock with a claim.
  */
-export const takingOut = (which: Fragment) => fragment`
+export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   gone as (
-    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts
+    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts, o.cold
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
         -- What leaves from behind a message that is on its way does not let the chat go on.
         due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
-    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from gone group by chat_id) g
+    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from ${lanes} group by chat_id) g
     where l.chat_id = g.chat_id
   )`
 
-/** Takes messages out of the outbox; see takingOut(). */
+/** Takes messages out of the outbox; see takingOut(). They may be of many chats: their lanes are locked in the order in which a batch is accepted. */
 export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
-  return tx<TakenOut>`with ${takingOut(which)} select message_id, state, attempts from gone`
+  const inOrder = fragment`(
+    select gone.* from gone
+    join (select chat_id from outbox_lanes where chat_id in (select chat_id from gone) order by chat_id for no key update) l on l.chat_id = gone.chat_id) gone`
+  return tx<TakenOut>`with ${takingOut(which, inOrder)} select * from gone`
 }
 
-/** Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. */
+/**
+ * Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. It takes the lanes of many chats, of all
+ * sessions, so it waits for none of them: where somebody is at work, the next call finds the message.
+ */
 export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   const [released] = await sql<{ n: number }>`
     with due as (
-      update outbox o set state = 'q' where o.id in (
-        select id from outbox where state = 'z' and send_at <= now() order by send_at limit ${limit} for update skip locked)
+      select id, chat_id from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked
+    ), free as (
+      select chat_id from outbox_lanes where chat_id in (select chat_id from due) for no key update skip locked
+    ), released as (
+      update outbox o set state = 'q', send_at = null from due join free on free.chat_id = due.chat_id where o.id = due.id
       returning o.chat_id
     ), lanes as (
-      update outbox_lanes l set waiting = l.waiting + d.n, due_at = case when l.waiting = 0 then now() else l.due_at end
-      from (select chat_id, count(*)::int as n from due group by chat_id) d where l.chat_id = d.chat_id
+      update outbox_lanes l set waiting = l.waiting + r.n, due_at = case when l.waiting = 0 then now() else l.due_at end
+      from (select chat_id, count(*)::int as n from released group by chat_id) r where l.chat_id = r.chat_id
     )
-    select count(*)::int as n from due`
+    select count(*)::int as n from released`
   return released!.n
 }
 
@@ -329,7 +346,7 @@ export async function backlog(
   cap = 10_000,
 ): Promise<{ queued: number; oldestSeconds: number }> {
   const [row] = await sql<{ queued: number; oldestSeconds: number }>`
-    select (select count(*)::int from (select from outbox where state = 'q' limit ${cap}) capped) as queued,
-      coalesce(extract(epoch from now() - (select created_at from outbox where state = 'q' order by id limit 1))::int, 0) as oldest_seconds`
+    select (select count(*)::int from (select from outbox where send_at is null and state = 'q' limit ${cap}) capped) as queued,
+      coalesce(extract(epoch from now() - (select created_at from outbox where send_at is null and state = 'q' order by id limit 1))::int, 0) as oldest_seconds`
   return row!
 }

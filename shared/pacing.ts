@@ -65,7 +65,7 @@ const quietUntil = fragment`
     + case when p.quiet_to <= ${timeThere} then interval '1 day' else interval '0' end) at time zone p.time_zone`
 
 /**
- * The statement that moves the pace of each session in `claimed` (session_id, message_id, cold, linked_at) on by the message it has just claimed. The jitter is drawn from
+ * The statement that moves the pace of each session in `claimed` (session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
  * the message's own id: the same message always waits as long. `n` has all columns of `claimed`.
  */
 export const movePace = (defaults: PacingConfig) => fragment`
@@ -87,7 +87,7 @@ export const movePace = (defaults: PacingConfig) => fragment`
         case when cap.n = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - cap.n):] end as recent,
         now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
           + ('x' || left(c.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
-        day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.cold::int as opened,
+        day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.opens::int as opened,
         coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp}) as may_open
       from claimed c join wa_session_pacing p on p.session_id = c.session_id
       cross join lateral (select coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int) as n) cap
@@ -155,6 +155,21 @@ export async function countColdRefusal(
         cold_at = case when ${refused} and cold_refusals >= 2 then greatest(cold_at, now() + interval '6 hours') else cold_at end,
         cold_held_by = case when ${refused} and cold_refusals >= 2 then 'REACHOUT_SUSPECTED' else cold_held_by end
     where session_id = ${sessionId}`
+}
+
+/** The message that was to open the conversation certainly did not: the next one is a first one again, unless they have met meanwhile. */
+export async function keepClosed(tx: Sql, chatId: string): Promise<void> {
+  await tx`
+    update outbox_lanes l set cold = true from chats c
+    where l.chat_id = ${chatId} and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
+}
+
+/** A conversation that was counted today could not be opened, and WhatsApp was not bothered with it. */
+export async function giveBackOpening(tx: Sql, sessionId: string): Promise<void> {
+  await tx`
+    update wa_session_pacing
+    set new_contacts = new_contacts - 1, cold_at = case when cold_held_by = 'NEW_CONTACTS_PER_DAY' then '-infinity' else cold_at end
+    where session_id = ${sessionId} and new_on = (now() at time zone time_zone)::date and new_contacts > 0`
 }
 
 interface PacingRow extends Omit<Pacing, 'quietHours'> {

@@ -68,10 +68,16 @@ const moment = Joi.string()
   .custom((value: string) => {
     const at = new Date(value)
     if (Number.isNaN(at.getTime())) throw new Error('must be a time that exists')
-    if (at.getTime() < Date.now() - 60_000) throw new Error('must not lie in the past')
-    if (at.getTime() > Date.now() + 366 * 86_400_000) throw new Error('must lie within a year')
     return at
   })
+
+/** Not part of the schema: what a request was answered once it is answered again, also when its time has come meanwhile. */
+function checkTime(sendAt: Date): void {
+  const aheadMs = sendAt.getTime() - Date.now()
+  if (aheadMs >= -60_000 && aheadMs <= 366 * 86_400_000) return
+  const message = `sendAt must ${aheadMs < 0 ? 'not lie in the past' : 'lie within a year'}`
+  throw new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'body.sendAt', message }])
+}
 
 const label = (max: number) => visibleText().max(max)
 
@@ -380,6 +386,7 @@ async function draftOf(
   if (optOutOverride !== undefined && role === 'agent') {
     throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may override an opt-out.')
   }
+  if (sendAt) checkTime(sendAt)
   return {
     waChatId: to,
     content: await contentOf(sql, workspaceId, given),

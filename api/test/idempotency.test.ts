@@ -64,6 +64,22 @@ async function otherProcess(): Promise<FastifyInstance> {
 }
 const other = await otherProcess()
 
+void t.test('a repeated request is answered although its time has come meanwhile', async (t) => {
+  const person = await withSession()
+  const body = { ...hello, sendAt: new Date(Date.now() + 60_000).toISOString() }
+  const first = await post(person, sends, 'later', body)
+  t.equal(first.statusCode, 202)
+  const now = Date.now
+  t.intercept(Date, 'now', { value: () => now() + 300_000 })
+  const again = await post(person, sends, 'later', body)
+  t.ok(isReplay(again))
+  t.equal(again.body, first.body)
+  t.match((await post(person, sends, 'other', body)).json(), {
+    ...errorShape(400, 'VALIDATION_FAILED'),
+    details: [{ path: 'body.sendAt' }],
+  })
+})
+
 void t.test('a repeated request is answered with the stored answer, to the byte', async (t) => {
   const person = await withSession()
   const first = await post(person, sends, 'order-42', hello)

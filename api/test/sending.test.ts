@@ -233,6 +233,22 @@ void t.test('a dry run foretells and writes nothing', async (t) => {
   t.strictSame(await it.sql`select from chats where session_id = ${sessionId}`, [])
 })
 
+void t.test('a dry run foretells what the send itself would answer', async (t) => {
+  const { call, workspaceId, sessionId } = await withSession()
+  await working(sessionId)
+  const blockedBy = async (body: object) =>
+    (await call('POST', `${send}?dryRun=true`, { to, message: 'x', ...body })).json<{
+      blockedBy: string[]
+    }>().blockedBy
+  const { id } = (await call('POST', send, { to, message: 'x' })).json<Message>()
+  t.strictSame(await blockedBy({ quotedMessageId: id }), [])
+  t.strictSame(await blockedBy({ quotedMessageId: randomUUID() }), ['QUOTED_NOT_FOUND'])
+  t.strictSame(await blockedBy({ to: '12025550102', quotedMessageId: id }), ['QUOTED_NOT_FOUND'])
+  await it.sql`update contacts set opted_out = true where workspace_id = ${workspaceId}`
+  t.strictSame(await blockedBy({}), ['RECIPIENT_OPTED_OUT'])
+  t.strictSame(await blockedBy({ optOutOverride: 'a recall, by law' }), [])
+})
+
 void t.test('an opt-out holds unless somebody in charge has a reason', async (t) => {
   const owner = await withSession()
   const { call, workspaceId, profile } = owner

@@ -46,6 +46,24 @@ void t.test('a transaction is whole or nothing, and nests', async (t) => {
   t.equal((await sql`select 1 from workspaces`).length, 1)
 })
 
+void t.test('a transaction whose connection is dead does not wait for it once more', async (t) => {
+  const { url } = await testDb(t)
+  const sql = connect(url, { applicationName: 'test', max: 1 })
+  t.teardown(() => sql.close())
+  const pid = async () => (await sql<{ pid: number }>`select pg_backend_pid() as pid`)[0]!.pid
+  const first = await pid()
+  const failing = (message: string) =>
+    sql.begin(async (tx) => {
+      await tx`create table half_done ()`
+      throw new Error(message)
+    })
+  await t.rejects(failing('boom'), { message: 'boom' })
+  t.equal(await pid(), first, 'rolled back, and used again')
+  await t.rejects(failing('Query read timeout'), { message: 'Query read timeout' })
+  t.not(await pid(), first, 'given up')
+  t.strictSame(await sql`select to_regclass('half_done') as found`, [{ found: null }])
+})
+
 void t.test('failures are told apart', async (t) => {
   const { sql, url } = await testDb(t)
   const duplicate =

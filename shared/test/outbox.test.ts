@@ -350,6 +350,44 @@ void t.test('scheduled messages wait for their time and hold up nobody', async (
   await lanesAreRight(t, sql)
 })
 
+void t.test('what becomes due waits for nobody who is at work in its chat', async (t) => {
+  const { sql, workspaceId, sessionId, queue } = await rig(t)
+  const sendAt = new Date(Date.now() + 3_600_000)
+  await queue(text(ada, 'a1', { sendAt }), text(bob, 'b1', { sendAt }))
+  await sql`update outbox set send_at = now()`
+  const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+  const released = await sql.begin(async (tx) => {
+    await accept(tx, { ...submission, messages: [text(ada, 'a2')] })
+    return sql.begin(async (other) => {
+      await other`set local lock_timeout = '2s'`
+      return releaseScheduled(other)
+    })
+  })
+  t.equal(released, 1, 'bob')
+  t.equal(await releaseScheduled(sql), 1, 'ada')
+  t.equal(await releaseScheduled(sql), 0)
+  await lanesAreRight(t, sql)
+})
+
+void t.test(
+  'batches are accepted and taken back at once without locking each other out',
+  async (t) => {
+    const { sql, workspaceId, sessionId } = await rig(t)
+    const people = Array.from({ length: 60 }, stranger)
+    const messages = people.map((to) => text(to, 'offer'))
+    const indexes = people.map((_, i) => i)
+    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r', messages }
+    const submit = () => acceptBatch(sql, submission, indexes, [])
+    const batches = [await submit(), await submit(), await submit(), await submit(), await submit()]
+    await Promise.all(
+      batches.flatMap(({ batchId }) => [submit(), cancelBatch(sql, workspaceId, batchId)]),
+    )
+    const [counted] = await sql`select count(*)::int as n from outbox`
+    t.strictSame(counted, { n: 300 })
+    await lanesAreRight(t, sql)
+  },
+)
+
 void t.test('the pace: a gap with jitter, and a cap in any minute', async (t) => {
   const { sql, queue, next, read, pace } = await rig(t)
   const [, , third] = await queue(text(ada, '1'), text(bob, '2'), text(cleo, '3'))
@@ -444,8 +482,48 @@ void t.test('a reach-out lock stops new conversations only', async (t) => {
   t.match(await read(a1!.id), { status: 'failed', error: { code: 'REACHOUT_LOCKED' } })
   t.equal(await next(), undefined)
   t.match(await read(b1!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
-  await queue(text(cleo, 'c1'), text(ada, 'a2'))
+  const [, a2] = await queue(text(cleo, 'c1'), text(ada, 'a2'))
   t.equal(body(await next()), 'c1')
+  t.equal(await next(), undefined, 'the conversation that was refused is not open')
+  t.match(await read(a2!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
+  await receive(ada, 'hello')
+  t.equal(body(await next()), 'a2', 'she has opened it')
+})
+
+void t.test('a first message that is tried again is still the first', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, receive } = await rig(t)
+  await queue(text(ada, 'a1'))
+  const first = (await next())!
+  await putBack(sql, lane, first, { delayMs: 0 })
+  t.match(await next(), { messageId: first.messageId, cold: true }, 'her number is looked up')
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  await receive(ada, 'hello')
+  await recordAck(sql, lane, { keyId: first.keyId, ack: -1 })
+  await queue(text(ada, 'a2'))
+  t.match(await next(), { cold: false }, 'she has written meanwhile')
+})
+
+void t.test('who is not on WhatsApp is a stranger, and costs no budget', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'), text(ada, 'a2'))
+  const nowhere = {
+    status: 'failed',
+    code: 'NUMBER_NOT_ON_WHATSAPP',
+    message: 'Not there',
+  } as const
+  const first = (await next(budget))!
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  await giveUp(sql, lane, first, nowhere)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 0 } })
+  const opened = (await next(budget))!
+  t.equal(body(opened), 'b1')
+  await sql`update wa_session_pacing set cold_at = '-infinity'`
+  const second = (await next({ ...budget, WA_NEW_CONTACTS_PER_DAY: 2 }))!
+  t.match(second, { cold: true }, 'the second to her is looked up, too')
+  t.equal(body(second), 'a2')
+  await giveUp(sql, lane, second, { status: 'failed', code: 'MEDIA_GONE', message: 'Gone' })
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 2 } })
 })
 
 void t.test('three refused strangers in a row are taken for a lock', async (t) => {
@@ -623,6 +701,56 @@ void t.test('one claim serves all sessions, and none that is not ours', async (t
   t.equal((await unconfirmed(sql, lane, 0, atOnce)).length, 1)
   t.equal(await endOutbox(sql, lane, { code: 'ACCOUNT_CHANGED', message: 'x' }), 1)
   await lanesAreRight(t, sql)
+})
+
+void t.test('a message on its way moves in none of the indexes of outbox and pace', async (t) => {
+  const { sql, queue, lane } = await rig(t)
+  await queue(text(ada, 'one'), text(bob, 'two'))
+  const written = await sql.begin(async (tx) => {
+    await claim(tx, worker, [lane], atOnce)
+    return tx`
+      select relname, n_tup_upd as written, n_tup_hot_upd as hot from pg_stat_xact_user_tables
+      where relname in ('outbox', 'wa_session_pacing') order by 1`
+  })
+  t.strictSame(written, [
+    { relname: 'outbox', written: 1, hot: 1 },
+    { relname: 'wa_session_pacing', written: 1, hot: 1 },
+  ])
+})
+
+void t.test(
+  'accepting and confirming are planned once a connection, not once a message',
+  async (t) => {
+    const { sql, workspaceId, sessionId, lane } = await rig(t)
+    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+    const plans = await sql.begin(async (tx) => {
+      for (const body of ['one', 'two']) {
+        await accept(tx, { ...submission, messages: [text(ada, body)] })
+        await recordAck(tx, lane, { keyId: randomUUID(), ack: 1 })
+      }
+      return tx<{ anew: number; kept: number }>`
+      select custom_plans::int as anew, generic_plans::int as kept from pg_prepared_statements
+      where statement like any(array['%insert into outbox_lanes%', '%with report as%']) and statement not like '%pg_prepared_statements%'`
+    })
+    t.strictSame(plans, [
+      { anew: 0, kept: 2 },
+      { anew: 0, kept: 2 },
+    ])
+  },
+)
+
+void t.test('what is on its way is found at once, whatever waits', async (t) => {
+  const { sql, queue, lane, next, receive } = await rig(t)
+  await queue(text(ada, 'one'), text(ada, 'two'), text(bob, 'three'), text(cleo, 'four'))
+  const claimed = [await next(), await next()]
+  // What they write meanwhile changes their lane.
+  await receive(ada, 'Hello')
+  const found = await unconfirmed(sql, lane, 0, atOnce)
+  t.same(
+    found.map(({ outboxId }) => outboxId),
+    claimed.map((message) => message?.outboxId),
+  )
+  t.same(await unconfirmed(sql, { ...lane, id: randomUUID() }, 0, atOnce), [])
 })
 
 void t.test('another login cannot vouch for what was sent under the one before', async (t) => {

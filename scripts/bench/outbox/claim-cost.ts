@@ -7,6 +7,8 @@ import { atOnce, createSessions, fill } from './world.ts'
 export const laneCounts = [1, 100, 1_000]
 const sessionCount = 1_000
 const tries = 11
+/** A statement has half a minute. */
+const loadedAtOnce = 50_000
 /** A connection plans a statement anew that often before it keeps a plan. */
 const warmUps = 6
 
@@ -40,8 +42,12 @@ export async function claimCosts(sql: Db, most: number): Promise<ClaimCost[]> {
     return { backlog, queued, ms }
   }
   const costs = [await measure('nothing', 0)]
+  let loaded = 0
   for (const queued of [10_000, 100_000, 1_000_000].filter((queued) => queued <= most)) {
-    await fill(sql, sessions[0]!, queued / sessionCount, 'inOrder')
+    while (loaded < queued) {
+      loaded = Math.min(queued, loaded + loadedAtOnce)
+      await fill(sql, sessions[0]!, loaded / sessionCount, 'inOrder')
+    }
     costs.push(await measure(`${queued.toLocaleString('en')} queued`, queued))
   }
   await sql`truncate outbox, outbox_lanes`

@@ -9,12 +9,16 @@ export interface Statement {
 /** Runs statements as `sql` does and notes them down, so that another program can run the very same. */
 export function recording(sql: Sql): { sql: Sql; statements: Statement[] } {
   const statements: Statement[] = []
-  const tag = (strings: TemplateStringsArray, ...values: (Value | Fragment)[]) => {
+  const tag = <Row extends object>(
+    strings: TemplateStringsArray,
+    ...values: (Value | Fragment)[]
+  ): Promise<Row[]> => {
     statements.push(render(strings, values))
-    return sql(strings, ...values)
+    return sql<Row>(strings, ...values)
   }
-  const recorder = Object.assign(tag, {
+  const recorder: Sql = Object.assign(tag, {
     begin: <T>(work: (sql: Sql) => Promise<T>) => work(recorder),
-  }) as Sql
+    nudge: () => {},
+  })
   return { sql: recorder, statements }
 }

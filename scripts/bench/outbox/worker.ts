@@ -11,6 +11,7 @@ export type Name = keyof typeof contestants
 export type Order =
   | ({ do: 'open'; name: Name } & Omit<ConsumerOptions, 'onMessage'>)
   | { do: 'start' }
+  | { do: 'count' }
   | { do: 'stop' }
 
 /** When a message was about to be handed in, and how long it took from there to its handler. */
@@ -19,7 +20,7 @@ export interface Pickup {
   ms: number
 }
 
-/** What came of a window: messages handled, and milliseconds from the first to the last one; for those that carry their birth, how long they waited. */
+/** What came of a window: messages handled since it was told to count, and milliseconds from the first to the last one; for those that carry their birth, how long they waited. */
 export interface Result {
   handled: number
   ms: number
@@ -52,6 +53,9 @@ async function obey(order: Order): Promise<Result | undefined> {
     }
     case 'start':
       consumer!.start()
+      return undefined
+    case 'count':
+      handled = 0
       return undefined
     case 'stop': {
       const result = { handled, ms: lastAt - firstAt, pickups }

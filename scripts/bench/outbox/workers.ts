@@ -18,14 +18,14 @@ export class Workers {
     fork(join(root, 'scripts/bench/outbox/worker.ts')),
   )
 
-  /** Opens a consumer in each, lets them work until `meanwhile` resolves, and answers what each of them did. */
+  /** Opens a consumer in each, lets them work until `meanwhile` resolves, and answers what each of them did, since `count` was called where it was. */
   async run(
     options: { name: Name } & Omit<ConsumerOptions, 'onMessage' | 'worker'>,
-    meanwhile: () => Promise<unknown>,
+    meanwhile: (count: () => Promise<unknown>) => Promise<unknown>,
   ): Promise<Result[]> {
     await this.#all((index) => ({ do: 'open', ...options, worker: `bench-${index}` }))
     await this.#all(() => ({ do: 'start' }))
-    await meanwhile()
+    await meanwhile(() => this.#all(() => ({ do: 'count' })))
     return (await this.#all(() => ({ do: 'stop' }))) as Result[]
   }
 
