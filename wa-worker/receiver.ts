@@ -8,11 +8,11 @@ import {
   recordReaction,
   recordRevocation,
 } from '../shared/message-changes.ts'
-import { serializeKey } from '../shared/wa-id.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Engine, EngineEvents, IncomingMessage } from './engine/engine.ts'
+import { plainMessage } from './engine/plain-message.ts'
 import { waitOutOutage } from './patience.ts'
 import type { Spool } from './spool.ts'
 
@@ -229,21 +229,9 @@ function contentOfCards(contacts: IncomingMessage['contacts']): object | null {
 }
 
 /** A call, as it stands in the chat. */
-const callMessage = ({ key, video, at }: EngineEvents['call'][0]): IncomingMessage => ({
-  key,
-  waMessageId: serializeKey(key.fromMe, key.chatId, key.id),
-  type: 'system',
-  body: video ? 'Video call' : 'Voice call',
-  timestamp: Math.floor(at.getTime() / 1_000),
-  ack: 1,
-  senderName: null,
-  chatName: null,
-  pending: false,
-  revoked: false,
-  media: null,
-  quoted: null,
-  mentions: [],
-  location: null,
-  contacts: [],
-  poll: null,
-})
+const callMessage = ({ key, video, at }: EngineEvents['call'][0]): IncomingMessage =>
+  plainMessage(key, {
+    type: 'system',
+    body: video ? 'Video call' : 'Voice call',
+    timestamp: Math.floor(at.getTime() / 1_000),
+  })
