@@ -166,7 +166,8 @@ export async function findChat(
   return chat
 }
 
-async function findChats(sql: Sql, workspaceId: string, ids: string[]): Promise<Chat[]> {
+/** Those of these chats that the workspace has. */
+export async function findChats(sql: Sql, workspaceId: string, ids: string[]): Promise<Chat[]> {
   const rows = await sql<ChatRow>`
     select ${chatColumns} from chats c ${chatJoins}
     where c.workspace_id = ${workspaceId} and c.id = any(${ids}::uuid[])`

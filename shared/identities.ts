@@ -76,37 +76,39 @@ export async function learnPerson(sql: Sql, hearer: Hearer, person: PersonFacts)
   })
 }
 
-/**
- * The contact of an address, made when there is none. A push name that is newer than the one that is known takes its place. Needs holdPeople(), and comes before
- * any write about a chat.
- */
-export async function contactOf(
-  tx: Sql,
-  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
-  waId: string,
-  pushName: string | null,
-  at: Date,
-): Promise<string> {
-  await addAddresses(tx, hearer, [waId])
-  const rows = await lockPeople(tx, hearer.workspaceId, [waId])
-  const row = rows.find((one) => one.waId === waId)!
-  const id = row.mergedInto ?? row.id
-  if (pushName !== null) await callThemselves(tx, id, pushName, at)
-  return id
+/** An address that was heard of, and the name its owner gave themselves then, if any. */
+export interface Heard {
+  waId: string
+  pushName: string | null
+  at: Date
 }
 
 /**
- * A name somebody gives themselves; the latest counts, so its moment is kept even when the name is the same. Needs holdPeople(), and comes before any write about a chat.
+ * The contacts of addresses, made where there are none, by their addresses. Of the names somebody gives themselves the latest counts, so its moment is kept even when the
+ * name is the same. Locks the contacts. Needs holdPeople(), and comes before any write about a chat.
  */
-export async function callThemselves(
+export async function contactsOf(
   tx: Sql,
-  contactId: string,
-  pushName: string,
-  at: Date,
-): Promise<void> {
-  await tx`
-    update contacts set push_name = ${pushName}, push_name_at = ${at}
-    where id = ${contactId} and (${at}::timestamptz, ${pushName}::text) > (push_name_at, coalesce(push_name, ''))`
+  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
+  heard: Heard[],
+): Promise<Map<string, string>> {
+  if (heard.length === 0) return new Map()
+  const addresses = [...new Set(heard.map(({ waId }) => waId))]
+  await addAddresses(tx, hearer, addresses)
+  const rows = await lockPeople(tx, hearer.workspaceId, addresses)
+  const ids = new Map(rows.map(({ waId, id, mergedInto }) => [waId, mergedInto ?? id]))
+  const named = heard.filter(({ pushName }) => pushName !== null)
+  if (named.length > 0) {
+    await tx`
+      update contacts k set push_name = n.push_name, push_name_at = n.at
+      from (
+        select distinct on (u.id) u.* from unnest(
+          ${named.map(({ waId }) => ids.get(waId))}::uuid[], ${named.map(({ pushName }) => pushName)}::text[],
+          ${named.map(({ at }) => at)}::timestamptz[]) u(id, push_name, at)
+        order by u.id, u.at desc, u.push_name desc) n
+      where k.id = n.id and (n.at, n.push_name) > (k.push_name_at, coalesce(k.push_name, ''))`
+  }
+  return ids
 }
 
 /** Joins two contacts because a person says so, and forgets that they were ever to be apart. Undefined when one of them is not there. */
@@ -254,10 +256,12 @@ export async function holdPeople(
  * any chat. Answers the rows. Needs holdPeople().
  */
 async function lockPeople(tx: Sql, workspaceId: string, addresses: string[]): Promise<Row[]> {
+  // By ids alone, for which there are indexes: a workspace may have any number of people.
   return tx<Row>`
+    with root as materialized (
+      select coalesce(merged_into, id) as id from contacts where workspace_id = ${workspaceId} and wa_id = any(${addresses}::text[]))
     select id, wa_id, merged_into from contacts
-    where workspace_id = ${workspaceId} and coalesce(merged_into, id) in (
-      select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = ${workspaceId} and k.wa_id = any(${addresses}::text[]))
+    where id in (select id from root union select k.id from root join contacts k on k.merged_into = root.id)
     order by wa_id for no key update`
 }
 
@@ -271,7 +275,7 @@ async function merge(
 ): Promise<string> {
   const people = await tx<Row & { root: string; first: boolean }>`
     select k.id, k.wa_id, r.id as root, r.id = first_value(r.id) over (order by r.created_at, r.id) as first
-    from contacts k join contacts r on r.id = coalesce(k.merged_into, k.id)
+    from contacts r join contacts k on k.id = r.id or k.merged_into = r.id
     where r.id in (${id}, ${otherId})`
   const apart = await tx`
     select from contacts_apart a

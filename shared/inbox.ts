@@ -1,13 +1,13 @@
-import { findChat } from './chats.ts'
+import { findChats } from './chats.ts'
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
-import type { EventType } from './events.ts'
+import type { NewEvent } from './events.ts'
 import { announceMedia } from './media-fetches.ts'
 import type { ReceivedMedia } from './media-fetches.ts'
-import { findMessage, messageResource } from './messages.ts'
+import { findMessages, messageResource } from './messages.ts'
 import type { MessageType } from './messages.ts'
-import { callThemselves, contactOf, holdPeople, learnPerson } from './identities.ts'
+import { contactsOf, holdPeople, learnPerson } from './identities.ts'
 import { assertFence } from './wa-session-leases.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
 
@@ -41,75 +41,178 @@ export interface Received {
   quoted?: { fromMe: boolean; id: string } | null
 }
 
-/**
- * Stores a message, its chat and its people, and tells of it, in one transaction. However often and under whichever address the
- * same message is reported, it is stored once: undefined means it was there already. One that could not be read at first is completed
- * when its content comes, and is a `message` event then. What was said before the session was linked (`history`) is no news: nothing is told of it, and
- * nothing counts as unread for it. Throws LeaseLost.
- */
+/** The session that heard it. */
+interface Hearing {
+  id: string
+  workspaceId: string
+  fence: number
+}
+
+/** Stores one message, as storeAllReceived() does. Answers its id, or undefined when it was there already. */
 export async function storeReceived(
   sql: Sql,
-  session: { id: string; workspaceId: string; fence: number },
+  session: Hearing,
   message: Received,
 ): Promise<string | undefined> {
+  const [id] = await storeAllReceived(sql, session, [message])
+  return id
+}
+
+/**
+ * Stores messages in the order they came, their chats and their people, and tells of them, in one transaction; in more than one only where they repeat or answer each
+ * other. However often and under whichever address the same message is reported, it is stored once: undefined means it was there already. One that could not be read
+ * at first is completed when its content comes, and is a `message` event then. What was said before the session was linked (`history`) is no news: nothing is told
+ * of it, and nothing counts as unread for it. Answers their ids in the order of the messages. Throws LeaseLost.
+ */
+export async function storeAllReceived(
+  sql: Sql,
+  session: Hearing,
+  messages: Received[],
+): Promise<(string | undefined)[]> {
+  const ids = messages.map((): string | undefined => undefined)
+  let waiting = messages.map((message, index) => ({ message, index }))
+  while (waiting.length > 0) {
+    const { now, later } = nextRound(waiting)
+    const stored = await storeRound(
+      sql,
+      session,
+      now.map(({ message }) => message),
+    )
+    for (const { message, index } of now) ids[index] = stored.get(message)
+    waiting = later
+  }
+  return ids
+}
+
+/** What can be stored at once: repeats find the first report in the database, an answer finds the message it answers. */
+function nextRound<T extends { message: Received }>(waiting: T[]): { now: T[]; later: T[] } {
+  const slots = new Set<string>()
+  const now: T[] = []
+  const later: T[] = []
+  for (const [index, report] of waiting.entries()) {
+    const { fromMe, keyId, quoted } = report.message
+    if (quoted && slots.has(`${quoted.fromMe}_${quoted.id}`)) {
+      later.push(...waiting.slice(index))
+      break
+    }
+    const slot = `${fromMe}_${keyId}`
+    if (slots.has(slot)) later.push(report)
+    else now.push(report)
+    slots.add(slot)
+  }
+  return { now, later }
+}
+
+/** Answers the ids of what was stored or completed. */
+async function storeRound(
+  sql: Sql,
+  session: Hearing,
+  messages: Received[],
+): Promise<Map<Received, string>> {
   // Most repeats have nothing to add: they cost one look.
-  const repeated = await knownAs(sql, session, message)
-  if (repeated) await heedEcho(sql, session, message, repeated)
-  if (repeated && !(repeated.placeholder && isReadable(message))) return undefined
+  const repeated = await knownAs(sql, session, messages)
+  for (const [message, known] of repeated) await heedEcho(sql, session, message, known)
+  const open = messages.filter((message) => {
+    const known = repeated.get(message)
+    return !known || (known.placeholder && isReadable(message))
+  })
+  if (open.length === 0) return new Map()
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
     await holdPeople(tx, session.workspaceId, 'keep')
-    // Before the chat is opened: the same message under another address must not leave an empty chat behind.
-    const known = await knownAs(tx, session, message)
-    if (known) return complete(tx, session, known.id, message)
-    const { source = 'live', revoked = false, content = null, mentions = [] } = message
-    const author = isGroup(message.waChatId) && !message.fromMe ? message.participant : ''
-    // Contacts are locked before chats, everywhere.
-    if (author !== '') await meet(tx, session, author, message)
-    const chatId = await openChat(tx, session, message)
-    const [stored] = await tx<{ id: string }>`
-      insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, ack,
-        wa_key_id, wa_participant, wa_message_id, author_wa_id, author_name, content, mentions, quoted_message_id, revoked_at, created_at, sent_at)
-      values (${session.workspaceId}, ${session.id}, ${chatId},
-        ${message.fromMe ? 'outbound' : 'inbound'}, ${message.fromMe && source === 'live' ? 'phone' : source}, ${message.type}, ${message.body},
-        ${message.fromMe ? statusOf(message.ack) : 'received'}, ${message.fromMe ? message.ack : null}::smallint,
-        ${message.keyId}, ${message.participant}, ${message.waMessageId},
-        ${author || null}, ${author === '' ? null : message.senderName},
-        ${content}, ${mentions}, ${quotedIn(session, message)}, case when ${revoked} then now() end,
-        -- WhatsApp counts whole seconds; within that second the order of arrival decides. A sender's clock that is ahead counts for nothing.
-        least(clock_timestamp(), to_timestamp(${message.timestamp}) + interval '999999 microseconds'),
-        to_timestamp(${message.timestamp}))
-      on conflict do nothing
-      returning id`
-    if (!stored) return undefined
-    if (message.media)
-      await announceMedia(tx, session, stored.id, message.media, source === 'history')
-    await heedOptOut(tx, session.workspaceId, stored.id, message)
-
-    const isNews = source !== 'history'
-    await tx`
-      update chats c set unread_count = c.unread_count + ${message.fromMe || !isNews ? 0 : 1}, archived = c.archived and not ${isNews}::boolean,
-        last_inbound_at = case when ${message.fromMe} then c.last_inbound_at else greatest(c.last_inbound_at, m.created_at) end,
-        contacted_at = case when ${message.fromMe} then coalesce(c.contacted_at, m.created_at) else c.contacted_at end,
-        last_message_id = case when m.created_at >= c.last_message_at or c.last_message_id is null then m.id else c.last_message_id end,
-        last_message_at = case when c.last_message_id is null then m.created_at else greatest(c.last_message_at, m.created_at) end
-      from messages m where m.id = ${stored.id} and c.id = m.chat_id`
-    // The conversation is open: what waits there needs no budget, and an answer no daytime.
-    await tx`
-      update outbox_lanes l
-      set cold = false, last_inbound_at = case when ${message.fromMe} then l.last_inbound_at else greatest(l.last_inbound_at, m.created_at) end
-      from messages m where m.id = ${stored.id} and l.chat_id = ${chatId}`
-    if (!isNews) return stored.id
-    // What cannot be read is no message yet to whoever answers messages.
-    const readable = !message.pending && !revoked
+    // Before the chats are opened: the same message under another address must not leave an empty chat behind.
+    const known = await knownAs(tx, session, open)
+    const fresh = open.filter((message) => !known.has(message))
+    const stored = await insertMessages(tx, session, fresh)
+    for (const [message, { id }] of known) {
+      if (await complete(tx, session, id, message)) stored.set(message, id)
+    }
+    // In the order they came.
+    const changed = open.filter((message) => stored.has(message))
+    for (const message of changed) {
+      const { media, source } = message
+      if (media) await announceMedia(tx, session, stored.get(message)!, media, source === 'history')
+    }
+    await heedOptOuts(tx, session.workspaceId, stored)
+    const news = changed.filter((message) => known.has(message) || message.source !== 'history')
     await tell(
       tx,
       session,
-      stored.id,
-      message.fromMe || !readable ? ['message.any'] : ['message', 'message.any'],
+      news.map((message) => ({
+        id: stored.get(message)!,
+        // What cannot be read is no message yet to whoever answers messages.
+        isMessage: !message.fromMe && !message.pending && !message.revoked,
+      })),
     )
-    return stored.id
+    return stored
   })
+}
+
+/** Stores what is not there, and what it changes in chats and lanes. */
+async function insertMessages(
+  tx: Sql,
+  session: Hearing,
+  messages: Received[],
+): Promise<Map<Received, string>> {
+  if (messages.length === 0) return new Map()
+  const chatIds = await openChats(tx, session, messages)
+  const column = <T>(of: (message: Received) => T) => messages.map(of)
+  const rows = await tx<{ id: string; index: number }>`
+    with input as (
+      select x.* from unnest(
+        ${column(({ fromMe }) => fromMe)}::boolean[], ${column(({ waChatId }) => chatIds.get(waChatId))}::uuid[],
+        ${column(({ fromMe, source = 'live' }) => (fromMe && source === 'live' ? 'phone' : source))}::text[],
+        ${column(({ type }) => type)}::text[], ${column(({ body }) => body)}::text[],
+        ${column(({ fromMe, ack }) => (fromMe ? statusOf(ack) : 'received'))}::text[], ${column(({ fromMe, ack }) => (fromMe ? ack : null))}::smallint[],
+        ${column(({ keyId }) => keyId)}::text[], ${column(({ participant }) => participant)}::text[], ${column(({ waMessageId }) => waMessageId)}::text[],
+        ${column((message) => authorOf(message) ?? null)}::text[], ${column((message) => (authorOf(message) === undefined ? null : message.senderName))}::text[],
+        ${column(({ content = null }) => content && JSON.stringify(content))}::jsonb[], ${column(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
+        ${column(({ quoted }) => quoted?.fromMe ?? null)}::boolean[], ${column(({ quoted }) => quoted?.id ?? null)}::text[],
+        ${column(({ revoked = false }) => revoked)}::boolean[], ${column(({ timestamp }) => timestamp)}::float8[]
+      ) with ordinality x(from_me, chat_id, source, type, body, status, ack, key_id, participant, wa_message_id, author, author_name,
+        content, mentions, quoted_from_me, quoted_id, revoked, at, ord)
+    ), stored as (
+      insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, ack,
+        wa_key_id, wa_participant, wa_message_id, author_wa_id, author_name, content, mentions, quoted_message_id, revoked_at, created_at, sent_at)
+      select ${session.workspaceId}::uuid, ${session.id}::uuid, chat_id, case when from_me then 'outbound' else 'inbound' end, source, type, body, status, ack,
+        key_id, participant, wa_message_id, author, author_name, content, array(select jsonb_array_elements_text(i.mentions)),
+        ${quotedIn(session, fragment`i.quoted_from_me`, fragment`i.quoted_id`)}, case when revoked then now() end,
+        -- WhatsApp counts whole seconds; within that second the order of arrival decides. A sender's clock that is ahead counts for nothing.
+        least(clock_timestamp(), to_timestamp(at) + interval '999999 microseconds'), to_timestamp(at)
+      from input i order by ord
+      on conflict do nothing
+      returning id, direction = 'outbound' as from_me, wa_key_id
+    )
+    select s.id, i.ord::int - 1 as index from stored s join input i on i.from_me = s.from_me and i.key_id = s.wa_key_id`
+  await moveChatsOn(
+    tx,
+    rows.map(({ id }) => id),
+  )
+  return new Map(rows.map(({ id, index }) => [messages[index]!, id]))
+}
+
+/** What new messages change in their chats, which are locked, and in what waits there to be sent. */
+async function moveChatsOn(tx: Sql, ids: string[]): Promise<void> {
+  await tx`
+    with fresh as (
+      select m.chat_id, count(*) filter (where m.direction = 'inbound' and m.source <> 'history')::int as unread, bool_or(m.source <> 'history') as news,
+        max(m.created_at) filter (where m.direction = 'inbound') as inbound_at,
+        (array_agg(m.created_at order by m.seq) filter (where m.direction = 'outbound'))[1] as contacted_at,
+        max(m.created_at) as last_at, (array_agg(m.id order by m.created_at desc, m.seq desc))[1] as last_id
+      from messages m where m.id = any(${ids}::uuid[]) group by m.chat_id
+    ), lane as (
+      select l.chat_id from outbox_lanes l where l.chat_id in (select chat_id from fresh) order by l.chat_id for no key update
+    ), opened as (
+      -- The conversation is open: what waits there needs no budget, and an answer no daytime.
+      update outbox_lanes l set cold = false, last_inbound_at = greatest(l.last_inbound_at, f.inbound_at)
+      from lane join fresh f on f.chat_id = lane.chat_id where l.chat_id = lane.chat_id
+    )
+    update chats c set unread_count = c.unread_count + f.unread, archived = c.archived and not f.news,
+      last_inbound_at = greatest(c.last_inbound_at, f.inbound_at),
+      contacted_at = coalesce(c.contacted_at, f.contacted_at),
+      last_message_id = case when f.last_at >= c.last_message_at or c.last_message_id is null then f.last_id else c.last_message_id end,
+      last_message_at = case when c.last_message_id is null then f.last_at else greatest(c.last_message_at, f.last_at) end
+    from fresh f where c.id = f.chat_id`
 }
 
 interface Known {
@@ -129,7 +232,7 @@ interface Known {
  */
 async function heedEcho(
   sql: Sql,
-  session: { id: string; workspaceId: string; fence: number },
+  session: Hearing,
   { fromMe, waChatId, timestamp }: Received,
   known: Known,
 ): Promise<void> {
@@ -148,140 +251,184 @@ const isReadable = ({ pending, revoked, type }: Received) =>
   !pending && !revoked && type !== 'unknown'
 
 /**
- * The row of a message that was reported before. The author of one in a group may have been seen under their other address then: it is the same message when
+ * The rows of messages that were reported before. The author of one in a group may have been seen under their other address then: it is the same message when
  * the two are known to be one person, or when moment and text agree.
  */
 async function knownAs(
   sql: Sql,
-  session: { id: string; workspaceId: string },
-  { fromMe, keyId, waChatId, participant, timestamp, body }: Received,
-): Promise<Known | undefined> {
-  const [known] = await sql<Known>`
-    select m.id, m.type = 'unknown' and m.body is null as placeholder, c.wa_chat_id, c.contact_id,
-      (select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = ${session.workspaceId} and k.wa_id = ${waChatId}) as seen_as
-    from messages m join chats c on c.id = m.chat_id
-    where m.session_id = ${session.id} and (m.direction = 'outbound') = ${fromMe} and m.wa_key_id = ${keyId}
-      and (m.wa_participant = ${participant}
-        or split_part(m.wa_participant, '@', 2) <> split_part(${participant}, '@', 2) and (
-          m.sent_at = to_timestamp(${timestamp}) and (m.body = ${body} or m.body is null or ${body}::text is null)
-          or exists (
-            select from contacts a join contacts b on coalesce(a.merged_into, a.id) = coalesce(b.merged_into, b.id)
-            where a.workspace_id = ${session.workspaceId} and a.wa_id = m.wa_participant
-              and b.workspace_id = ${session.workspaceId} and b.wa_id = ${participant})))
-    order by m.wa_participant = ${participant} desc limit 1`
-  return known
+  session: Hearing,
+  messages: Received[],
+): Promise<Map<Received, Known>> {
+  const column = <T>(of: (message: Received) => T) => messages.map(of)
+  const rows = await sql<Known & { index: number }>`
+    select x.ord::int - 1 as index, m.id, m.type = 'unknown' and m.body is null as placeholder, c.wa_chat_id, c.contact_id,
+      (select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = ${session.workspaceId} and k.wa_id = x.wa_chat_id) as seen_as
+    from unnest(
+      ${column(({ fromMe }) => fromMe)}::boolean[], ${column(({ keyId }) => keyId)}::text[], ${column(({ waChatId }) => waChatId)}::text[],
+      ${column(({ participant }) => participant)}::text[], ${column(({ timestamp }) => timestamp)}::float8[], ${column(({ body }) => body)}::text[]
+    ) with ordinality x(from_me, key_id, wa_chat_id, participant, at, body, ord)
+    cross join lateral (
+      select m.id, m.type, m.body, m.chat_id from messages m
+      where m.session_id = ${session.id} and (m.direction = 'outbound') = x.from_me and m.wa_key_id = x.key_id
+        and (m.wa_participant = x.participant
+          or split_part(m.wa_participant, '@', 2) <> split_part(x.participant, '@', 2) and (
+            m.sent_at = to_timestamp(x.at) and (m.body = x.body or m.body is null or x.body is null)
+            or exists (
+              select from contacts a join contacts b on coalesce(a.merged_into, a.id) = coalesce(b.merged_into, b.id)
+              where a.workspace_id = ${session.workspaceId} and a.wa_id = m.wa_participant
+                and b.workspace_id = ${session.workspaceId} and b.wa_id = x.participant)))
+      order by m.wa_participant = x.participant desc limit 1) m
+    join chats c on c.id = m.chat_id`
+  return new Map(rows.map(({ index, ...known }) => [messages[index]!, known]))
 }
 
-/** A message that is there: its content may have been missing. Answers its id if so, else undefined. */
+/** A message that is there: its content may have been missing. Answers whether it was. */
 async function complete(
   tx: Sql,
-  session: { id: string; workspaceId: string },
+  session: Hearing,
   id: string,
   message: Received,
-): Promise<string | undefined> {
-  if (!isReadable(message)) return undefined
-  const { type, body, content = null, mentions = [] } = message
-  const [completed] = await tx`
+): Promise<boolean> {
+  if (!isReadable(message)) return false
+  const { type, body, content = null, mentions = [], quoted } = message
+  const completed = await tx`
     update messages
-    set type = ${type}, body = ${body}, content = ${content}, mentions = ${mentions}, quoted_message_id = ${quotedIn(session, message)}
+    set type = ${type}, body = ${body}, content = ${content}, mentions = ${mentions},
+      quoted_message_id = ${quotedIn(session, quoted?.fromMe ?? null, quoted?.id ?? null)}
     where id = ${id} and type = 'unknown' and body is null and revoked_at is null returning id`
-  if (!completed) return undefined
-  if (message.media) await announceMedia(tx, session, id, message.media)
-  await heedOptOut(tx, session.workspaceId, id, message)
-  await tell(tx, session, id, message.fromMe ? ['message.any'] : ['message', 'message.any'])
-  return id
+  return completed.length > 0
 }
 
 /** Our id of the message that is answered, whatever address it was stored under. */
-const quotedIn = (session: { id: string }, { quoted }: Received) =>
-  quoted
-    ? fragment`(select q.id from messages q where q.session_id = ${session.id} and (q.direction = 'outbound') = ${quoted.fromMe}
-        and q.wa_key_id = ${quoted.id} limit 1)`
-    : fragment`null::uuid`
+const quotedIn = (
+  session: Hearing,
+  fromMe: Fragment | boolean | null,
+  keyId: Fragment | string | null,
+) => fragment`(
+  select q.id from messages q where q.session_id = ${session.id} and (q.direction = 'outbound') = ${fromMe}::boolean and q.wa_key_id = ${keyId}::text limit 1)`
 
+/** Tells of messages, and of their chats as they are after all of them. */
 async function tell(
   tx: Sql,
-  { id: sessionId, workspaceId }: { id: string; workspaceId: string },
-  messageId: string,
-  types: EventType[],
+  { id: sessionId, workspaceId }: Hearing,
+  told: { id: string; isMessage: boolean }[],
 ): Promise<void> {
-  const payload = messageResource((await findMessage(tx, workspaceId, messageId))!)
-  const chat = (await findChat(tx, workspaceId, payload.chatId))!
+  if (told.length === 0) return
+  const rows = await findMessages(
+    tx,
+    workspaceId,
+    told.map(({ id }) => id),
+  )
+  const byId = new Map(rows.map((row) => [row.id, row]))
+  const events = told.flatMap(({ id, isMessage }): NewEvent[] => {
+    const payload = messageResource(byId.get(id)!)
+    const types = isMessage ? (['message', 'message.any'] as const) : (['message.any'] as const)
+    return types.map((type) => ({ workspaceId, sessionId, type, payload }))
+  })
+  const chatIds = [...new Set(told.map(({ id }) => byId.get(id)!.chatId))]
+  const chats = await findChats(tx, workspaceId, chatIds)
   await appendEvents(tx, [
-    ...types.map((type) => ({ workspaceId, sessionId, type, payload })),
-    { workspaceId, sessionId, type: 'chat.updated', payload: chat },
+    ...events,
+    ...chats.map((payload): NewEvent => ({
+      workspaceId,
+      sessionId,
+      type: 'chat.updated',
+      payload,
+    })),
   ])
 }
 
 /** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again: the latest such word counts. */
-async function heedOptOut(
+async function heedOptOuts(
   tx: Sql,
   workspaceId: string,
-  messageId: string,
-  { fromMe, waChatId, body }: Received,
+  stored: Map<Received, string>,
 ): Promise<void> {
-  if (fromMe || isGroup(waChatId)) return
-  const word = (body ?? '')
-    .trim()
-    .replace(/[.!]+$/, '')
-    .toUpperCase()
-  if (word === '' || word.length > 40) return
-  const [wish] = await tx<{ out: boolean; contactId: string }>`
-    select w.out, c.contact_id
-    from (
-      select case when ${word} in ('START', 'UNSTOP') then false when ${word} = any(words) then true end as out, words
-      from (select array(select upper(x) from unnest(opt_out_words) x) as words from workspaces where id = ${workspaceId}) o) w, messages m, chats c
-    where m.id = ${messageId} and c.id = m.chat_id and c.contact_id is not null and w.out is not null
+  const words = [...stored].flatMap(([{ fromMe, waChatId, body }, id]) => {
+    const word = (body ?? '')
+      .trim()
+      .replace(/[.!]+$/, '')
+      .toUpperCase()
+    return fromMe || isGroup(waChatId) || word === '' || word.length > 40 ? [] : { id, word }
+  })
+  if (words.length === 0) return
+  const wishes = await tx<{ out: boolean; contactId: string }>`
+    select distinct on (c.contact_id) w.out, c.contact_id
+    from (select array(select upper(x) from unnest(opt_out_words) x) as words from workspaces where id = ${workspaceId}) o
+    cross join unnest(${words.map(({ id }) => id)}::uuid[], ${words.map(({ word }) => word)}::text[]) h(id, word)
+    cross join lateral (select case when h.word in ('START', 'UNSTOP') then false when h.word = any(o.words) then true end as out) w
+    join messages m on m.id = h.id
+    join chats c on c.id = m.chat_id
+    where c.contact_id is not null and w.out is not null
       -- Read again afterwards, it may be older than a word that was heard.
       and not exists (
         select from messages n
         where n.chat_id in (select o.id from chats o where o.contact_id = c.contact_id) and n.direction = 'inbound' and n.created_at > m.created_at and length(n.body) <= 60
-          and upper(rtrim(btrim(n.body, E' \\t\\r\\n'), '.!')) = any(w.words || array['START', 'UNSTOP']))`
-  if (!wish) return
-  await tx`
-    update contacts set opted_out = ${wish.out}, opted_out_at = case when ${wish.out}::boolean then now() end
-    where id = ${wish.contactId} and opted_out <> ${wish.out}`
+          and upper(rtrim(btrim(n.body, E' \\t\\r\\n'), '.!')) = any(o.words || array['START', 'UNSTOP']))
+    order by c.contact_id, m.created_at desc, m.seq desc`
+  for (const { out, contactId } of wishes) {
+    await tx`
+      update contacts set opted_out = ${out}, opted_out_at = case when ${out}::boolean then now() end
+      where id = ${contactId} and opted_out <> ${out}`
+  }
 }
 
-/** Whoever wrote is a contact from now on. */
-const meet = (
-  tx: Sql,
-  session: { id: string; workspaceId: string },
-  waId: string,
-  { fromMe, senderName, timestamp }: Received,
-) => contactOf(tx, session, waId, fromMe ? null : senderName, new Date(timestamp * 1_000))
+/** Who wrote a message in a group. */
+const authorOf = ({ waChatId, fromMe, participant }: Received): string | undefined =>
+  isGroup(waChatId) && !fromMe && participant !== '' ? participant : undefined
 
-/** Finds or creates the chat and its contact, and learns the sender's name. */
-async function openChat(
+/**
+ * Finds or creates the chats of messages and their contacts, learns the names of those who wrote, and locks all of it until the transaction ends. Answers the ids of the
+ * chats by the addresses of the messages.
+ */
+async function openChats(
   tx: Sql,
-  session: { id: string; workspaceId: string },
-  message: Received,
-): Promise<string> {
-  const { waChatId, fromMe, senderName, chatName } = message
-  const group = isGroup(waChatId)
-  // What was sent to a number may be answered from the address WhatsApp has for it.
-  const [chat] = await tx<{
-    id: string
-    waChatId: string
-    name: string | null
-    contactId: string | null
-  }>`
-    select id, wa_chat_id, name, contact_id from chats
-    where session_id = ${session.id} and (wa_chat_id = ${waChatId} or canonical_wa_id = ${waChatId})
-    order by canonical_wa_id is not distinct from ${waChatId} desc limit 1`
-  if (chat && (group ? chatName === null || chatName === chat.name : chat.contactId !== null)) {
-    if (!group && !fromMe && senderName !== null) {
-      await callThemselves(tx, chat.contactId!, senderName, new Date(message.timestamp * 1_000))
-    }
-    return chat.id
+  session: Hearing,
+  messages: Received[],
+): Promise<Map<string, string>> {
+  const found = await tx<{ seenAs: string; waChatId: string; hasContact: boolean }>`
+    select x.address as seen_as, c.wa_chat_id, c.contact_id is not null as has_contact
+    from unnest(${[...new Set(messages.map(({ waChatId }) => waChatId))]}::text[]) x(address)
+    cross join lateral (
+      select * from chats c
+      -- What was sent to a number may be answered from the address WhatsApp has for it.
+      where c.session_id = ${session.id} and (c.wa_chat_id = x.address or c.canonical_wa_id = x.address)
+      order by c.canonical_wa_id is not distinct from x.address desc limit 1) c`
+  const chats = new Map(found.map((chat) => [chat.seenAs, chat]))
+  const addressOf = (waChatId: string) => chats.get(waChatId)?.waChatId ?? waChatId
+  // Whoever wrote is a contact from now on. Contacts are locked before chats, everywhere.
+  const contacts = await contactsOf(
+    tx,
+    session,
+    messages.flatMap((message) => {
+      const { fromMe, waChatId, senderName, timestamp } = message
+      const waId = isGroup(waChatId) ? authorOf(message) : addressOf(waChatId)
+      const pushName = fromMe ? null : senderName
+      const isKnown = !isGroup(waChatId) && chats.get(waChatId)?.hasContact
+      // Of whoever wrote to us, also because a word of theirs may opt them out.
+      if (waId === undefined || (isKnown && fromMe)) return []
+      return { waId, pushName, at: new Date(timestamp * 1_000) }
+    }),
+  )
+  const names = new Map<string, string | null>()
+  for (const { waChatId, chatName } of messages) {
+    const address = addressOf(waChatId)
+    names.set(address, (isGroup(waChatId) ? chatName : null) ?? names.get(address) ?? null)
   }
-  const contactId = group ? null : await meet(tx, session, chat?.waChatId ?? waChatId, message)
-  const [opened] = await tx<{ id: string }>`
+  const addresses = [...names.keys()]
+  const opened = await tx<{ id: string; waChatId: string }>`
     insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, name)
-    values (${session.workspaceId}, ${session.id}, ${chat?.waChatId ?? waChatId}, ${group}, ${contactId}, ${group ? chatName : null})
-    on conflict (session_id, wa_chat_id) do update set name = coalesce(excluded.name, chats.name)
-    returning id`
-  return opened!.id
+    select ${session.workspaceId}::uuid, ${session.id}::uuid, x.* from unnest(
+      ${addresses}::text[], ${addresses.map(isGroup)}::boolean[],
+      ${addresses.map((address) => (isGroup(address) ? null : (contacts.get(address) ?? null)))}::uuid[], ${[...names.values()]}::text[]
+    ) x(wa_chat_id, is_group, contact_id, name)
+    -- In the order in which accept() locks chats.
+    order by x.wa_chat_id
+    on conflict (session_id, wa_chat_id) do update
+    set name = coalesce(excluded.name, chats.name), contact_id = coalesce(chats.contact_id, excluded.contact_id)
+    returning id, wa_chat_id`
+  const ids = new Map(opened.map(({ id, waChatId }) => [waChatId, id]))
+  return new Map(messages.map(({ waChatId }) => [waChatId, ids.get(addressOf(waChatId))!]))
 }
 
 const statusOf = (ack: number) =>

@@ -100,7 +100,8 @@ export async function renewLeases(
       select c.id from wa_sessions c where c.owner = ${worker} and c.lease_until > clock_timestamp()
       -- In the order of claim(), so that the two cannot wait for each other.
       order by c.id
-      for update
+      -- Whoever writes of a session beside its owner (an event of its chats) does not wait for this, nor this for them.
+      for no key update
     )
     returning ${leased}`
 }

@@ -6,17 +6,12 @@ import { learnNumber } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { retryBackoff } from './backoff.ts'
+import { Desks } from './desks.ts'
+import type { Desk } from './desks.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
-import { Wake } from '../shared/wake.ts'
 
 const maxAttempts = 5
-
-interface Desk {
-  session: OwnedSession
-  engine: Engine
-  work: Promise<void> | undefined
-}
 
 /**
  * Does on WhatsApp what is wished beside sending: reactions, edits, deletions, "seen", "typing", questions about numbers. One at a time a session, each as soon as it is due.
@@ -24,12 +19,8 @@ interface Desk {
  */
 export class Actions {
   readonly #sql: Sql
-  readonly #worker: string
   readonly #log: Logger
-  readonly #pollMs: number
-  readonly #desks = new Map<string, Desk>()
-  readonly #wake = new Wake()
-  #stopped = false
+  readonly #desks: Desks<Action>
 
   constructor({
     sql,
@@ -43,62 +34,43 @@ export class Actions {
     pollMs?: number
   }) {
     this.#sql = sql
-    this.#worker = worker
     this.#log = log
-    this.#pollMs = pollMs
+    this.#desks = new Desks({
+      pollMs,
+      due: (sessions) => dueActions(sql, worker, sessions),
+      work: async (desk, actions) => {
+        for (const action of actions) await this.#do(desk, action)
+      },
+      onUnread: (error) => log.error('actions not read', { error }),
+      onFailure: ([action], error) => {
+        const fields = { sessionId: action?.sessionId, action: action?.kind, error }
+        if (error instanceof LeaseLost) log.warn('action of a lost session dropped', fields)
+        else log.error('action not recorded', fields)
+      },
+    })
   }
 
   open(session: OwnedSession, engine: Engine): void {
-    this.#desks.set(session.id, { session, engine, work: undefined })
-    this.#wake.ring()
+    this.#desks.open(session, engine)
   }
 
   /** Takes a session out. What is under way there ends with its engine, and is done again by the next one. */
   close(sessionId: string): void {
-    this.#desks.delete(sessionId)
+    this.#desks.close(sessionId)
   }
 
   /** There may be something to do in these sessions, or in any. */
   nudge(sessionIds?: string[]): void {
-    if (sessionIds?.some((id) => this.#desks.has(id)) ?? true) this.#wake.ring()
+    this.#desks.nudge(sessionIds)
   }
 
-  async run(): Promise<void> {
-    while (!this.#stopped) {
-      await this.#take().catch((error: unknown) => {
-        this.#log.error('actions not read', { error })
-      })
-      await this.#wake.wait(this.#pollMs)
-    }
+  /** Resolves once it is stopped and nothing is under way any more. */
+  run(): Promise<void> {
+    return this.#desks.run()
   }
 
   stop(): void {
-    this.#stopped = true
-    this.#wake.ring()
-  }
-
-  async #take(): Promise<void> {
-    const idle = [...this.#desks.values()].filter(({ work }) => work === undefined)
-    if (idle.length === 0) return
-    const due = await dueActions(
-      this.#sql,
-      this.#worker,
-      idle.map(({ session }) => session),
-    )
-    for (const action of due) {
-      const desk = idle.find(({ session }) => session.id === action.sessionId)!
-      if (this.#desks.get(action.sessionId) !== desk) continue
-      desk.work = this.#do(desk, action)
-        .catch((error: unknown) => {
-          const fields = { sessionId: action.sessionId, action: action.kind, error }
-          if (error instanceof LeaseLost) this.#log.warn('action of a lost session dropped', fields)
-          else this.#log.error('action not recorded', fields)
-        })
-        .then(() => {
-          desk.work = undefined
-          this.#wake.ring()
-        })
-    }
+    this.#desks.stop()
   }
 
   async #do({ session, engine }: Desk, action: Action): Promise<void> {

@@ -6,15 +6,10 @@ import { answered, learnGroup, openQuestions, unanswered } from '../shared/peopl
 import type { Question } from '../shared/people.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { Desks } from './desks.ts'
+import type { Desk } from './desks.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
-import { Wake } from '../shared/wake.ts'
-
-interface Desk {
-  session: OwnedSession
-  engine: Engine
-  work: Promise<void> | undefined
-}
 
 /**
  * Finds out who people are that sessions hear of: their other address, their names, and who is in a group. It asks WhatsApp Web what it knows already, a session at
@@ -22,15 +17,9 @@ interface Desk {
  */
 export class People {
   readonly #sql: Sql
-  readonly #worker: string
   readonly #log: Logger
-  readonly #pollMs: number
-  readonly #desks = new Map<string, Desk>()
-  /** What is under way, also of sessions that were closed meanwhile. */
-  readonly #work = new Set<Promise<void>>()
-  readonly #wake = new Wake()
+  readonly #desks: Desks<Question>
   #learning: Promise<unknown> = Promise.resolve()
-  #stopped = false
 
   constructor({
     sql,
@@ -44,55 +33,35 @@ export class People {
     pollMs?: number
   }) {
     this.#sql = sql
-    this.#worker = worker
     this.#log = log
-    this.#pollMs = pollMs
+    this.#desks = new Desks({
+      pollMs,
+      due: (sessions) => openQuestions(sql, worker, sessions),
+      work: (desk, questions) => this.#answer(desk, questions),
+      onUnread: (error) => log.error('people not asked about', { error }),
+      onFailure: ([question], error) => {
+        const fields = { sessionId: question?.sessionId, error }
+        if (error instanceof LeaseLost) log.warn('people of a lost session dropped', fields)
+        else log.error('people not learnt', fields)
+      },
+    })
   }
 
   open(session: OwnedSession, engine: Engine): void {
-    this.#desks.set(session.id, { session, engine, work: undefined })
+    this.#desks.open(session, engine)
   }
 
   close(sessionId: string): void {
-    this.#desks.delete(sessionId)
+    this.#desks.close(sessionId)
   }
 
-  async run(): Promise<void> {
-    while (!this.#stopped) {
-      await this.#ask().catch((error: unknown) => {
-        this.#log.error('people not asked about', { error })
-      })
-      await this.#wake.wait(this.#pollMs)
-    }
-    await Promise.all(this.#work)
+  /** Resolves once it is stopped and nothing is under way any more. */
+  run(): Promise<void> {
+    return this.#desks.run()
   }
 
   stop(): void {
-    this.#stopped = true
-    this.#wake.ring()
-  }
-
-  async #ask(): Promise<void> {
-    const idle = [...this.#desks.values()].filter(({ work }) => work === undefined)
-    if (idle.length === 0) return
-    const lanes = idle.map(({ session }) => session)
-    const questions = await openQuestions(this.#sql, this.#worker, lanes)
-    for (const desk of idle) {
-      const own = questions.filter(({ sessionId }) => sessionId === desk.session.id)
-      if (own.length === 0) continue
-      const work = this.#answer(desk, own)
-        .catch((error: unknown) => {
-          const fields = { sessionId: desk.session.id, error }
-          if (error instanceof LeaseLost) this.#log.warn('people of a lost session dropped', fields)
-          else this.#log.error('people not learnt', fields)
-        })
-        .then(() => {
-          desk.work = undefined
-          this.#work.delete(work)
-        })
-      desk.work = work
-      this.#work.add(work)
-    }
+    this.#desks.stop()
   }
 
   /** One at a time: they would wait for each other in the database anyway, each with a connection that messages need. */
@@ -104,7 +73,7 @@ export class People {
 
   async #answer(desk: Desk, questions: Question[]): Promise<void> {
     const { session, engine } = desk
-    const isOpen = () => this.#desks.get(session.id) === desk
+    const isOpen = () => this.#desks.isOpen(desk)
     const groups = questions.flatMap(({ waId, chatId }) =>
       chatId === null ? [] : { waId, chatId },
     )

@@ -1,6 +1,7 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
-import { storeReceived } from '../shared/inbox.ts'
+import { storeAllReceived } from '../shared/inbox.ts'
 import type { Logger } from '../shared/logger.ts'
 import {
   recordEdit,
@@ -8,11 +9,11 @@ import {
   recordReaction,
   recordRevocation,
 } from '../shared/message-changes.ts'
-import { serializeKey } from '../shared/wa-id.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Engine, EngineEvents, IncomingMessage } from './engine/engine.ts'
+import { plainMessage } from './engine/plain-message.ts'
 import { waitOutOutage } from './patience.ts'
 import type { Spool } from './spool.ts'
 
@@ -35,7 +36,9 @@ type Written = {
 interface Line {
   session: OwnedSession
   waiting: Written[]
-  chain: Promise<void>
+  /** Resolves when nothing waits any more. */
+  written: Promise<void>
+  writing: boolean
   /** The database was away, and all that waits is in the spool too. */
   spooled: boolean
   /** The spool took no more. */
@@ -44,9 +47,13 @@ interface Line {
   lost: boolean
 }
 
+/** So many messages are written at a time: their chats and people are locked meanwhile. */
+const maxBatch = 250
+
 /**
- * Writes what the engines report: messages, acknowledgements and changes, in the order they came, each in one transaction. While the database is
- * away it is kept on the disk too: a worker that dies, or loses the session over it, leaves it to the next one on this machine.
+ * Writes what the engines report: messages, acknowledgements and changes, in the order they came. A single message is written at once; those that came while it was
+ * are the next transaction, so that many at a time cost little more than one. While the database is away everything is kept on the disk too: a worker that dies, or
+ * loses the session over it, leaves it to the next one on this machine.
  */
 export class Receiver {
   readonly #sql: Sql
@@ -75,9 +82,9 @@ export class Receiver {
   /** Listens to an engine of a session this worker owns. What the spool has of the session is written first. */
   attach(session: OwnedSession, engine: Engine): void {
     const kept = this.#spool.read(session.id) as Written[]
-    const chain = Promise.resolve()
     const line: Line = {
-      ...{ session, chain, waiting: [], full: false, lost: false },
+      ...{ session, waiting: [], written: Promise.resolve(), writing: false },
+      ...{ full: false, lost: false },
       spooled: kept.length > 0,
     }
     this.#lines.set(engine, line)
@@ -101,7 +108,7 @@ export class Receiver {
   /** Resolves when everything the engine has reported so far is written. */
   async settled(engine: Engine): Promise<void> {
     const line = this.#lines.get(engine)
-    await line?.chain
+    await line?.written
     this.#lines.delete(engine)
     if (line && this.#current.get(line.session.id) === line) this.#current.delete(line.session.id)
   }
@@ -117,18 +124,31 @@ export class Receiver {
     message: IncomingMessage,
     source: 'live' | 'backfill' | 'history' = 'live',
   ): Promise<string | undefined> {
-    const { key, contacts, location, poll, ...rest } = message
-    const messageId = await storeReceived(this.#sql, session, {
-      ...rest,
-      source,
-      fromMe: key.fromMe,
-      waChatId: key.chatId,
-      keyId: key.id,
-      participant: key.participant,
-      content: location ?? poll ?? contentOfCards(contacts),
-    })
-    if (messageId !== undefined) {
-      const { type, pending } = message
+    const [id] = await this.#storeAll(session, [message], source)
+    return id
+  }
+
+  async #storeAll(
+    session: OwnedSession,
+    messages: IncomingMessage[],
+    source: 'live' | 'backfill' | 'history',
+  ): Promise<(string | undefined)[]> {
+    const ids = await storeAllReceived(
+      this.#sql,
+      session,
+      messages.map(({ key, contacts, location, poll, ...rest }) => ({
+        ...rest,
+        source,
+        fromMe: key.fromMe,
+        waChatId: key.chatId,
+        keyId: key.id,
+        participant: key.participant,
+        content: location ?? poll ?? contentOfCards(contacts),
+      })),
+    )
+    for (const [index, messageId] of ids.entries()) {
+      if (messageId === undefined) continue
+      const { key, type, pending } = messages[index]!
       this.#log.info('message received', {
         sessionId: session.id,
         messageId,
@@ -138,15 +158,77 @@ export class Receiver {
         ...(pending && { pending }),
       })
     }
-    return messageId
+    return ids
   }
 
-  async #write(session: OwnedSession, { kind, event }: Written): Promise<void> {
+  #enqueue(line: Line, report: Written): void {
+    line.waiting.push(report)
+    if (!line.writing) line.written = this.#writeAll(line)
+  }
+
+  async #writeAll(line: Line): Promise<void> {
+    const { waiting, session } = line
+    line.writing = true
+    // What this turn of the event loop brings comes along.
+    await nextTurn()
+    while (waiting.length > 0) {
+      const batch = nextBatch(waiting)
+      await this.#writeBatch(line, batch)
+      waiting.splice(0, batch.length)
+    }
+    line.writing = false
+    // Of a lost session it is left to whoever has the session next.
+    if (line.lost || !this.#ownsSpool(line)) return
+    if (line.spooled) this.#spool.clear(session.id)
+    line.spooled = line.full = false
+  }
+
+  /** A failure is logged with what it was about; it takes nothing else with it. */
+  async #writeBatch(line: Line, batch: Written[]): Promise<void> {
+    try {
+      await waitOutOutage(
+        () => this.#writeOrKeep(line, batch),
+        () => !line.lost,
+      )
+    } catch (error) {
+      const fields = { sessionId: line.session.id, what: batch[0]!.kind, error }
+      if (error instanceof LeaseLost) {
+        line.lost = true
+        this.#log.warn('events of a lost session dropped', { ...fields, reports: batch.length })
+      } else if (batch.length === 1) {
+        this.#log.error('event not stored', fields)
+      } else {
+        // One of them cannot be written; which one is found by halves. What is written already is there already.
+        const half = batch.length >> 1
+        await this.#writeBatch(line, batch.slice(0, half))
+        await this.#writeBatch(line, batch.slice(half))
+      }
+    }
+  }
+
+  async #writeOrKeep(line: Line, batch: Written[]): Promise<void> {
+    try {
+      await this.#write(line.session, batch)
+    } catch (error) {
+      if (isDatabaseAway(error) && !line.spooled && this.#ownsSpool(line)) {
+        line.spooled = true
+        this.#keep(line, line.waiting)
+      }
+      throw error
+    }
+  }
+
+  /** Messages, or one change. */
+  async #write(session: OwnedSession, batch: Written[]): Promise<void> {
+    const { kind, event } = batch[0]!
     switch (kind) {
       case 'message':
       case 'placeholder':
-        await this.store(session, event)
+      case 'call': {
+        const messages = batch.flatMap((report) => messageIn(report) ?? [])
+        await this.#storeAll(session, messages, 'live')
         return
+      }
       case 'ack':
         await this.#acks.record(session, event)
         if (event.ack !== 0) this.#onAck(event.keyId)
@@ -162,45 +244,6 @@ export class Receiver {
         return
       case 'pollVote':
         await recordPollVote(this.#sql, session, event)
-        return
-      case 'call':
-        await this.store(session, callMessage(event))
-    }
-  }
-
-  /** One chain an engine keeps the order; a failure is logged with what it was about and the chain goes on. */
-  #enqueue(line: Line, report: Written): void {
-    const { session } = line
-    line.waiting.push(report)
-    line.chain = line.chain.then(async () => {
-      try {
-        await waitOutOutage(
-          () => this.#writeOrKeep(line, report),
-          () => !line.lost,
-        )
-      } catch (error) {
-        line.lost ||= error instanceof LeaseLost
-        const fields = { sessionId: session.id, what: report.kind, error }
-        if (line.lost) this.#log.warn('event of a lost session dropped', fields)
-        else this.#log.error('event not stored', fields)
-      }
-      line.waiting.shift()
-      // Of a lost session it is left to whoever has the session next.
-      if (line.waiting.length > 0 || line.lost || !this.#ownsSpool(line)) return
-      if (line.spooled) this.#spool.clear(session.id)
-      line.spooled = line.full = false
-    })
-  }
-
-  async #writeOrKeep(line: Line, report: Written): Promise<void> {
-    try {
-      await this.#write(line.session, report)
-    } catch (error) {
-      if (isDatabaseAway(error) && !line.spooled && this.#ownsSpool(line)) {
-        line.spooled = true
-        this.#keep(line, line.waiting)
-      }
-      throw error
     }
   }
 
@@ -221,6 +264,18 @@ export class Receiver {
   }
 }
 
+/** The messages that come first, or the one report that is none. */
+function nextBatch(waiting: Written[]): Written[] {
+  const end = waiting.findIndex((report, n) => n === maxBatch || messageIn(report) === undefined)
+  return waiting.slice(0, end === -1 ? waiting.length : Math.max(1, end))
+}
+
+/** The message a report tells of, unless it tells of a change to one. */
+function messageIn({ kind, event }: Written): IncomingMessage | undefined {
+  if (kind === 'message' || kind === 'placeholder') return event
+  return kind === 'call' ? callMessage(event) : undefined
+}
+
 /** One card is told as it is sent; several stand beside the first. */
 function contentOfCards(contacts: IncomingMessage['contacts']): object | null {
   const [first] = contacts
@@ -229,21 +284,9 @@ function contentOfCards(contacts: IncomingMessage['contacts']): object | null {
 }
 
 /** A call, as it stands in the chat. */
-const callMessage = ({ key, video, at }: EngineEvents['call'][0]): IncomingMessage => ({
-  key,
-  waMessageId: serializeKey(key.fromMe, key.chatId, key.id),
-  type: 'system',
-  body: video ? 'Video call' : 'Voice call',
-  timestamp: Math.floor(at.getTime() / 1_000),
-  ack: 1,
-  senderName: null,
-  chatName: null,
-  pending: false,
-  revoked: false,
-  media: null,
-  quoted: null,
-  mentions: [],
-  location: null,
-  contacts: [],
-  poll: null,
-})
+const callMessage = ({ key, video, at }: EngineEvents['call'][0]): IncomingMessage =>
+  plainMessage(key, {
+    type: 'system',
+    body: video ? 'Video call' : 'Voice call',
+    timestamp: Math.floor(at.getTime() / 1_000),
+  })

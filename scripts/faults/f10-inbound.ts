@@ -9,8 +9,8 @@ import { eventually, inParallel } from './waiting.ts'
 import { World } from './world.ts'
 import { listGaps } from '../../shared/backfill.ts'
 import type { Db } from '../../shared/db.ts'
-import { serializeKey } from '../../shared/wa-id.ts'
 import type { IncomingMessage } from '../../wa-worker/engine/engine.ts'
+import { plainMessage } from '../../wa-worker/engine/plain-message.ts'
 import { lidOf } from '../../wa-worker/engine/simulator-contacts.ts'
 
 export const inbound: Family = {
@@ -163,18 +163,16 @@ function told(message: Written, asLid: boolean, pending = false): IncomingMessag
   const person = asLid ? lidOf(from) : from
   const chatId = fate === 'group' ? '120363000000001010@g.us' : person
   const participant = fate === 'group' ? person : ''
-  return {
-    key: { fromMe: false, chatId, id, participant },
-    waMessageId: serializeKey(false, chatId, id, participant),
-    type: pending ? 'unknown' : 'text',
-    body: pending ? null : String(n),
-    timestamp: at,
-    ack: 1,
-    senderName: `Customer ${from.slice(-9, -5)}`,
-    pending,
-    ...{ chatName: null, revoked: false, media: null, quoted: null, mentions: [] },
-    ...{ location: null, contacts: [], poll: null },
-  }
+  return plainMessage(
+    { fromMe: false, chatId, id, participant },
+    {
+      type: pending ? 'unknown' : 'text',
+      body: pending ? null : String(n),
+      timestamp: at,
+      senderName: `Customer ${from.slice(-9, -5)}`,
+      pending,
+    },
+  )
 }
 
 function theEnd(session: number): Partial<IncomingMessage> {

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import type { Sql } from '../db.ts'
+import { appendEvents } from '../events.ts'
 import { accept } from '../outbound.ts'
 import { claim } from '../outbox.ts'
 import type { PacingConfig } from '../pacing.ts'
@@ -85,6 +86,20 @@ void t.test(
         t.equal((await waiting).length, sessions.length)
       }
     }
+  },
+)
+
+void t.test(
+  'a renewal does not wait for whoever else tells of a chat of the session',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { id: sessionId, workspaceId } = await givenOwnedSession(sql)
+    const waited = await sql.begin(async (tx) => {
+      await appendEvents(tx, [{ workspaceId, sessionId, type: 'chat.updated', payload: {} }])
+      const renewing = renewLeases(sql, { worker: 'first', ttlMs: 60_000, expiryDays: 1 })
+      return waitsForLock(sql, renewing)
+    })
+    t.notOk(waited, 'they might wait for a session it holds')
   },
 )
 

@@ -5,9 +5,10 @@ import type { Sql } from '../../shared/db.ts'
 import { findImport } from '../../shared/history-imports.ts'
 import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
-import { keyIdOf, serializeKey } from '../../shared/wa-id.ts'
-import type { IncomingMessage, RecentChat } from '../engine/engine.ts'
+import { keyIdOf } from '../../shared/wa-id.ts'
+import type { IncomingMessage, MessageKey, RecentChat } from '../engine/engine.ts'
 import { EngineError } from '../engine/engine.ts'
+import { plainMessage } from '../engine/plain-message.ts'
 import { until } from './waiting.ts'
 import { givenSession, startWorker } from './worker.ts'
 
@@ -120,33 +121,11 @@ void t.test('acks that are never told are asked for, round by round', async (t) 
 
 const days = (many: number) => Math.floor(Date.now() / 1_000) - many * 86_400
 
-function said(
-  body: string,
-  timestamp: number,
-  more: Partial<IncomingMessage> = {},
-): IncomingMessage {
-  const id = `3A${body.toUpperCase().replaceAll(/\W/g, '')}`
-  const key = { fromMe: false, chatId: customer, id, participant: '' }
-  return {
-    ...{
-      key,
-      waMessageId: serializeKey(false, customer, id),
-      type: 'text',
-      body,
-      timestamp,
-      ack: 1,
-    },
-    ...{
-      senderName: null,
-      chatName: null,
-      pending: false,
-      revoked: false,
-      media: null,
-      quoted: null,
-    },
-    ...{ mentions: [], location: null, contacts: [], poll: null },
-    ...more,
-  }
+function said(body: string, timestamp: number, key: Partial<MessageKey>): IncomingMessage {
+  return plainMessage(
+    { fromMe: false, chatId: customer, id: `3A${body}`, participant: '', ...key },
+    { type: 'text', body, timestamp, ack: key.fromMe ? 3 : 1 },
+  )
 }
 
 void t.test('history is imported once after the first link, and on after a break', async (t) => {
@@ -181,9 +160,9 @@ void t.test('history is imported once after the first link, and on after a break
           participant: '',
         })
         const messages = [
-          said('old', days(20), { key: key('1') }),
-          said('ours', days(10), { key: key('2', true), ack: 3 }),
-          said('after the link', days(-1), { key: key('3') }),
+          said('old', days(20), key('1')),
+          said('ours', days(10), key('2', true)),
+          said('after the link', days(-1), key('3')),
         ]
         return { chatId, name: null, isGroup: false, messages, complete: true }
       }

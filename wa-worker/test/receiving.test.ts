@@ -17,6 +17,7 @@ import { AckBook } from '../ack-book.ts'
 import { Backfill } from '../backfill.ts'
 import { EngineError } from '../engine/engine.ts'
 import type { IncomingMessage, MessageKey, Recent, RecentChat } from '../engine/engine.ts'
+import { plainMessage } from '../engine/plain-message.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { Receiver } from '../receiver.ts'
 import { Spool } from '../spool.ts'
@@ -512,24 +513,11 @@ let made = 0
 
 function incoming(body: string, part: Part = {}): IncomingMessage {
   const { chatId = customer, fromMe = false, ack = 1, id = `3AMADE${(made += 1)}` } = part
-  return {
-    key: { fromMe, chatId, id, participant: '' },
-    waMessageId: `${fromMe}_${chatId}_${id}`,
-    type: 'text',
-    body,
-    timestamp: Math.floor(Date.now() / 1_000) - 60,
-    ack,
-    senderName: null,
-    chatName: null,
-    pending: false,
-    revoked: false,
-    media: null,
-    quoted: null,
-    mentions: [],
-    location: null,
-    contacts: [],
-    poll: null,
-  }
+  const timestamp = Math.floor(Date.now() / 1_000) - 60
+  return plainMessage(
+    { fromMe, chatId, id, participant: '' },
+    { type: 'text', body, timestamp, ack },
+  )
 }
 
 const chat = (messages: IncomingMessage[], more: Partial<RecentChat> = {}): RecentChat => ({
