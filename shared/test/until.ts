@@ -1,10 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** Asks again and again until the answer is neither undefined, null nor false, and gives it; rejects after the deadline. */
+/** Asks every `pauseMs` until the answer is neither undefined, null nor false, and gives it; rejects after the deadline. */
 export async function until<T>(
   what: string,
   ask: () => T | Promise<T>,
   timeoutMs = 20_000,
+  pauseMs = 25,
 ): Promise<Exclude<T, false | null | undefined>> {
   const deadline = performance.now() + timeoutMs
   for (;;) {
@@ -13,6 +14,6 @@ export async function until<T>(
       return answer as Exclude<T, false | null | undefined>
     }
     if (performance.now() > deadline) throw new Error(`Not within ${timeoutMs} ms: ${what}.`)
-    await sleep(25)
+    await sleep(pauseMs)
   }
 }
