@@ -18,12 +18,13 @@ export interface LeasedSession {
 }
 
 /**
- * What is true of session `s` while nobody owns it, whatever its last owner wrote: it does not work, and its code leads nowhere.
+ * What is true of session `s` while nobody owns it, whatever its last owner wrote: it does not work, and neither its code nor an answer to a passkey
+ * leads anywhere.
  */
 export const orphaned = fragment`coalesce(s.lease_until < clock_timestamp(), true)`
 export const statusOf = fragment`
   case when s.status = 'WORKING' and ${orphaned} then 'RECONNECTING'
-       when s.status = 'SCAN_QR_CODE' and ${orphaned} then 'STARTING' else s.status end`
+       when s.status in ('SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then 'STARTING' else s.status end`
 
 /** Everything a LeasedSession has; `s` is the wa_sessions row. */
 const leased = fragment`
@@ -71,7 +72,7 @@ const takeable = (startedAt: Date) => fragment`
         and (c.status <> 'FAILED' or c.since < ${startedAt}))
     or exists (select from wa_session_requests r where r.session_id = c.id and r.done_at is null)
     -- Wanted stopped while its owner died: somebody must say that it is.
-    or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING')))`
+    or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING', 'PASSKEY_REQUIRED')))`
 
 /** How the sessions are spread: how many nobody owns, how many there are to run in all, and how many workers are alive to do it. */
 export async function census(

@@ -78,12 +78,22 @@ export async function writeQr(sql: Sql, session: OwnedSession, qr: QrCode): Prom
   })
 }
 
-/** The number a pairing code is wished for, if one is. */
-export async function pairingPhone(sql: Sql, session: OwnedSession): Promise<string | undefined> {
-  const [row] = await sql<{ payload: { phone: string } }>`
-    select payload from wa_session_requests
+/** The wish for a pairing code, if there is one, and the number it is for. */
+export async function pairingWish(
+  sql: Sql,
+  session: OwnedSession,
+): Promise<{ id: number; phone: string } | undefined> {
+  const [row] = await sql<{ id: number; phone: string }>`
+    select id, payload->>'phone' as phone from wa_session_requests
     where session_id = ${session.id} and kind = 'pairing_code' and done_at is null`
-  return row?.payload.phone
+  return row
+}
+
+/** Whether the time of a session has run out, and nobody has asked for it since. */
+export async function isUnused(sql: Sql, session: OwnedSession): Promise<boolean> {
+  const [row] = await sql`
+    select from wa_sessions where id = ${session.id} and expires_at < now() and status <> 'WORKING'`
+  return row !== undefined
 }
 
 /** Writes what the session's engine uses of the memory. */
@@ -96,18 +106,23 @@ export async function newLogin(sql: Sql, session: OwnedSession): Promise<void> {
   await sql`update wa_sessions set login_epoch = login_epoch + 1 where id = ${session.id} and fence = ${session.fence}`
 }
 
-/** Marks a wish as fulfilled, or as tried and failed with the reason. */
+/** Marks a wish as fulfilled, or as tried and failed with the reason; with `id` that wish only, not one of its kind that came later. */
 export async function closeRequest(
   sql: Sql,
   session: OwnedSession,
   kind: SessionRequest,
-  { error, result }: { error?: string | undefined; result?: object | undefined } = {},
+  {
+    error,
+    result,
+    id,
+  }: { error?: string | undefined; result?: object | undefined; id?: number | undefined } = {},
 ): Promise<void> {
   await sql`
     update wa_session_requests r set done_at = now(), error = ${error}, result = ${result}
     from wa_sessions s
     where s.id = ${session.id} and s.fence = ${session.fence}
-      and r.session_id = s.id and r.kind = ${kind} and r.done_at is null`
+      and r.session_id = s.id and r.kind = ${kind} and r.done_at is null
+      ${id === undefined ? fragment`` : fragment`and r.id = ${id}`}`
 }
 
 /** Another number has missed nothing: what it said before it was linked here is its history. */

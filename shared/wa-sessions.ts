@@ -93,8 +93,8 @@ export function sessionResource(row: SessionRow): Session {
 /** Everything a SessionRow has; `s` is the wa_sessions row. */
 const columns = fragment`
   s.id, s.workspace_id, s.name, s.engine, s.desired_state, ${statusOf} as status,
-  case when s.status in ('WORKING', 'SCAN_QR_CODE') and ${orphaned} then 'WORKER_LOST' else s.reason end as reason,
-  case when s.status in ('WORKING', 'SCAN_QR_CODE') and ${orphaned} then coalesce(s.lease_until, s.since) else s.since end as since,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then 'WORKER_LOST' else s.reason end as reason,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then coalesce(s.lease_until, s.since) else s.since end as since,
   s.wa_id, s.lid, s.phone, s.push_name, s.qr, s.qr_attempt, s.qr_expires_at, s.fence, s.connected_at,
   s.last_seen_at, s.expires_at, s.created_at`
 
@@ -205,16 +205,24 @@ export async function wantStopped(
   return row
 }
 
-/** Asks the worker for a restart (which also wants the session running) or a logout. The same wish twice is one wish. */
+/**
+ * Asks the worker for a restart (which also wants the session running, and gives it new time before it expires) or a logout. The same wish twice
+ * is one wish.
+ */
 export async function request(
   sql: Sql,
   workspaceId: string,
   id: string,
   kind: 'restart' | 'logout',
+  expiryDays: number,
 ): Promise<SessionRow | undefined> {
+  const wanted =
+    kind === 'restart'
+      ? fragment`desired_state = 'running', expires_at = greatest(expires_at, now() + ${expiryDays} * interval '1 day')`
+      : fragment`desired_state = desired_state`
   const [row] = await sql<SessionRow>`
     with session as (
-      update wa_sessions set desired_state = case when ${kind} = 'restart' then 'running' else desired_state end
+      update wa_sessions set ${wanted}
       where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
       returning *
     ), asked as (
@@ -269,19 +277,26 @@ export async function sessionHistory(
   )
 }
 
-/** Asks the worker for a pairing code; a newer wish takes the place of one that is still open. Answers the wish's id. */
+/** Asks the worker for a pairing code; a wish for another number that is still open ends, and says so. Answers the wish's id. */
 export async function askPairingCode(
   sql: Sql,
   workspaceId: string,
   id: string,
   phone: string,
 ): Promise<number> {
-  const [row] = await sql<{ id: number }>`
-    insert into wa_session_requests as r (workspace_id, session_id, kind, payload)
-    values (${workspaceId}, ${id}, 'pairing_code', ${{ phone }})
-    on conflict (session_id, kind) where done_at is null do update set payload = excluded.payload
-    returning r.id`
-  return row!.id
+  return sql.begin(async (tx) => {
+    // One at a time: of two that come at once, the later one ends the earlier one.
+    await tx`select from wa_sessions where workspace_id = ${workspaceId} and id = ${id} for no key update`
+    await tx`
+      update wa_session_requests set done_at = now(), error = 'A code for another number was asked for meanwhile.'
+      where session_id = ${id} and kind = 'pairing_code' and done_at is null and payload->>'phone' <> ${phone}`
+    const [row] = await tx<{ id: number }>`
+      insert into wa_session_requests as r (workspace_id, session_id, kind, payload)
+      values (${workspaceId}, ${id}, 'pairing_code', ${{ phone }})
+      on conflict (session_id, kind) where done_at is null do update set payload = excluded.payload
+      returning r.id`
+    return row!.id
+  })
 }
 
 /** The answer to a wish for a pairing code, once: it is taken out. Undefined while there is none. */

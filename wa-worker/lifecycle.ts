@@ -76,7 +76,7 @@ const table: Table = {
   linkRestored: { RECONNECTING: 'WORKING' },
   broke: again,
   gaveUp: everywhere('FAILED'),
-  qrTimeout: { SCAN_QR_CODE: 'STOPPED' },
+  qrTimeout: { SCAN_QR_CODE: 'STOPPED', PASSKEY_REQUIRED: 'STOPPED' },
   passkeyAsked: { STARTING: 'PASSKEY_REQUIRED', SCAN_QR_CODE: 'PASSKEY_REQUIRED' },
   expired: everywhere('EXPIRED'),
   loggedOut: everywhere('LOGGED_OUT'),

@@ -44,12 +44,12 @@ export class Logins {
    * was lost, the profile comes out of the vault. Answers what was done, for a person; undefined when the profile was good as it is.
    * Throws what Vault.restore() throws.
    */
-  async prepare(session: OwnedSession): Promise<string | undefined> {
+  async prepare(session: OwnedSession, signal: AbortSignal): Promise<string | undefined> {
     const usedUnder = await this.#profiles.usedUnder(session.id)
     const snapshot = await currentSnapshot(this.#sql, session)
     let done: string | undefined
     if (snapshot && (usedUnder === undefined || snapshot.fence > usedUnder)) {
-      done = await this.#restore(session)
+      done = await this.#restore(session, signal)
     }
     await this.#profiles.markUsed(session.id, session.fence)
     return done
@@ -70,8 +70,8 @@ export class Logins {
    * Goes back to the newest snapshot, when the profile of this machine turned out to be worth nothing; when it had just been restored, to the
    * one before. Answers what was done, for a person. Throws what Vault.restore() throws.
    */
-  async rollBack(session: OwnedSession): Promise<string> {
-    const done = await this.#restore(session, this.#restored.get(session.id))
+  async rollBack(session: OwnedSession, signal: AbortSignal): Promise<string> {
+    const done = await this.#restore(session, signal, this.#restored.get(session.id))
     await this.#profiles.markUsed(session.id, session.fence)
     return done
   }
@@ -111,9 +111,10 @@ export class Logins {
     await this.#profiles.remove(session.id)
   }
 
-  async #restore(session: OwnedSession, before?: number): Promise<string> {
+  async #restore(session: OwnedSession, signal: AbortSignal, before?: number): Promise<string> {
     const profile = await this.#profiles.open(session.id)
     const { generation, refused } = await this.#vault.restore(session, profile, {
+      signal,
       ...(before !== undefined && { before }),
     })
     this.#restored.set(session.id, generation ?? 0)

@@ -6,7 +6,8 @@ import { LeaseLost, releaseLease, wishesOf } from '../shared/wa-session-leases.t
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
 import {
   closeRequest,
-  pairingPhone,
+  isUnused,
+  pairingWish,
   writeQr,
   writeTransition,
 } from '../shared/wa-session-transitions.ts'
@@ -82,6 +83,10 @@ export class Session {
   #wishing = false
   #lost = false
   #leaving = false
+  /** Aborted when the session is handed over or lost: what takes long is not waited for then. */
+  readonly #ending = new AbortController()
+  /** Aborted when a start is wished for no more while its login still comes out of the vault. */
+  #calledOff = new AbortController()
   #end!: () => void
   /** The deadline of the state it is in. */
   #deadline: NodeJS.Timeout | undefined
@@ -90,6 +95,8 @@ export class Session {
   #care: Care | undefined
   /** The engine is linked: its profile is a login. */
   #linked = false
+  /** It has worked without a break for so long that earlier failures count no more. */
+  #isStable = false
   /** First aid was tried since the session was last stable: the next trouble needs a new browser. */
   #reloaded = false
 
@@ -110,6 +117,7 @@ export class Session {
 
   /** Tells the session that there may be something wished of it. What is met already does nothing. */
   wish({ desiredState, requests }: LeasedSession): void {
+    if (desiredState === 'stopped') this.#calledOff.abort()
     const running = this.#engine !== undefined || this.#retry !== undefined
     if (this.#wishing || (desiredState === 'running' && requests.length === 0 && running)) return
     this.#wishing = true
@@ -124,23 +132,31 @@ export class Session {
 
   /** Stops the engine, keeps the login and gives the session to whichever worker wants it. */
   async handOver(): Promise<void> {
-    this.#post(async () => {
-      if (this.#leaving) return
-      await this.#stopAndKeep()
-      await this.#transition({ type: 'handedOver' })
-      await this.#leave()
-    })
+    this.#ending.abort()
+    this.#post(() =>
+      this.#orAbandon(async () => {
+        if (this.#leaving) return
+        await this.#stopAndKeep()
+        await this.#transition({ type: 'handedOver' })
+        await this.#leave()
+      }),
+    )
     await this.ended
   }
 
-  /** The lease is gone: kills the engine and writes nothing more. */
+  /** The lease is gone: kills the engine and writes nothing more. Never rejects. */
   async abandon(): Promise<void> {
     if (this.#lost) return this.ended
     this.#lost = true
+    this.#ending.abort()
     this.#clearTimers()
     const closed = this.#idle()
-    await this.#engine?.stop('atOnce')
-    await closed
+    try {
+      await this.#engine?.stop('atOnce')
+      await closed
+    } catch (error) {
+      this.#deps.log.error('engine did not end', { sessionId: this.id, error })
+    }
     this.#engine = undefined
     this.#deps.log.warn('session abandoned', { sessionId: this.id, fence: this.owned.fence })
     this.#end()
@@ -150,7 +166,10 @@ export class Session {
     if (this.#leaving) return
     if (requests.includes('delete')) return this.#unlink('delete')
     if (requests.includes('logout')) return this.#unlink('logout')
-    if (requests.includes('expire')) return this.#expire()
+    if (requests.includes('expire')) {
+      if (await isUnused(this.#deps.sql, this.owned)) return this.#expire()
+      await this.#close('expire', { error: 'It is used again.' })
+    }
     if (requests.includes('pairing_code')) await this.#pair()
     if (desiredState === 'stopped') return this.#stop()
     if (requests.includes('restart')) {
@@ -164,22 +183,23 @@ export class Session {
 
   /** Answers a wish for a pairing code; whoever asked is waiting for it, or for the reason there is none. */
   async #pair(): Promise<void> {
-    const phone = await pairingPhone(this.#deps.sql, this.owned)
-    if (phone === undefined) return
+    const wish = await pairingWish(this.#deps.sql, this.owned)
+    if (!wish) return
+    const { id, phone } = wish
     try {
       if (this.#status !== 'SCAN_QR_CODE' || !this.#engine)
         throw new Error('No scan is waited for.')
-      await this.#close('pairing_code', { result: await this.#engine.pairingCode(phone) })
+      await this.#close('pairing_code', { id, result: await this.#engine.pairingCode(phone) })
     } catch (error) {
       if (error instanceof LeaseLost) throw error
-      await this.#close('pairing_code', { error: errorText(error) })
+      await this.#close('pairing_code', { id, error: errorText(error) })
     }
   }
 
   /** Nobody used it for long: the engine ends, the login is put away, and a person can start it again. */
   async #expire(): Promise<void> {
     await this.#stopAndKeep()
-    await this.#deps.logins.archive(this.owned, 'EXPIRED')
+    await this.#archive('EXPIRED')
     await this.#transition({ type: 'expired' })
     await this.#close('expire')
     await this.#leave()
@@ -188,19 +208,24 @@ export class Session {
   async #stop(): Promise<void> {
     await this.#stopAndKeep()
     if (this.#status !== 'STOPPED') await this.#transition({ type: 'stopped' })
+    await this.#dismiss('restart')
     await this.#leave()
   }
 
   async #start(reason?: string): Promise<void> {
     clearTimeout(this.#retry)
     this.#retry = undefined
+    if (this.#ending.signal.aborted) return
     this.#linked = false
+    const { signal } = (this.#calledOff = new AbortController())
     await this.#transition(reason === undefined ? { type: 'start' } : { type: 'start', reason })
     try {
-      const done = await this.#deps.logins.prepare(this.owned)
+      const done = await this.#deps.logins.prepare(this.owned, this.#patience(signal))
       if (done) this.#deps.log.warn('login taken from the vault', { sessionId: this.id, done })
     } catch (error) {
       if (error instanceof LeaseLost) throw error
+      // Whoever called it off comes next in the queue.
+      if (this.#isCalledOff()) return
       return this.#broke('VAULT_UNAVAILABLE', errorText(error))
     }
     // Abandoned meanwhile: nobody would stop this engine.
@@ -260,9 +285,11 @@ export class Session {
     try {
       if (!(await this.#deps.logins.canRollBack(this.owned))) return false
       await this.#stopEngine()
-      done = await this.#deps.logins.rollBack(this.owned)
+      const { signal } = (this.#calledOff = new AbortController())
+      done = await this.#deps.logins.rollBack(this.owned, this.#patience(signal))
     } catch (error) {
       if (error instanceof LeaseLost) throw error
+      if (this.#isCalledOff()) return true
       await this.#broke('VAULT_UNAVAILABLE', errorText(error))
       return true
     }
@@ -277,10 +304,6 @@ export class Session {
     this.#linked = true
     this.#deps.logins.accepted(this.id)
     this.#takeCare(engine)
-    this.#stable = setTimeout(() => {
-      this.#failures = 0
-      this.#reloaded = false
-    }, this.#deps.stableMs)
     await this.#refuseOldAccount(account)
     await this.#transition({ type: 'ready' }, { account })
     this.#work(engine)
@@ -303,6 +326,12 @@ export class Session {
   /** Sends, and watches over, an engine that is WORKING. */
   #work(engine: Engine): void {
     this.#care?.watch()
+    clearTimeout(this.#stable)
+    this.#stable = setTimeout(() => {
+      this.#isStable = true
+      this.#failures = 0
+      this.#reloaded = false
+    }, this.#deps.stableMs)
     this.#deps.actions.open(this.owned, engine)
     this.#deps.backfill.open(this.owned, engine)
     this.#deps.downloads.open(this.owned, engine)
@@ -319,6 +348,8 @@ export class Session {
 
   /** Sends nothing more; resolves when the message in flight is through. */
   #idle(how?: 'broken'): Promise<void> {
+    clearTimeout(this.#stable)
+    this.#isStable = false
     this.#deps.actions.close(this.id)
     void this.#deps.backfill.close(this.id)
     this.#deps.downloads.close(this.id)
@@ -338,11 +369,14 @@ export class Session {
     })
   }
 
-  /** A browser grows over days. Above the limit it is replaced, but not while it is sending. */
+  /**
+   * A browser grows over days. Above the limit it is replaced, but not while it is sending, and not before it has worked for a while: one that is
+   * above it from the start would do nothing but start.
+   */
   async #weighed(bytes: number): Promise<void> {
     const { memoryLimit, sender } = this.#deps
     if (memoryLimit === 0 || bytes < memoryLimit) return
-    if (this.#status !== 'WORKING' || !sender.isIdle(this.id)) return
+    if (!this.#isStable || !sender.isIdle(this.id)) return
     const detail = `The browser uses ${Math.round(bytes / 1_048_576)} MB.`
     await this.#transition({ type: 'broke', reason: 'MEMORY_LIMIT' }, { detail })
     await this.#stopEngine()
@@ -385,7 +419,7 @@ export class Session {
 
   async #loggedOut(): Promise<void> {
     await this.#stopEngine()
-    await this.#deps.logins.archive(this.owned, 'LOGGED_OUT_ON_PHONE')
+    await this.#archive('LOGGED_OUT_ON_PHONE')
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_ON_PHONE' })
     await this.#leave()
   }
@@ -420,7 +454,7 @@ export class Session {
     const failure = await this.#tryUnlink()
     await this.#stopEngine()
     if (kind === 'delete') {
-      await this.#deps.logins.destroy(this.owned)
+      await this.#write(() => this.#deps.logins.destroy(this.owned))
       // Accepted in the very moment of the deletion, or on its way when it came.
       await this.#write(() => cancelQueued(this.#deps.sql, this.id))
       await this.#write(() =>
@@ -429,11 +463,17 @@ export class Session {
           message: 'The session was deleted while this was on its way.',
         }),
       )
-    } else await this.#deps.logins.archive(this.owned, 'LOGGED_OUT_BY_REQUEST')
+    } else await this.#archive('LOGGED_OUT_BY_REQUEST')
     const detail = failure && `WhatsApp did not confirm: ${failure}`
     await this.#transition({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
     await this.#close(kind, { error: failure })
+    if (kind === 'delete') await this.#dismiss('logout', 'expire', 'pairing_code')
     await this.#leave()
+  }
+
+  /** Puts the login away. */
+  #archive(reason: string): Promise<void> {
+    return this.#write(() => this.#deps.logins.archive(this.owned, reason))
   }
 
   /** Undefined when the device is unlinked or never was linked; else why it could not be unlinked. */
@@ -444,9 +484,17 @@ export class Session {
     }
     if (!(await this.#deps.logins.exists(this.owned))) return undefined
     await this.#stopEngine()
-    await this.#deps.logins.prepare(this.owned)
+    const { signal } = this.#ending
+    try {
+      await this.#deps.logins.prepare(this.owned, this.#patience())
+    } catch (error) {
+      // Handed over, it is the next owner's to unlink.
+      if (error instanceof LeaseLost || signal.aborted) throw error
+      return `The login could not be opened. ${errorText(error)}`
+    }
+    signal.throwIfAborted()
     this.#engine = this.#deps.createEngine(this.#leased)
-    return startAndUnlink(this.#engine, this.#deps.startTimeoutMs)
+    return startAndUnlink(this.#engine, this.#deps.startTimeoutMs, signal)
   }
 
   /** Lets the message in flight finish, for a while. */
@@ -485,8 +533,22 @@ export class Session {
   async #leave(): Promise<void> {
     this.#leaving = true
     this.#clearTimers()
-    await this.#write(() => releaseLease(this.#deps.sql, this.owned))
+    try {
+      await this.#write(() => releaseLease(this.#deps.sql, this.owned))
+    } catch (error) {
+      this.#deps.log.warn('lease left to run out', { sessionId: this.id, error })
+    }
     this.#end()
+  }
+
+  /** How long the vault is waited for: not longer than for a start, and not when nobody wants it any more. */
+  #patience(calledOff?: AbortSignal): AbortSignal {
+    const limits = [this.#ending.signal, AbortSignal.timeout(this.#deps.startTimeoutMs)]
+    return AbortSignal.any(calledOff ? [...limits, calledOff] : limits)
+  }
+
+  #isCalledOff(): boolean {
+    return this.#ending.signal.aborted || this.#calledOff.signal.aborted
   }
 
   /** (Re)starts the deadline of a state that must not last: after it the engine is started afresh. */
@@ -522,6 +584,7 @@ export class Session {
     this.#status = change.to
     this.#reason = change.reason
     this.#detail = detail
+    if (change.stops) await this.#dismiss('restart')
     this.#deps.log.info('session changed', {
       sessionId: this.id,
       from,
@@ -533,20 +596,49 @@ export class Session {
 
   #close(
     kind: SessionRequest,
-    answer: { error?: string | undefined; result?: object | undefined } = {},
+    answer: {
+      error?: string | undefined
+      result?: object | undefined
+      id?: number | undefined
+    } = {},
   ): Promise<void> {
     return this.#write(() => closeRequest(this.#deps.sql, this.owned, kind, answer))
+  }
+
+  /** Ends wishes that something else has overtaken: left open, they would have the session taken and let go of again and again. */
+  async #dismiss(...kinds: SessionRequest[]): Promise<void> {
+    for (const kind of kinds) await this.#close(kind, { error: 'Something else was wished for.' })
   }
 
   #write<T>(work: () => Promise<T>): Promise<T> {
     return waitOutOutage(work, () => !this.#lost)
   }
 
-  /** Queues what concerns one engine; by the time it is its turn that engine may be gone. */
+  /**
+   * Queues what concerns one engine; by the time it is its turn that engine may be gone. What fails half way counts as a breakdown of the engine: the
+   * session would stay as it is for ever, since nobody tells of the same event twice.
+   */
   #about(engine: Engine, work: () => Promise<void>): void {
     this.#post(async () => {
-      if (engine === this.#engine && !this.#leaving) await work()
+      if (engine !== this.#engine || this.#leaving) return
+      try {
+        await work()
+      } catch (error) {
+        if (error instanceof LeaseLost || this.#lost) throw error
+        this.#deps.log.error('session step failed', { sessionId: this.id, error })
+        await this.#orAbandon(() => this.#broke('STEP_FAILED', errorText(error)))
+      }
     })
+  }
+
+  /** Does what must not be left half done; where that fails the engine is killed, and whoever takes the session next starts it afresh. */
+  async #orAbandon(work: () => Promise<void>): Promise<void> {
+    try {
+      await work()
+    } catch (error) {
+      this.#deps.log.error('session given up', { sessionId: this.id, error })
+      await this.abandon()
+    }
   }
 
   #post(work: () => Promise<void>): void {

@@ -148,7 +148,9 @@ export class Supervisor {
       limit: room,
     })
     for (const leased of taken) {
-      const begin = () => {
+      const begin = async () => {
+        // stop() has handed over what there was: nobody would end this one.
+        if (this.#stopping) return releaseLease(sql, leased)
         const session = this.#options.createSession(leased)
         this.#sessions.set(leased.id, session)
         log.info('session taken', { sessionId: leased.id, fence: leased.fence })
@@ -162,11 +164,15 @@ export class Supervisor {
       const before = this.#sessions.get(leased.id)
       if (before) {
         this.#waiting.set(leased.id, leased.fence)
-        void before.ended.then(() => {
-          this.#waiting.delete(leased.id)
-          begin()
-        })
-      } else begin()
+        before.ended
+          .then(() => {
+            this.#waiting.delete(leased.id)
+            return begin()
+          })
+          .catch((error: unknown) =>
+            log.error('session not begun', { sessionId: leased.id, error }),
+          )
+      } else await begin()
     }
   }
 

@@ -11,12 +11,13 @@ export async function unlink(engine: Engine): Promise<string | undefined> {
   }
 }
 
-/** Starts an engine only to unlink its device. Undefined when it is unlinked, or was already. */
+/** Starts an engine only to unlink its device. Undefined when it is unlinked, or was already. Throws what the signal aborts with. */
 export async function startAndUnlink(
   engine: Engine,
   timeoutMs: number,
+  signal: AbortSignal,
 ): Promise<string | undefined> {
-  const state = await untilKnown(engine, timeoutMs)
+  const state = await untilKnown(engine, timeoutMs, signal)
   if (state === 'unlinked') return undefined
   return state === 'linked' ? unlink(engine) : state.failure
 }
@@ -24,10 +25,13 @@ export async function startAndUnlink(
 async function untilKnown(
   engine: Engine,
   timeoutMs: number,
+  signal: AbortSignal,
 ): Promise<'linked' | 'unlinked' | { failure: string }> {
+  signal.throwIfAborted()
   let timer: NodeJS.Timeout | undefined
   try {
-    return await new Promise((resolve) => {
+    return await new Promise((resolve, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
       timer = setTimeout(() => resolve({ failure: 'START_TIMEOUT' }), timeoutMs)
       engine.once('ready', () => resolve('linked'))
       engine.once('qr', () => resolve('unlinked'))

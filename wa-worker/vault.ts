@@ -90,11 +90,11 @@ export class Vault {
    * before still can.
    */
   async take(session: OwnedSession, profile: string, options: TakeOptions): Promise<Taken> {
-    return this.#inTurn(session.id, async () => {
+    const signal = this.#limit(options.signal)
+    return this.#inTurn(session.id, signal, async () => {
       await assertFence(this.#options.sql, session)
       await clearAside(profile, 'taking', 'restoring')
       const copy = aside(profile, 'taking')
-      const signal = this.#limit(options.signal)
       try {
         await copyProfile(profile, copy, { parts: options.paths, signal })
         const taken = await this.#keepTrying(signal, () =>
@@ -119,12 +119,12 @@ export class Vault {
     profile: string,
     { signal: wish, before }: { signal?: AbortSignal; before?: number } = {},
   ): Promise<Restored> {
-    return this.#inTurn(session.id, async () => {
+    const signal = this.#limit(wish)
+    return this.#inTurn(session.id, signal, async () => {
       const { sql, log } = this.#options
       const candidates = await snapshots.restorableSnapshots(sql, session, before)
       await clearAside(profile, 'taking', 'restoring')
       const refused: Restored['refused'] = []
-      const signal = this.#limit(wish)
       for (const snapshot of candidates) {
         const { generation } = snapshot
         const draft = aside(profile, 'restoring')
@@ -188,8 +188,9 @@ export class Vault {
   /** Takes in what open() gave, of this or of another session, as the new current generation. Throws as take() does. */
   async add(session: OwnedSession, contents: Readable, reason: string): Promise<Taken> {
     try {
-      return await this.#inTurn(session.id, () =>
-        this.#add(session, () => ({ stream: contents }), reason, this.#limit()),
+      const signal = this.#limit()
+      return await this.#inTurn(session.id, signal, () =>
+        this.#add(session, () => ({ stream: contents }), reason, signal),
       )
     } finally {
       contents.destroy()
@@ -309,7 +310,9 @@ export class Vault {
   ): Promise<Totals> {
     const { store, bucket } = this.#options
     const dataKey = this.#dataKey(session, snapshot)
-    const source = await store.get(bucket, snapshot.objectKey)
+    const source = await orAborted(store.get(bucket, snapshot.objectKey), signal, (late) =>
+      late.destroy(),
+    )
     const meter = new Meter()
     const decrypt = new Decrypt(dataKey, objectContext(session, snapshot.generation))
     const flow = pipeline(source, meter, decrypt, { signal })
@@ -413,15 +416,49 @@ export class Vault {
     return signal ? AbortSignal.any([signal, limit]) : limit
   }
 
-  async #inTurn<T>(sessionId: string, work: () => Promise<T>): Promise<T> {
+  /** Does the work after what was asked for before; whoever cannot wait that long aborts, and then it is not done at all. */
+  async #inTurn<T>(sessionId: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
     const before = this.#turns.get(sessionId) ?? Promise.resolve()
-    const turn = before.then(work, work)
+    let begun = false
+    const begin = () => {
+      signal.throwIfAborted()
+      begun = true
+    }
+    const turn = before.then(begin, begin).then(work)
     this.#turns.set(sessionId, turn)
-    try {
-      return await turn
-    } finally {
+    const forget = () => {
       if (this.#turns.get(sessionId) === turn) this.#turns.delete(sessionId)
     }
+    turn.then(forget, forget)
+    await orAborted(
+      before.catch(() => {}),
+      signal,
+    ).catch((error: unknown) => {
+      if (!begun) throw error
+    })
+    return turn
+  }
+}
+
+/** Settles as `promise` does, or rejects when the signal aborts; what is given after that goes to `late`. */
+async function orAborted<T>(
+  promise: Promise<T>,
+  signal: AbortSignal,
+  late: (value: T) => void = () => {},
+): Promise<T> {
+  let onAbort!: () => void
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(signal.reason as Error)
+    signal.addEventListener('abort', onAbort, { once: true })
+    if (signal.aborted) onAbort()
+  })
+  try {
+    return await Promise.race([promise, aborted])
+  } catch (error) {
+    if (signal.aborted) promise.then(late, () => {})
+    throw error
+  } finally {
+    signal.removeEventListener('abort', onAbort)
   }
 }
 

@@ -273,5 +273,5 @@ export const sessions: Routes = async (app) => {
 
 const asks =
   (kind: 'restart' | 'logout'): typeof wantRunning =>
-  (sql, workspaceId, id) =>
-    ask(sql, workspaceId, id, kind)
+  (sql, workspaceId, id, expiryDays) =>
+    ask(sql, workspaceId, id, kind, expiryDays)

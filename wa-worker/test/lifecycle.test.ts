@@ -44,7 +44,7 @@ const machine: Record<LifecycleEvent['type'], string> = {
   linkRestored: '. . . . WORKING . . . .',
   broke: '. STARTING STARTING RECONNECTING RECONNECTING . STARTING . .',
   gaveUp: 'FAILED FAILED FAILED FAILED FAILED FAILED FAILED FAILED FAILED',
-  qrTimeout: '. . STOPPED . . . . . .',
+  qrTimeout: '. . STOPPED . . . STOPPED . .',
   passkeyAsked: '. PASSKEY_REQUIRED PASSKEY_REQUIRED . . . . . .',
   expired: Array(9).fill('EXPIRED').join(' '),
   loggedOut: Array(9).fill('LOGGED_OUT').join(' '),

@@ -275,7 +275,7 @@ void t.test(
     await untilStatus(sql, workspaceId, sessionId, 'WORKING')
     await wantStopped(sql, workspaceId, sessionId)
     await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
-    await request(sql, workspaceId, sessionId, 'logout')
+    await request(sql, workspaceId, sessionId, 'logout', 30)
     const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
     t.equal(out.reason, 'LOGGED_OUT_BY_REQUEST')
     t.match(await sql`select kind, error from wa_session_requests where done_at is not null`, [
@@ -399,7 +399,7 @@ void t.test('one wish to restart is one restart, however slow', async (t) => {
     },
   })
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await request(sql, workspaceId, sessionId, 'restart')
+  await request(sql, workspaceId, sessionId, 'restart', 30)
   await until('the wish is done', async () => {
     const [row] = await sql`select 1 from wa_session_requests where done_at is not null`
     return row
@@ -430,7 +430,7 @@ void t.test('a restart asked for the moment it failed is heard', async (t) => {
   })
   await untilStatus(sql, workspaceId, sessionId, 'FAILED')
   missing = false
-  await request(sql, workspaceId, sessionId, 'restart')
+  await request(sql, workspaceId, sessionId, 'restart', 30)
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
 })
 
@@ -573,6 +573,7 @@ void t.test('an engine that grew too large is replaced', async (t) => {
   const { workspaceId, sessionId } = await givenSession(sql)
   const worker = startWorker(t, sql, {
     dataDir: t.testdir(),
+    stableMs: 100,
     changeEngine: (engine) =>
       Object.assign(engine, { memory: async () => (worker.engines.length === 1 ? 2_000 : 500) }),
   })

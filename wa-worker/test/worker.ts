@@ -70,6 +70,7 @@ export function startWorker(
     changeEngine,
     ownsLeases = () => true,
     objectsDir = join(dataDir, 'objects'),
+    objects: store = new LocalObjectStore(objectsDir),
     leaseTtlMs = 2_000,
     scanMs = 20,
     pacing = {},
@@ -78,10 +79,12 @@ export function startWorker(
     reading = {},
     historyDays = 0,
     ...deps
-  }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes'>> & {
+  }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes' | 'stableMs'>> & {
     dataDir: string
     /** Where snapshots lie; in dataDir unless workers of several machines are to share them. */
     objectsDir?: string
+    /** The store itself, instead of that folder. */
+    objects?: ObjectStore
     changeEngine?: (engine: SimulatorEngine) => Engine
     ownsLeases?: () => boolean
     leaseTtlMs?: number
@@ -100,7 +103,6 @@ export function startWorker(
   const id = `test-${randomUUID()}`
   const log: Logger = createLogger('test', { level: 'error', stdout: false })
   const profiles = new Profiles(dataDir)
-  const store = new LocalObjectStore(objectsDir)
   const vault = new Vault({
     sql,
     store,
