@@ -11,6 +11,8 @@ export interface Reader {
   /** Everything up to here has been told. */
   position: Position
   tell(events: StoredEvent[]): void
+  /** What comes next is kept no more: nothing is told after this. */
+  cut(): void
   /** Resolves once what was told has left us. */
   drained(): Promise<void>
 }
@@ -53,6 +55,8 @@ export class EventFeed {
       try {
         const [page] = await readEvents(this.#sql, [reader], pageSize)
         if (signal.aborted) return
+        // Who is behind may be overtaken by the retention.
+        if (page!.gone) return reader.cut()
         reader.position = page!.position
         reader.tell(page!.events)
         await reader.drained()

@@ -99,6 +99,8 @@ export interface EventPage {
   position: Position
   /** There may be more already. */
   full: boolean
+  /** Some of it was there and is kept no more. */
+  gone: boolean
 }
 
 /**
@@ -110,14 +112,16 @@ export async function readEvents(
   readers: { workspaceId: string; position: Position }[],
   limit: number,
 ): Promise<EventPage[]> {
-  type Row = { reader: number; horizon: number } & (StoredEvent | { id: null })
+  type Row = { reader: number; horizon: number; gone: boolean } & (StoredEvent | { id: null })
   const rows = await sql<Row>`
     select r.ord::int - 1 as reader, h.tx::text::bigint as horizon,
+      coalesce((w.events_removed_tx, w.events_removed_id) > (r.tx, r.id), false) as gone,
       e.tx::text::bigint as tx, e.id, e.workspace_id, e.session_id, e.type, e.created_at, e.payload::text as payload
     from (select pg_snapshot_xmin(pg_current_snapshot()) as tx) h
     cross join unnest(
       ${readers.map(({ workspaceId }) => workspaceId)}::uuid[], ${readers.map(({ position }) => position.tx)}::xid8[],
       ${readers.map(({ position }) => position.id)}::bigint[]) with ordinality r(workspace_id, tx, id, ord)
+    left join workspaces w on w.id = r.workspace_id
     left join lateral (
       select * from events e
       where e.workspace_id = r.workspace_id and (e.tx, e.id) > (r.tx, r.id) and e.tx < h.tx
@@ -126,7 +130,11 @@ export async function readEvents(
   // At least one row for each reader.
   const horizon = { tx: rows[0]?.horizon ?? 0, id: 0 }
   const found = readers.map((): StoredEvent[] => [])
-  for (const row of rows) if (row.id !== null) found[row.reader]!.push(row)
+  const gone = readers.map(() => false)
+  for (const row of rows) {
+    gone[row.reader] = row.gone
+    if (row.id !== null) found[row.reader]!.push(row)
+  }
   return readers.map(({ workspaceId, position }, index) => {
     const events = found[index]!
     const full = events.length === limit
@@ -135,6 +143,7 @@ export async function readEvents(
       workspaceId,
       events,
       full,
+      gone: gone[index]!,
       position: isAfter({ tx, id }, position) ? { tx, id } : position,
     }
   })

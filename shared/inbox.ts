@@ -5,6 +5,7 @@ import { appendEvents } from './events.ts'
 import type { NewEvent } from './events.ts'
 import { announceMedia } from './media-fetches.ts'
 import type { ReceivedMedia } from './media-fetches.ts'
+import { makeEarlyChanges } from './message-changes.ts'
 import { findMessages, messageResource } from './messages.ts'
 import type { MessageType } from './messages.ts'
 import { contactsOf, holdPeople, learnPerson } from './identities.ts'
@@ -123,7 +124,7 @@ async function storeRound(
     // Before the chats are opened: the same message under another address must not leave an empty chat behind.
     const known = await knownAs(tx, session, open)
     const fresh = open.filter((message) => !known.has(message))
-    const stored = await insertMessages(tx, session, fresh)
+    const { stored, awaited } = await insertMessages(tx, session, fresh)
     for (const [message, { id }] of known) {
       if (await complete(tx, session, id, message)) stored.set(message, id)
     }
@@ -144,20 +145,21 @@ async function storeRound(
         isMessage: !message.fromMe && !message.pending && !message.revoked,
       })),
     )
+    if (awaited.length > 0) await makeEarlyChanges(tx, session, awaited)
     return stored
   })
 }
 
-/** Stores what is not there, and what it changes in chats and lanes. */
+/** Stores what is not there, and what it changes in chats and lanes. Answers their ids, and those for which there may be changes that were told before. */
 async function insertMessages(
   tx: Sql,
   session: Hearing,
   messages: Received[],
-): Promise<Map<Received, string>> {
-  if (messages.length === 0) return new Map()
+): Promise<{ stored: Map<Received, string>; awaited: string[] }> {
+  if (messages.length === 0) return { stored: new Map(), awaited: [] }
   const chatIds = await openChats(tx, session, messages)
   const column = <T>(of: (message: Received) => T) => messages.map(of)
-  const rows = await tx<{ id: string; index: number }>`
+  const rows = await tx<{ id: string; index: number; awaited: boolean }>`
     with input as (
       select x.* from unnest(
         ${column(({ fromMe }) => fromMe)}::boolean[], ${column(({ waChatId }) => chatIds.get(waChatId))}::uuid[],
@@ -183,12 +185,17 @@ async function insertMessages(
       on conflict do nothing
       returning id, direction = 'outbound' as from_me, wa_key_id
     )
-    select s.id, i.ord::int - 1 as index from stored s join input i on i.from_me = s.from_me and i.key_id = s.wa_key_id`
+    select s.id, i.ord::int - 1 as index,
+      exists (select from early_changes e where e.session_id = ${session.id} and e.wa_key_id = s.wa_key_id) as awaited
+    from stored s join input i on i.from_me = s.from_me and i.key_id = s.wa_key_id`
   await moveChatsOn(
     tx,
     rows.map(({ id }) => id),
   )
-  return new Map(rows.map(({ id, index }) => [messages[index]!, id]))
+  return {
+    stored: new Map(rows.map(({ id, index }) => [messages[index]!, id])),
+    awaited: rows.flatMap(({ id, awaited }) => (awaited ? id : [])),
+  }
 }
 
 /** What new messages change in their chats, which are locked, and in what waits there to be sent. */

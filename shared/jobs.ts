@@ -29,7 +29,7 @@ export interface Removed {
   actions: number
 }
 
-/** Removes what has served its time: expired tokens, invitations and counters, fulfilled wishes of more than a week ago. */
+/** Removes what has served its time: expired tokens, invitations and counters, changes no message came for, fulfilled wishes of more than a week ago. */
 export async function removeExpired(sql: Sql): Promise<Removed> {
   const [removed] = await sql<Removed>`
     with tokens as (
@@ -41,6 +41,7 @@ export async function removeExpired(sql: Sql): Promise<Removed> {
         returning 1),
       resets as (delete from password_resets where expires_at < now()),
       invited as (delete from invitations where expires_at < now() - interval '30 days'),
+      early as (delete from early_changes where created_at < now() - interval '7 days'),
       counters as (delete from rate_limits where resets_at < now() returning 1),
       wishes as (delete from wa_session_requests where done_at < now() - interval '7 days' returning 1),
       old_actions as (delete from wa_actions where created_at < now() - interval '7 days' returning 1)

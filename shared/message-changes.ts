@@ -1,6 +1,8 @@
-import type { Sql } from './db.ts'
+import { fragment } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
+import { holdPeople } from './identities.ts'
 import { findMessage, messageResource } from './messages.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -13,50 +15,53 @@ interface Owned {
 /** Which message: the address it is seen under may differ from the one it was stored under. */
 export interface Target {
   fromMe: boolean
+  chatId: string
   id: string
   participant: string
 }
 
+/** A change, as it is kept until its message comes. */
+interface Change {
+  kind: 'edit' | 'revocation' | 'reaction' | 'vote'
+  /** Who reacted or voted; 'me' for the session's own account. */
+  waId: string | null
+  /** The new text, or the emoji. */
+  body: string | null
+  options: string[] | null
+  at: Date
+}
+
+const events: Record<Change['kind'], EventType> = {
+  edit: 'message.edited',
+  revocation: 'message.revoked',
+  reaction: 'message.reaction',
+  vote: 'message.reaction',
+}
+
+const nobody = { waId: null, body: null, options: null }
+
 /**
- * Records that a text or caption was changed. An older change, or the same once more, changes nothing. Answers the message's id, or undefined when
- * nothing changed. Throws LeaseLost.
+ * Records that a text or caption was changed. An older change, or the same once more, changes nothing; one of a message that is not there is made when that comes.
+ * Answers the message's id, or undefined when nothing changed. Throws LeaseLost.
  */
-export function recordEdit(
+export const recordEdit = (
   sql: Sql,
   session: Owned,
   { key, body, at }: { key: Target; body: string; at: Date },
-): Promise<string | undefined> {
-  return change(sql, session, key, 'message.edited', async (tx, id) => {
-    // The clock of whoever changed it may be ahead.
-    const rows = await tx`
-      update messages set body = ${body}, edited_at = least(now(), ${at}::timestamptz)
-      where id = ${id} and body is distinct from ${body} and revoked_at is null
-        and coalesce(edited_at, '-infinity') <= least(now(), ${at}::timestamptz)
-        -- The name of what cannot be read is no edit of it.
-        and not (type = 'unknown' and body is null)
-      returning id`
-    return rows.length > 0
-  })
-}
+): Promise<string | undefined> => record(sql, session, key, { ...nobody, kind: 'edit', body, at })
 
 /** Records that a message was deleted for everyone; what it said stays. Answers as recordEdit() does. Throws LeaseLost. */
-export function recordRevocation(
+export const recordRevocation = (
   sql: Sql,
   session: Owned,
   { key, at }: { key: Target; at: Date },
-): Promise<string | undefined> {
-  return change(sql, session, key, 'message.revoked', async (tx, id) => {
-    const rows = await tx`
-      update messages set revoked_at = least(now(), ${at}::timestamptz) where id = ${id} and revoked_at is null returning id`
-    return rows.length > 0
-  })
-}
+): Promise<string | undefined> => record(sql, session, key, { ...nobody, kind: 'revocation', at })
 
 /**
  * Records a reaction: one a person and message, the latest counts, in whatever order they are told; an empty emoji takes it back. Answers as
  * recordEdit() does. Throws LeaseLost.
  */
-export function recordReaction(
+export const recordReaction = (
   sql: Sql,
   session: Owned,
   {
@@ -66,21 +71,13 @@ export function recordReaction(
     fromMe,
     at,
   }: { target: Target; emoji: string; waId: string; fromMe: boolean; at: Date },
-): Promise<string | undefined> {
-  return change(sql, session, target, 'message.reaction', async (tx, id) => {
-    // One that was taken back stays as an empty one: an older report of it must not bring it back.
-    const rows = await tx`
-      insert into message_reactions as r (message_id, wa_id, workspace_id, emoji, at)
-      values (${id}, ${fromMe ? 'me' : waId}, ${session.workspaceId}, ${emoji}, ${at})
-      on conflict (message_id, wa_id) do update set emoji = excluded.emoji, at = excluded.at
-      where r.at <= excluded.at and r.emoji <> excluded.emoji
-      returning message_id`
-    return rows.length > 0
+): Promise<string | undefined> =>
+  record(sql, session, target, {
+    ...{ kind: 'reaction', waId: fromMe ? 'me' : waId, body: emoji, options: null, at },
   })
-}
 
 /** Records what a person has chosen in a poll; the latest choice counts. Answers as recordEdit() does. Throws LeaseLost. */
-export function recordPollVote(
+export const recordPollVote = (
   sql: Sql,
   session: Owned,
   {
@@ -90,41 +87,134 @@ export function recordPollVote(
     fromMe,
     at,
   }: { poll: Target; options: string[]; waId: string; fromMe: boolean; at: Date },
-): Promise<string | undefined> {
-  return change(sql, session, poll, 'message.reaction', async (tx, id) => {
-    const rows = await tx`
-      insert into poll_votes as v (message_id, wa_id, workspace_id, options, at)
-      values (${id}, ${fromMe ? 'me' : waId}, ${session.workspaceId}, ${options}, ${at})
-      on conflict (message_id, wa_id) do update set options = excluded.options, at = excluded.at
-      where v.at <= excluded.at and v.options <> excluded.options
-      returning message_id`
-    return rows.length > 0
+): Promise<string | undefined> =>
+  record(sql, session, poll, {
+    ...{ kind: 'vote', waId: fromMe ? 'me' : waId, body: null, options, at },
   })
+
+/** Makes the changes that were told before these messages were stored, and tells of them, in the transaction that stores them. */
+export async function makeEarlyChanges(
+  tx: Sql,
+  session: Omit<Owned, 'fence'>,
+  messageIds: string[],
+): Promise<void> {
+  const early = await tx<Change & { messageId: string }>`
+    with gone as (
+      delete from early_changes e using messages m join chats c on c.id = m.chat_id
+      where m.id = any(${messageIds}::uuid[]) and e.session_id = m.session_id and e.wa_key_id = m.wa_key_id and e.from_me = (m.direction = 'outbound')
+        and ${isSame(fragment`e.wa_participant`, fragment`e.wa_chat_id`)}
+      returning e.*, m.id as message_id
+    )
+    select message_id, kind, wa_id, body, options, at from gone order by id`
+  for (const { messageId, ...change } of early) await make(tx, session, messageId, change)
 }
 
-async function change(
+/** Whether message `m` of chat `c` is the one that is meant: whoever knows the id of another's message must not change that. */
+const isSame = (participant: Fragment | string, chatId: Fragment | string) => fragment`
+  (m.wa_participant = ${participant}
+    -- Not everything that tells of a group's message says who wrote it.
+    or '' in (m.wa_participant, ${participant}) and c.wa_chat_id = ${chatId}
+    -- The other address of a person.
+    or '' not in (m.wa_participant, ${participant}) and split_part(m.wa_participant, '@', 2) <> split_part(${participant}, '@', 2))`
+
+async function record(
   sql: Sql,
   session: Owned,
-  { fromMe, id, participant }: Target,
-  type: EventType,
-  write: (tx: Sql, messageId: string) => Promise<boolean>,
+  target: Target,
+  change: Change,
 ): Promise<string | undefined> {
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
-    const [message] = await tx<{ id: string }>`
-      select id from messages
-      where session_id = ${session.id} and (direction = 'outbound') = ${fromMe} and wa_key_id = ${id}
-      order by wa_participant = ${participant} desc limit 1 for update`
-    if (!message || !(await write(tx, message.id))) return undefined
-    const row = (await findMessage(tx, session.workspaceId, message.id))!
-    await appendEvents(tx, [
-      {
-        workspaceId: session.workspaceId,
-        sessionId: session.id,
-        type,
-        payload: messageResource(row),
-      },
-    ])
-    return message.id
+    let id = await find(tx, session, target)
+    if (id === undefined) {
+      // Once nobody is storing messages: those who did have committed, those who will see what is kept for them.
+      await holdPeople(tx, session.workspaceId, 'change')
+      id = await find(tx, session, target)
+    }
+    if (id !== undefined) return (await make(tx, session, id, change)) ? id : undefined
+    await keep(tx, session, target, change)
+    return undefined
   })
+}
+
+async function find(
+  tx: Sql,
+  session: Owned,
+  { fromMe, chatId, id, participant }: Target,
+): Promise<string | undefined> {
+  const [message] = await tx<{ id: string }>`
+    select m.id from messages m join chats c on c.id = m.chat_id
+    where m.session_id = ${session.id} and (m.direction = 'outbound') = ${fromMe} and m.wa_key_id = ${id}
+      and ${isSame(fragment`${participant}::text`, fragment`${chatId}::text`)}
+    order by m.wa_participant = ${participant} desc limit 1 for update of m`
+  return message?.id
+}
+
+async function keep(tx: Sql, session: Owned, target: Target, change: Change): Promise<void> {
+  const { fromMe, chatId, id, participant } = target
+  const { kind, waId, body, options, at } = change
+  await tx`
+    with told as (
+      select ${fromMe}::boolean as from_me, ${id}::text as wa_key_id, ${participant}::text as wa_participant, ${chatId}::text as wa_chat_id, ${kind}::text as kind,
+        ${waId}::text as wa_id, ${body}::text as body, ${options}::text[] as options, ${at}::timestamptz as at
+    )
+    insert into early_changes (workspace_id, session_id, from_me, wa_key_id, wa_participant, wa_chat_id, kind, wa_id, body, options, at)
+    select ${session.workspaceId}::uuid, ${session.id}::uuid, t.* from told t
+    where not exists (
+      select from early_changes e
+      where e.session_id = ${session.id} and e.wa_key_id = t.wa_key_id and (e.from_me, e.wa_participant, e.wa_chat_id, e.kind) = (t.from_me, t.wa_participant, t.wa_chat_id, t.kind)
+        and (e.wa_id, e.body, e.options) is not distinct from (t.wa_id, t.body, t.options))`
+}
+
+/** Makes a change, and tells of it when it is one. */
+async function make(
+  tx: Sql,
+  { id: sessionId, workspaceId }: Omit<Owned, 'fence'>,
+  messageId: string,
+  change: Change,
+): Promise<boolean> {
+  const changed = await write(tx, workspaceId, messageId, change)
+  if (changed.length === 0) return false
+  const row = (await findMessage(tx, workspaceId, messageId))!
+  await appendEvents(tx, [
+    { workspaceId, sessionId, type: events[change.kind], payload: messageResource(row) },
+  ])
+  return true
+}
+
+function write(
+  tx: Sql,
+  workspaceId: string,
+  id: string,
+  { kind, waId, body, options, at }: Change,
+): Promise<object[]> {
+  switch (kind) {
+    case 'edit':
+      // The clock of whoever changed it may be ahead.
+      return tx`
+        update messages set body = ${body}, edited_at = least(now(), ${at}::timestamptz)
+        where id = ${id} and body is distinct from ${body} and revoked_at is null
+          and coalesce(edited_at, '-infinity') <= least(now(), ${at}::timestamptz)
+          -- The name of what cannot be read is no edit of it.
+          and not (type = 'unknown' and body is null)
+        returning id`
+    case 'revocation':
+      return tx`
+        update messages set revoked_at = least(now(), ${at}::timestamptz) where id = ${id} and revoked_at is null returning id`
+    case 'reaction':
+      // One that was taken back stays as an empty one: an older report of it must not bring it back.
+      return tx`
+        insert into message_reactions as r (message_id, wa_id, workspace_id, emoji, at)
+        values (${id}, ${waId}, ${workspaceId}, ${body}, ${at})
+        on conflict (message_id, wa_id) do update set emoji = excluded.emoji, at = excluded.at
+        where r.at <= excluded.at and r.emoji <> excluded.emoji
+        returning message_id`
+    case 'vote':
+      return tx`
+        insert into poll_votes as v (message_id, wa_id, workspace_id, options, at)
+        values (${id}, ${waId}, ${workspaceId}, ${options}, ${at})
+        on conflict (message_id, wa_id) do update set options = excluded.options, at = excluded.at
+        where v.at <= excluded.at and v.options <> excluded.options
+        returning message_id`
+  }
 }

@@ -97,9 +97,19 @@ const noTime = '2000-01-01 00:00:00+00'
 
 export const uuidKey = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 export const numberKey = /^\d{1,18}$/
-const timestamp = /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{1,6})?[+-]\d\d(:\d\d)?$/
+const timestamp =
+  /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)([+-](?:0\d|1[0-5])(?::\d\d){0,2})$/
 
-/** Postgres's own form, and a day and time that exist. */
-const isTimestamp = (text: string) =>
-  timestamp.test(text) &&
-  !Number.isNaN(Date.parse(text.replace(' ', 'T').replace(/([+-]\d\d)$/, '$1:00')))
+/** Postgres's own form, and a day and time that it takes: its first year is 1, and no clock is sixteen hours away. */
+function isTimestamp(text: string): boolean {
+  const [, day = '', time = '', zone = ''] = timestamp.exec(text) ?? []
+  const at = Date.parse(`${day}T00:00:00Z`)
+  // Date counts a 30th of February as a day in March.
+  return (
+    day >= '0001' &&
+    !Number.isNaN(at) &&
+    new Date(at).toISOString().startsWith(day) &&
+    !Number.isNaN(Date.parse(`1970-01-01T${time}Z`)) &&
+    !/:[6-9]\d/.test(zone)
+  )
+}

@@ -85,7 +85,7 @@ export async function redeliver(
   return sql.begin(async (tx) => {
     const [row] = await tx`
       update webhook_deliveries
-      set status = 'pending', due_at = case when due_at = 'infinity' then due_at else now() end, aside = aside or status <> 'pending',
+      set status = 'pending', due_at = case when status = 'pending' and due_at = 'infinity' then due_at else now() end, aside = aside or status <> 'pending',
           attempts = case when status = 'pending' then attempts else 0 end,
           expires_at = case when status = 'pending' then expires_at else now() + interval '24 hours' end
       where workspace_id = ${workspaceId} and webhook_id = ${webhookId} and id = ${id} returning id`

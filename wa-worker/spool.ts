@@ -18,10 +18,19 @@ export class Spool {
 
   /** Keeps a report. False when the file is full: it is not kept. */
   append(sessionId: string, report: object): boolean {
-    const line = `${JSON.stringify(report)}\n`
-    const size = (this.#sizes.get(sessionId) ?? this.#read(sessionId).length) + line.length
+    let before = this.#sizes.get(sessionId)
+    let line = `${JSON.stringify(report)}\n`
+    if (before === undefined) {
+      const kept = this.#read(sessionId)
+      before = Buffer.byteLength(kept)
+      // A line the process died over must not become one with this.
+      if (kept !== '' && !kept.endsWith('\n')) line = `\n${line}`
+    }
+    const size = before + Buffer.byteLength(line)
     if (size > this.#maxBytes) return false
     mkdirSync(this.#dir, { recursive: true, mode: 0o700 })
+    // Until it is written: what stands there after a disk that was full is looked at again.
+    this.#sizes.delete(sessionId)
     appendFileSync(this.#file(sessionId), line, { mode: 0o600 })
     this.#sizes.set(sessionId, size)
     return true

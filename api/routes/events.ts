@@ -200,6 +200,7 @@ function openStream(
         readable.push(frameOf(event))
       }
     },
+    cut: () => void readable.destroy(),
     drained: async () => {
       if (readable.destroyed || readable.readableLength < readable.readableHighWaterMark) return
       await new Promise<void>((resolve) => (onDrained = resolve))

@@ -6,12 +6,23 @@ import type { Test } from 'tap'
 import { createApiKey, deleteApiKey } from '../../shared/api-keys.ts'
 import { connect } from '../../shared/db.ts'
 import type { Sql } from '../../shared/db.ts'
-import { appendEvents, eventId, parseEventId, removeOldEvents } from '../../shared/events.ts'
+import {
+  appendEvents,
+  eventId,
+  parseEventId,
+  removeOldEvents,
+  startingPoint,
+} from '../../shared/events.ts'
 import type { EventType } from '../../shared/events.ts'
+import { createLogger } from '../../shared/logger.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { openStream, settled } from '../../shared/test/event-stream.ts'
 import type { OpenStream } from '../../shared/test/event-stream.ts'
 import { until } from '../../shared/test/until.ts'
+import { createSession } from '../../shared/wa-sessions.ts'
+import { createWorkspace } from '../../shared/workspaces.ts'
+import { EventFeed } from '../event-feed.ts'
+import { fastifyLogger } from '../logger.ts'
 import { appOver, errorShape, signIn } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -299,6 +310,39 @@ void t.test('what is no longer kept is said to be gone, and only then', async (t
   )
   const elsewhere = await call('GET', `/api/events?lastEventId=${eventId({ tx: 2 ** 50, id: 1 })}`)
   t.match(elsewhere.json(), errorShape(410, 'EVENTS_GONE'), 'an id of another database')
+})
+
+void t.test('who is behind is cut off when the retention overtakes him', async (t) => {
+  const workspaceId = await createWorkspace(sql, 'Test')
+  const { id: sessionId } = await createSession(sql, {
+    ...{ workspaceId, name: 'Sales', engine: 'simulator', start: false, expiryDays: 30 },
+  })
+  const position = (await startingPoint(sql, workspaceId))!
+  for (let n = 0; n < 450; n++) {
+    await appendEvents(sql, [{ workspaceId, sessionId, type: 'message', payload: { n } }])
+  }
+  await settled(sql)
+  const feed = new EventFeed(
+    sql,
+    fastifyLogger(createLogger('test', { level: 'fatal', stdout: false })),
+  )
+  t.teardown(() => feed.close())
+  let told = 0
+  let cut = false
+  await feed.follow(
+    {
+      ...{ workspaceId, position },
+      tell: (events) => (told += events.length),
+      cut: () => (cut = true),
+      drained: async () => {
+        await sql`
+          update events set created_at = now() - interval '8 days' where workspace_id = ${workspaceId} and (payload->>'n')::int < 300`
+        await removeOldEvents(sql)
+      },
+    },
+    new AbortController().signal,
+  )
+  t.same({ told, cut }, { told: 200, cut: true })
 })
 
 void t.test('a client that takes nothing is cut off, and misses nothing', async (t) => {

@@ -289,4 +289,16 @@ void t.test('wrong queries are refused', async (t) => {
     (await call('GET', `/api/chats/${chatId}/messages?limit=200&cursor=${cursor}`)).statusCode,
     200,
   )
+  for (const at of [
+    '0000-01-01 00:00:00+00',
+    '2026-02-30 00:00:00+00',
+    '2026-04-31 00:00:00+00',
+    '2026-01-01 00:00:00+16',
+    '2026-01-01 00:00:00-23:59',
+    '2026-13-01 00:00:00+00',
+  ]) {
+    const forged = Buffer.from(JSON.stringify([at, '1'])).toString('base64url')
+    const answer = await call('GET', `/api/chats/${chatId}/messages?cursor=${forged}`)
+    t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), at)
+  }
 })

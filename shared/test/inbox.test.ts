@@ -2,10 +2,13 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { Sql } from '../db.ts'
 import { storeAllReceived, storeReceived } from '../inbox.ts'
+import { removeExpired } from '../jobs.ts'
+import { recordReaction } from '../message-changes.ts'
 import type { Received } from '../inbox.ts'
 import { createSession } from '../wa-sessions.ts'
 import { createWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
+import { until } from './until.ts'
 
 const { sql } = await testDb(t)
 
@@ -127,3 +130,36 @@ void t.test(
     t.equal(rows.length, 4 * 40)
   },
 )
+
+const reactionTo = (n: number) => {
+  const { fromMe, waChatId: chatId, keyId: id, participant } = received(n)
+  const target = { fromMe, chatId, id, participant }
+  return { target, emoji: '👍', waId: chatId, fromMe: false, at: new Date() }
+}
+
+void t.test('a change that is told while its message is being stored is made', async (t) => {
+  const session = await rig()
+  let change: Promise<string | undefined> | undefined
+  const id = await sql.begin(async (tx) => {
+    const stored = await storeReceived(tx, session, received(1))
+    change = recordReaction(sql, session, reactionTo(1))
+    await until('it waits for the message', async () => {
+      const waiting = await sql`select from pg_locks where locktype = 'advisory' and not granted`
+      return waiting.length === 1
+    })
+    return stored
+  })
+  t.equal(await change, id)
+  t.same(await sql`select from early_changes where session_id = ${session.id}`, [])
+})
+
+void t.test('a change no message comes for is kept once, and for a week', async (t) => {
+  const session = await rig()
+  const kept = () => sql`select from early_changes where session_id = ${session.id}`
+  for (let n = 0; n < 3; n++) t.equal(await recordReaction(sql, session, reactionTo(1)), undefined)
+  await removeExpired(sql)
+  t.equal((await kept()).length, 1)
+  await sql`update early_changes set created_at = now() - interval '8 days'`
+  await removeExpired(sql)
+  t.equal((await kept()).length, 0)
+})

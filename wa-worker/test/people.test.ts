@@ -198,6 +198,36 @@ void t.test('history is imported once after the first link, and on after a break
   t.equal(asked.length, 1, 'once is enough')
 })
 
+void t.test('a message that cannot be stored holds up no history', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    historyDays: 30,
+    reading: { afterMs: [] },
+    changeEngine: (engine) => {
+      engine.chatsSince = async () => [
+        { chatId: customer, name: null, isGroup: false },
+        { chatId: silent, name: null, isGroup: false },
+      ]
+      engine.history = async (chatId): Promise<RecentChat> => ({
+        ...{ chatId, name: null, isGroup: false, complete: true },
+        messages: ['before', 'not\0storable', 'after'].map((body) =>
+          said(body, days(20), { chatId, id: `${chatId}${body.slice(0, 3)}` }),
+        ),
+      })
+      return engine
+    },
+  })
+  await working(sql)
+  const done = await until('it is done', async () => {
+    const state = await findImport(sql, workspaceId, sessionId)
+    return state.status === 'done' && state
+  })
+  t.match(done, { done: 2, total: 2, messages: 4, incomplete: 2 })
+  t.equal(worker.engines.length, 1)
+})
+
 void t.test('no history where none is wished', async (t) => {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql, false)

@@ -360,6 +360,72 @@ void t.test('changes to messages are recorded once, in whatever order they are t
     ])
   })
 
+  await t.test('what is told before its message is made when that comes', async (t) => {
+    const early = (id: string, chatId = customer) => ({
+      ...{ fromMe: false, chatId, id, participant: '' },
+    })
+    const now = () => new Date()
+    engine.emit('edit', { key: early('3AE1'), body: 'edited', at: now() })
+    for (const emoji of ['👍', '🎉']) {
+      const by = { emoji, waId: customer, fromMe: false, at: now() }
+      engine.emit('reaction', { target: early('3AE1'), ...by })
+      engine.emit('reaction', { target: early('3AE1'), ...by })
+    }
+    engine.emit('revoke', { key: early('3AE2'), at: now() })
+    const vote = { options: ['now'], waId: customer, fromMe: false, at: now() }
+    engine.emit('pollVote', { poll: early('3AE3'), ...vote })
+    engine.deliver(customer, 'after the changes')
+    await untilBody(sql, 'after the changes')
+    const timestamp = Math.floor(Date.now() / 1_000)
+    const poll = { question: 'When?', options: ['now'], multiple: true }
+    for (const message of [
+      plainMessage(early('3AE1'), { timestamp, type: 'text', body: 'as it was' }),
+      plainMessage(early('3AE2'), { timestamp, type: 'text', body: 'taken back' }),
+      plainMessage(early('3AE3'), { timestamp, type: 'poll', body: 'When?', poll }),
+    ]) {
+      engine.emit('message', message)
+    }
+    engine.deliver(customer, 'after their messages')
+    await untilBody(sql, 'after their messages')
+    t.same(await eventsOf(sql, early('3AE1')), [
+      ...['message', 'message.any', 'message.edited', 'message.reaction', 'message.reaction'],
+    ])
+    const [last] = await sql<{ payload: { body: string; reactions: object[] } }>`
+      select payload from events where payload->>'waMessageId' like '%3AE1' order by id desc limit 1`
+    t.match(last!.payload, { body: 'edited', reactions: [{ emoji: '🎉', waId: customer }] })
+    t.equal(last!.payload.reactions.length, 1)
+    t.same((await eventsOf(sql, early('3AE2'))).at(-1), 'message.revoked')
+    t.match(
+      await sql`select options from poll_votes v join messages m on m.id = v.message_id where m.wa_key_id = '3AE3'`,
+      [{ options: ['now'] }],
+    )
+    t.same(await sql`select from early_changes`, [])
+  })
+
+  await t.test('nobody changes the message of somebody else by its id', async (t) => {
+    const group = '120363000000000009@g.us'
+    const key = engine.deliver(customer, 'what I said', undefined, { group })
+    await untilBody(sql, 'what I said')
+    for (const forged of [
+      { ...key, chatId: silent, participant: '' },
+      { ...key, participant: silent },
+    ]) {
+      engine.emit('edit', { key: forged, body: 'what I never said', at: new Date() })
+      engine.emit('revoke', { key: forged, at: new Date() })
+    }
+    // The same person, under the other address.
+    engine.emit('reaction', {
+      target: { ...key, participant: '8812025550100@lid' },
+      ...{ emoji: '👍', waId: silent, fromMe: false, at: new Date() },
+    })
+    engine.deliver(customer, 'after the forgeries')
+    await untilBody(sql, 'after the forgeries')
+    t.match(await sql`select body, revoked_at from messages where wa_key_id = ${key.id}`, [
+      { body: 'what I said', revokedAt: null },
+    ])
+    t.equal((await eventsOf(sql, key)).at(-1), 'message.reaction')
+  })
+
   await t.test('a message that becomes readable is one row, and told when it is', async (t) => {
     const id = '3ALATE'
     const key = engine.deliver(customer, 'finally', id, { placeholder: true })

@@ -125,3 +125,22 @@ void t.test('the file has an end; what it does not take is written all the same'
   )
   t.equal(lines(), 0)
 })
+
+void t.test('the end of the file counts bytes, not letters', (t) => {
+  const spool = new Spool(t.testdir(), 200)
+  t.ok(spool.append('s', { body: 'ж'.repeat(80) }))
+  t.notOk(spool.append('s', { body: 'ж'.repeat(80) }))
+  t.end()
+})
+
+void t.test('a line the process died over takes the next one not with it', (t) => {
+  const dir = t.testdir()
+  const before = new Spool(dir)
+  before.append('s', { n: 1 })
+  appendFileSync(join(dir, 'spool', 's.ndjson'), '{"n":')
+  const after = new Spool(dir)
+  after.append('s', { n: 2 })
+  after.append('s', { n: 3 })
+  t.strictSame(after.read('s'), [{ n: 1 }, { n: 2 }, { n: 3 }])
+  t.end()
+})

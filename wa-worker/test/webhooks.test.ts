@@ -15,7 +15,13 @@ import { testDb } from '../../shared/test/db.ts'
 import { settled } from '../../shared/test/event-stream.ts'
 import { until } from '../../shared/test/until.ts'
 import { isPublicAddress } from '../../shared/webhook-address.ts'
-import { claimDeliveries, fanOut, patience, redeliver } from '../../shared/webhook-deliveries.ts'
+import {
+  claimDeliveries,
+  expireDeliveries,
+  fanOut,
+  patience,
+  redeliver,
+} from '../../shared/webhook-deliveries.ts'
 import {
   createWebhook,
   findWebhook,
@@ -541,11 +547,24 @@ void t.test('after 24 hours it is given up, and may be made once more', async (t
   })
   await sql`
     update webhook_deliveries set expires_at = now() where webhook_id = ${webhook.id} and status = 'pending'`
-  serve(t)
+  serve(t, { timeoutMs: 500 })
   await until('what nobody could post is given up', async () => {
     const last = (await deliveries()).at(-1)!
     return last.status === 'dead' && last.error === 'EXPIRED'
   })
+
+  to.now(() => {})
+  for (const n of [4, 5]) await write(n)
+  await until('the first is being posted, the second waits for it', () => to.of('a').includes(4))
+  await sql`
+    update webhook_deliveries set expires_at = now(), claimed_until = now() where webhook_id = ${webhook.id} and status = 'pending'`
+  to.now(yes)
+  await expireDeliveries(sql)
+  const waited = (await deliveries()).at(-1)!
+  t.match(waited, { status: 'dead', attempts: 0 })
+  await redeliver(sql, workspaceId, webhook.id, waited.id)
+  await until('what never had its turn is made all the same', () => to.of('a').includes(5))
+
   await sql`update events set created_at = now() - interval '8 days' where workspace_id = ${workspaceId}`
   await removeOldEvents(sql)
   t.strictSame(await deliveries(), [], 'a week later they are gone, with their events')
