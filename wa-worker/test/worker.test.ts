@@ -278,9 +278,11 @@ void t.test(
     await request(sql, workspaceId, sessionId, 'logout', 30)
     const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
     t.equal(out.reason, 'LOGGED_OUT_BY_REQUEST')
-    t.match(await sql`select kind, error from wa_session_requests where done_at is not null`, [
-      { kind: 'logout', error: null },
-    ])
+    const done = await until('the wish is closed', async () => {
+      const rows = await sql`select kind, error from wa_session_requests where done_at is not null`
+      return rows.length > 0 && rows
+    })
+    t.match(done, [{ kind: 'logout', error: null }])
 
     await wantRunning(sql, workspaceId, sessionId, 30)
     await untilStatus(sql, workspaceId, sessionId, 'WORKING')
