@@ -4,50 +4,15 @@ import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { NewEvent } from './events.ts'
 import { announceMedia } from './media-fetches.ts'
-import type { ReceivedMedia } from './media-fetches.ts'
 import { makeEarlyChanges } from './message-changes.ts'
 import { findMessages, messageResource } from './messages.ts'
-import type { MessageType } from './messages.ts'
-import { contactsOf, holdPeople, learnPerson } from './identities.ts'
+import { holdPeople, learnPerson } from './identities.ts'
+import { heedOptOuts } from './opt-outs.ts'
+import { openChats } from './received-chats.ts'
+import { authorOf } from './received.ts'
+import type { Hearing, Received } from './received.ts'
 import { assertFence } from './wa-session-leases.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-
-/** A message WhatsApp told us of: one that came in, or one of ours that was typed on another device. */
-export interface Received {
-  fromMe: boolean
-  waChatId: string
-  keyId: string
-  /** Who wrote it, in a group; empty elsewhere and for our own. */
-  participant: string
-  waMessageId: string
-  type: MessageType
-  body: string | null
-  /** Seconds since 1970, as WhatsApp gives it. */
-  timestamp: number
-  ack: number
-  senderName: string | null
-  chatName: string | null
-  /** Whether it was heard as it happened, read again afterwards, or is from before the session was linked. Live when absent. */
-  source?: 'live' | 'backfill' | 'history'
-  /** Its content is not to be read yet; it follows under the same id. */
-  pending?: boolean
-  /** It was deleted before we saw it. */
-  revoked?: boolean
-  /** What a text cannot hold: a place, a card, a poll. */
-  content?: object | null
-  mentions?: string[]
-  /** The file that came with it. */
-  media?: ReceivedMedia | null
-  /** The message it answers. */
-  quoted?: { fromMe: boolean; id: string } | null
-}
-
-/** The session that heard it. */
-interface Hearing {
-  id: string
-  workspaceId: string
-  fence: number
-}
 
 /** Stores one message, as storeAllReceived() does. Answers its id, or undefined when it was there already. */
 export async function storeReceived(
@@ -343,99 +308,6 @@ async function tell(
       payload,
     })),
   ])
-}
-
-/** A message that is nothing but one of the workspace's words for it opts its sender out, START opts in again: the latest such word counts. */
-async function heedOptOuts(
-  tx: Sql,
-  workspaceId: string,
-  stored: Map<Received, string>,
-): Promise<void> {
-  const words = [...stored].flatMap(([{ fromMe, waChatId, body }, id]) => {
-    const word = (body ?? '')
-      .trim()
-      .replace(/[.!]+$/, '')
-      .toUpperCase()
-    return fromMe || isGroup(waChatId) || word === '' || word.length > 40 ? [] : { id, word }
-  })
-  if (words.length === 0) return
-  const wishes = await tx<{ out: boolean; contactId: string }>`
-    select distinct on (c.contact_id) w.out, c.contact_id
-    from (select array(select upper(x) from unnest(opt_out_words) x) as words from workspaces where id = ${workspaceId}) o
-    cross join unnest(${words.map(({ id }) => id)}::uuid[], ${words.map(({ word }) => word)}::text[]) h(id, word)
-    cross join lateral (select case when h.word in ('START', 'UNSTOP') then false when h.word = any(o.words) then true end as out) w
-    join messages m on m.id = h.id
-    join chats c on c.id = m.chat_id
-    where c.contact_id is not null and w.out is not null
-      -- Read again afterwards, it may be older than a word that was heard.
-      and not exists (
-        select from messages n
-        where n.chat_id in (select o.id from chats o where o.contact_id = c.contact_id) and n.direction = 'inbound' and n.created_at > m.created_at and length(n.body) <= 60
-          and upper(rtrim(btrim(n.body, E' \\t\\r\\n'), '.!')) = any(o.words || array['START', 'UNSTOP']))
-    order by c.contact_id, m.created_at desc, m.seq desc`
-  for (const { out, contactId } of wishes) {
-    await tx`
-      update contacts set opted_out = ${out}, opted_out_at = case when ${out}::boolean then now() end
-      where id = ${contactId} and opted_out <> ${out}`
-  }
-}
-
-/** Who wrote a message in a group. */
-const authorOf = ({ waChatId, fromMe, participant }: Received): string | undefined =>
-  isGroup(waChatId) && !fromMe && participant !== '' ? participant : undefined
-
-/**
- * Finds or creates the chats of messages and their contacts, learns the names of those who wrote, and locks all of it until the transaction ends. Answers the ids of the
- * chats by the addresses of the messages.
- */
-async function openChats(
-  tx: Sql,
-  session: Hearing,
-  messages: Received[],
-): Promise<Map<string, string>> {
-  const found = await tx<{ seenAs: string; waChatId: string; hasContact: boolean }>`
-    select x.address as seen_as, c.wa_chat_id, c.contact_id is not null as has_contact
-    from unnest(${[...new Set(messages.map(({ waChatId }) => waChatId))]}::text[]) x(address)
-    cross join lateral (
-      select * from chats c
-      -- What was sent to a number may be answered from the address WhatsApp has for it.
-      where c.session_id = ${session.id} and (c.wa_chat_id = x.address or c.canonical_wa_id = x.address)
-      order by c.canonical_wa_id is not distinct from x.address desc limit 1) c`
-  const chats = new Map(found.map((chat) => [chat.seenAs, chat]))
-  const addressOf = (waChatId: string) => chats.get(waChatId)?.waChatId ?? waChatId
-  // Whoever wrote is a contact from now on. Contacts are locked before chats, everywhere.
-  const contacts = await contactsOf(
-    tx,
-    session,
-    messages.flatMap((message) => {
-      const { fromMe, waChatId, senderName, timestamp } = message
-      const waId = isGroup(waChatId) ? authorOf(message) : addressOf(waChatId)
-      const pushName = fromMe ? null : senderName
-      const isKnown = !isGroup(waChatId) && chats.get(waChatId)?.hasContact
-      // Of whoever wrote to us, also because a word of theirs may opt them out.
-      if (waId === undefined || (isKnown && fromMe)) return []
-      return { waId, pushName, at: new Date(timestamp * 1_000) }
-    }),
-  )
-  const names = new Map<string, string | null>()
-  for (const { waChatId, chatName } of messages) {
-    const address = addressOf(waChatId)
-    names.set(address, (isGroup(waChatId) ? chatName : null) ?? names.get(address) ?? null)
-  }
-  const addresses = [...names.keys()]
-  const opened = await tx<{ id: string; waChatId: string }>`
-    insert into chats (workspace_id, session_id, wa_chat_id, is_group, contact_id, name)
-    select ${session.workspaceId}::uuid, ${session.id}::uuid, x.* from unnest(
-      ${addresses}::text[], ${addresses.map(isGroup)}::boolean[],
-      ${addresses.map((address) => (isGroup(address) ? null : (contacts.get(address) ?? null)))}::uuid[], ${[...names.values()]}::text[]
-    ) x(wa_chat_id, is_group, contact_id, name)
-    -- In the order in which accept() locks chats.
-    order by x.wa_chat_id
-    on conflict (session_id, wa_chat_id) do update
-    set name = coalesce(excluded.name, chats.name), contact_id = coalesce(chats.contact_id, excluded.contact_id)
-    returning id, wa_chat_id`
-  const ids = new Map(opened.map(({ id, waChatId }) => [waChatId, id]))
-  return new Map(messages.map(({ waChatId }) => [waChatId, ids.get(addressOf(waChatId))!]))
 }
 
 const statusOf = (ack: number) =>

@@ -22,6 +22,10 @@ export interface RotatingFileOptions extends Transport.TransportStreamOptions {
 
 const MESSAGE = Symbol.for('message')
 
+/** Tells files apart that one process sets aside within a millisecond. */
+let setAside = 0
+const serial = () => String(setAside++ % 1_000).padStart(3, '0')
+
 /**
  * A winston transport to a file that is set aside when it grows too large.
  *
@@ -78,7 +82,12 @@ export class RotatingFile extends Transport {
     // Another process may have set the file aside already: then only follow it.
     if (current === ours) {
       const stamp = new Date().toISOString().replaceAll(/[:.]/g, '-')
-      renameSync(this.#filename, `${this.#filename}.${stamp}.${process.pid}`)
+      try {
+        renameSync(this.#filename, `${this.#filename}.${stamp}.${process.pid}.${serial()}`)
+      } catch (error) {
+        // Set aside by another process since we looked.
+        if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+      }
       this.#prune()
     }
     closeSync(this.#fd!)

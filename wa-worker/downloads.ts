@@ -13,9 +13,10 @@ import { findMedia } from '../shared/media.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { retryBackoff } from './backoff.ts'
+import { Desks } from './desks.ts'
+import type { Desk } from './desks.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
-import { Wake } from '../shared/wake.ts'
 
 export interface DownloadOptions extends MediaParts {
   worker: string
@@ -29,70 +30,45 @@ export interface DownloadOptions extends MediaParts {
   deadlineSeconds?: number
 }
 
-interface Desk {
-  session: OwnedSession
-  engine: Engine
-  work: Promise<void> | undefined
-}
-
 /** Fetches what came with messages and stores it: one file at a time a session, while it works; nothing waits for it. */
 export class Downloads {
   readonly #options: Required<DownloadOptions>
-  readonly #desks = new Map<string, Desk>()
-  readonly #wake = new Wake()
-  #stopped = false
+  readonly #desks: Desks<MediaFetch>
 
   constructor(options: DownloadOptions) {
     this.#options = { pollMs: 1_000, maxAttempts: 6, deadlineSeconds: 86_400, ...options }
+    const { sql, worker, log, pollMs } = this.#options
+    this.#desks = new Desks({
+      pollMs,
+      due: (sessions) => dueFetches(sql, worker, sessions),
+      work: async (desk, fetches) => {
+        for (const fetch of fetches) await this.#fetch(desk, fetch)
+      },
+      onUnread: (error) => log.error('downloads not read', { error }),
+      onFailure: ([fetch], error) => {
+        const fields = { sessionId: fetch?.sessionId, messageId: fetch?.messageId, error }
+        if (error instanceof LeaseLost) log.warn('media of a lost session dropped', fields)
+        else log.error('media not recorded', fields)
+      },
+    })
   }
 
   open(session: OwnedSession, engine: Engine): void {
-    this.#desks.set(session.id, { session, engine, work: undefined })
-    this.#wake.ring()
+    this.#desks.open(session, engine)
   }
 
   /** Takes a session out. What is under way there fails with its engine and is fetched by the next one. */
   close(sessionId: string): void {
-    this.#desks.delete(sessionId)
+    this.#desks.close(sessionId)
   }
 
-  async run(): Promise<void> {
-    while (!this.#stopped) {
-      await this.#take().catch((error: unknown) => {
-        this.#options.log.error('downloads not read', { error })
-      })
-      await this.#wake.wait(this.#options.pollMs)
-    }
+  /** Resolves once it is stopped and nothing is under way any more. */
+  run(): Promise<void> {
+    return this.#desks.run()
   }
 
   stop(): void {
-    this.#stopped = true
-    this.#wake.ring()
-  }
-
-  async #take(): Promise<void> {
-    const { sql, worker, log } = this.#options
-    const idle = [...this.#desks.values()].filter(({ work }) => work === undefined)
-    if (idle.length === 0) return
-    const due = await dueFetches(
-      sql,
-      worker,
-      idle.map(({ session }) => session),
-    )
-    for (const fetch of due) {
-      const desk = idle.find(({ session }) => session.id === fetch.sessionId)!
-      if (this.#desks.get(fetch.sessionId) !== desk) continue
-      desk.work = this.#fetch(desk, fetch)
-        .catch((error: unknown) => {
-          const fields = { sessionId: fetch.sessionId, messageId: fetch.messageId, error }
-          if (error instanceof LeaseLost) log.warn('media of a lost session dropped', fields)
-          else log.error('media not recorded', fields)
-        })
-        .then(() => {
-          desk.work = undefined
-          this.#wake.ring()
-        })
-    }
+    this.#desks.stop()
   }
 
   async #fetch({ session, engine }: Desk, fetch: MediaFetch): Promise<void> {

@@ -90,7 +90,7 @@ void t.test('a burst over many rotations loses nothing', async (t) => {
   const log = winston.createLogger({
     format: winston.format.json(),
     transports: [
-      new RotatingFile({ filename: join(dir, 'all.log'), maxBytes: 20_000, keep: 1_000 }),
+      new RotatingFile({ filename: join(dir, 'all.log'), maxBytes: 500, keep: 10_000 }),
     ],
   })
   for (let n = 0; n < 10_000; n += 1) log.info('line', { n })
@@ -107,7 +107,7 @@ void t.test('a burst over many rotations loses nothing', async (t) => {
 void t.test('processes that share a file lose nothing either', async (t) => {
   const script = `
     const { RotatingFile } = await import(process.argv[2])
-    const file = new RotatingFile({ filename: process.argv[3], maxBytes: 20_000, keep: 1_000 })
+    const file = new RotatingFile({ filename: process.argv[3], maxBytes: 500, keep: 10_000 })
     const message = Symbol.for('message')
     for (let n = 0; n < 2_000; n += 1) {
       file.log({ [message]: JSON.stringify({ n, pid: process.pid }) }, () => {})

@@ -162,11 +162,14 @@ function quotedOf(
 function mediaOf(type: MessageType, model: MessageModel): IncomingMedia | null {
   // Without a path there is nothing to be had: a view-once message, for one.
   if (!media.has(type) || !model.directPath) return null
-  const count = (value: number | string | undefined) =>
-    value === undefined || !Number.isFinite(Number(value)) ? null : Number(value)
+  // What the sender's device claims: it may be anything.
+  const count = (value: number | string | undefined) => {
+    const claimed = Math.round(Number(value))
+    return Number.isSafeInteger(claimed) && claimed >= 0 ? claimed : null
+  }
   return {
     kind: type as MediaType,
-    mimeType: model.mimetype ?? 'application/octet-stream',
+    mimeType: nameOf(model.mimetype) ?? 'application/octet-stream',
     size: count(model.size),
     filename: nameOf(model.filename),
     seconds: count(model.duration),

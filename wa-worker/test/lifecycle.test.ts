@@ -125,6 +125,13 @@ void t.test('a message of the library becomes ours, or nothing', async (t) => {
     body: 'ab\ufffd',
     senderName: null,
   })
+  const strange = { type: 'image', directPath: '/v', mimetype: 'image/\0png', filename: '\0' }
+  t.match(from('1@c.us', { ...strange, size: -1, duration: '2.4' }), {
+    media: { mimeType: 'image/png', filename: null, size: null, seconds: 2 },
+  })
+  t.match(from('1@c.us', { ...strange, mimetype: ' ', size: 'big', duration: 1e300 }), {
+    media: { mimeType: 'application/octet-stream', size: null, seconds: null },
+  })
   t.equal(from('status@broadcast'), undefined)
   t.equal(from('1@newsletter'), undefined)
   t.equal(from('1@c.us', { type: 'e2e_notification' }), undefined)
