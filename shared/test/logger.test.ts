@@ -89,9 +89,7 @@ void t.test('a burst over many rotations loses nothing', async (t) => {
   const dir = t.testdir()
   const log = winston.createLogger({
     format: winston.format.json(),
-    transports: [
-      new RotatingFile({ filename: join(dir, 'all.log'), maxBytes: 500, keep: 10_000 }),
-    ],
+    transports: [new RotatingFile({ filename: join(dir, 'all.log'), maxBytes: 500, keep: 10_000 })],
   })
   for (let n = 0; n < 10_000; n += 1) log.info('line', { n })
   const numbers = allLines(dir, 'all.log')
