@@ -12,6 +12,8 @@ import type { Subject } from './world.ts'
 const detectedWithinMs = 20_000
 /** Most of a trial is waiting; more of them at once would keep two cores too busy to tell a slow page from a dead one. */
 const lanes = 6
+/** A session that breaks again and again is given ever longer pauses: two take turns in a lane, so that what is waited for is the mending. */
+const sessionsOfLane = 2
 
 interface Kind {
   what: string
@@ -65,7 +67,7 @@ async function run(lab: Lab): Promise<Row[]> {
     kinds.flatMap((kind) => Array.from({ length: lab.scaled(kind.times) }, () => kind)),
   )
   const delays = trials.map(() => random.between(0, 300))
-  const subjects = await world.link(Math.min(lanes, trials.length))
+  const subjects = await world.link(Math.min(lanes * sessionsOfLane, trials.length))
   await world.loginsOnDisk(subjects)
   lab.say(`F2: ${subjects.length} sessions linked`)
 
@@ -78,9 +80,10 @@ async function run(lab: Lab): Promise<Row[]> {
   const outcomes = new Map(kinds.map((kind) => [kind, outcomeOf(kind)]))
   const leftovers = new Trials('F2', 'processes of a broken browser left 0')
   const scene: Scene = { world, outcomes, sent: [], meanwhile: [], leftovers }
-  await inParallel(subjects, lanes, async (subject, lane) => {
-    for (let index = lane; index < trials.length; index += subjects.length) {
-      await one(scene, subject, trials[index]!, delays[index]!)
+  await inParallel(subjects.slice(0, lanes), lanes, async (_, lane) => {
+    for (let index = lane; index < trials.length; index += lanes) {
+      // A lane never meets another's sessions: their number is a multiple of the lanes', or there is but one trial for each.
+      await one(scene, subjects[index % subjects.length]!, trials[index]!, delays[index]!)
     }
   })
 
