@@ -94,7 +94,7 @@ export async function recordAcks(
       if (row.cold && ack === -1) await keepClosed(tx, row.chatId)
     }
     await appendEvents(
-      tx,
+      tx.last,
       changed.map((row) => ({
         workspaceId: row.workspaceId,
         sessionId: row.sessionId,

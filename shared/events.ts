@@ -1,4 +1,4 @@
-import type { Sql } from './db.ts'
+import type { Sql, Statements } from './db.ts'
 
 export const eventTypes = [
   'message',
@@ -24,7 +24,7 @@ export interface NewEvent {
 }
 
 /** Appends events, in the transaction of the change they tell of, and nudges their readers once it is committed. */
-export async function appendEvents(sql: Sql, events: NewEvent[]): Promise<void> {
+export async function appendEvents(sql: Statements, events: NewEvent[]): Promise<void> {
   if (events.length === 0) return
   await sql`
     insert into events (workspace_id, session_id, type, payload)

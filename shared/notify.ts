@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Sql } from './db.ts'
+import type { Tag } from './db.ts'
 
 /** Channels on which a process is nudged. A nudge may be lost: whoever listens also polls. */
 export type Channel = 'awfar_outbox' | 'awfar_sessions' | 'awfar_events'
@@ -18,7 +18,7 @@ const maxNamed = 200
  * Sends nudges outside the caller's transaction: NOTIFY inside it takes a global lock at commit and makes commits queue up.
  * A nudge that fails is dropped, since polling finds the work a moment later; `onError` hears of it. `restMs`: the least time between two of them.
  */
-export function createNotifier(sql: Sql, onError: (error: unknown) => void, restMs = 0): Notifier {
+export function createNotifier(sql: Tag, onError: (error: unknown) => void, restMs = 0): Notifier {
   const waiting = new Map<Channel, Set<string>>()
   let running: Promise<void> | undefined
 

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { fragment, planOnce } from './db.ts'
-import type { Fragment, Sql } from './db.ts'
+import type { Fragment, Sql, Statements, Transaction } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
@@ -47,15 +47,27 @@ export type Outcome = { message: MessageRow } | { refusal: Refusal }
 export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
   return sql.begin(async (tx) => {
-    if (guards.every((id) => id === undefined)) return write(tx, submission)
-    for (;;) {
-      await tx`savepoint unguarded`
-      const outcomes = await write(tx, submission)
-      if (!(await isOvertaken(tx, guards, outcomes))) return outcomes
-      // What was committed between the look and the writing is seen by the next look.
-      await tx`rollback to savepoint unguarded`
-    }
+    const outcomes = guards.some((id) => id !== undefined)
+      ? await writeGuarded(tx, submission, guards)
+      : await write(tx, submission)
+    const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
+    await tell(tx.last, 'message.any', accepted)
+    return outcomes
   })
+}
+
+async function writeGuarded(
+  tx: Transaction,
+  submission: Submission,
+  guards: (string | undefined)[],
+): Promise<Outcome[]> {
+  for (;;) {
+    await tx`savepoint unguarded`
+    const outcomes = await write(tx, submission)
+    if (!(await isOvertaken(tx, guards, outcomes))) return outcomes
+    // What was committed between the look and the writing is seen by the next look.
+    await tx`rollback to savepoint unguarded`
+  }
 }
 
 /**
@@ -123,7 +135,7 @@ export async function messagesAfter(
   return rows.map(messageResource)
 }
 
-async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
+async function write(tx: Transaction, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
@@ -201,15 +213,11 @@ async function write(tx: Sql, submission: Submission): Promise<Outcome[]> {
     from input i
     left join message m on m.id = i.id left join chat c on c.id = m.chat_id left join session s on s.id = m.session_id
     left join profiles u on u.id = m.sent_by left join media f on f.id = m.media_id left join media_objects fo on fo.id = f.object_id left join queued o on o.message_id = m.id
-    left join lane l on l.chat_id = m.chat_id left join wa_session_pacing p on p.session_id = m.session_id
+    left join lane l on l.chat_id = m.chat_id
+    left join lateral (select * from wa_session_pacing where session_id = ${sessionId}) p on true
     order by i.ord`
   if (rows.length === 0) throw notFound('Session')
-  const outcomes = rows.map(({ refusal, ...message }) =>
-    refusal === null ? { message } : { refusal },
-  )
-  const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
-  await tell(tx, 'message.any', accepted)
-  return outcomes
+  return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
 }
 
 /**
@@ -309,7 +317,7 @@ export async function retry(
   })
 }
 
-const tell = (tx: Sql, type: EventType, rows: MessageRow[]) =>
+const tell = (tx: Statements, type: EventType, rows: MessageRow[]) =>
   appendEvents(
     tx,
     rows.map((row) => ({

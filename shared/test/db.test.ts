@@ -46,6 +46,55 @@ void t.test('a transaction is whole or nothing, and nests', async (t) => {
   t.equal((await sql`select 1 from workspaces`).length, 1)
 })
 
+for (const prepare of [true, false]) {
+  void t.test(`what travels with other statements fails them, prepared: ${prepare}`, async (t) => {
+    const { url } = await testDb(t)
+    const sql = connect(url, { applicationName: 'test', max: 1, prepare })
+    t.teardown(() => sql.close())
+    const names = async () =>
+      (await sql<{ name: string }>`select name from workspaces order by name`).map(
+        ({ name }) => name,
+      )
+
+    await sql.begin(async (tx) => {
+      await tx.ahead`set local application_name = 'ahead'`
+      await tx.last`insert into workspaces (name) select 'last of ' || count(*) from workspaces`
+      const [{ name }] = (await tx<{ name: string }>`
+        insert into workspaces (name) values (current_setting('application_name')) returning name`) as [
+        { name: string },
+      ]
+      t.equal(name, 'ahead')
+    })
+    t.strictSame(await names(), ['ahead', 'last of 1'])
+
+    await t.rejects(
+      sql.begin(async (tx) => {
+        await tx`insert into workspaces (name) values ('half')`
+        await tx.last`select 1 / 0`
+      }),
+      { code: '22012' },
+      'the last statement',
+    )
+    await t.rejects(
+      sql.begin(async (tx) => {
+        await tx.ahead`set local work_mem = 'plenty'`
+        await tx`insert into workspaces (name) values ('half')`
+      }),
+      { code: '22023' },
+      'the one ahead, and not the one that found the transaction over',
+    )
+    await t.rejects(
+      sql.begin(async (tx) => {
+        await tx`insert into workspaces (name) values ('half')`
+        await tx`select 1 / 0`.catch(() => {})
+      }),
+      { message: 'The transaction was rolled back: one of its statements had failed.' },
+      'one whose failure nobody minded',
+    )
+    t.strictSame(await names(), ['ahead', 'last of 1'], 'nothing half-written')
+  })
+}
+
 void t.test('a transaction whose connection is dead does not wait for it once more', async (t) => {
   const { url } = await testDb(t)
   const sql = connect(url, { applicationName: 'test', max: 1 })

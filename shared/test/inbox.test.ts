@@ -93,8 +93,10 @@ void t.test('many messages cost hardly more statements than one', async (t) => {
           return inner(...args)
         },
         {
-          begin: (work: Parameters<Sql['begin']>[0]) => inner.begin((tx) => work(counted(tx))),
+          begin: (work: Parameters<Sql['begin']>[0]) =>
+            inner.begin((tx) => work(Object.assign(counted(tx), { ahead: tx.ahead }))),
           nudge: (channel: Parameters<Sql['nudge']>[0]) => inner.nudge(channel),
+          last: inner.last,
         },
       ) as Sql
     await storeAllReceived(counted(sql), await rig(), messages)

@@ -1,5 +1,5 @@
 import { render } from '../../../shared/db.ts'
-import type { Fragment, Sql, Value } from '../../../shared/db.ts'
+import type { Fragment, Sql, Transaction, Value } from '../../../shared/db.ts'
 
 export interface Statement {
   text: string
@@ -16,9 +16,12 @@ export function recording(sql: Sql): { sql: Sql; statements: Statement[] } {
     statements.push(render(strings, values))
     return sql<Row>(strings, ...values)
   }
-  const recorder: Sql = Object.assign(tag, {
-    begin: <T>(work: (sql: Sql) => Promise<T>) => work(recorder),
-    nudge: () => {},
+  const nudge = () => {}
+  const recorder: Transaction = Object.assign(tag, {
+    begin: <T>(work: (tx: Transaction) => Promise<T>) => work(recorder),
+    nudge,
+    ahead: tag,
+    last: Object.assign(tag, { nudge }),
   })
   return { sql: recorder, statements }
 }
