@@ -30,7 +30,7 @@ export interface Statements extends Tag {
 export interface Sql extends Statements {
   /** Runs `work` in one transaction: committed when it resolves, rolled back when it throws. Nested calls join the outer one. */
   begin<T>(work: (tx: Transaction) => Promise<T>): Promise<T>
-  /** For statements whose rows nobody needs: in a transaction they travel together with its commit, and fail it when they fail. */
+  /** For statements whose rows nobody needs: in a transaction they come after all others, together with its commit, and fail it when they fail. */
   readonly last: Statements
 }
 

@@ -299,7 +299,7 @@ async function tell(
   })
   const chatIds = [...new Set(told.map(({ id }) => byId.get(id)!.chatId))]
   const chats = await findChats(tx, workspaceId, chatIds)
-  await appendEvents(tx.last, [
+  await appendEvents(tx, [
     ...events,
     ...chats.map((payload): NewEvent => ({
       workspaceId,
