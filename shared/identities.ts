@@ -1,6 +1,6 @@
 import { tellChats } from './chats.ts'
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import { phoneOf } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -110,6 +110,24 @@ export async function contactsOf(
   }
   return ids
 }
+
+/** Whether these addresses are known to be of one person. */
+export const areOne = (workspaceId: string, one: Fragment | string, other: Fragment | string) =>
+  fragment`exists (
+  select from contacts a join contacts b on coalesce(a.merged_into, a.id) = coalesce(b.merged_into, b.id)
+  where a.workspace_id = ${workspaceId} and a.wa_id = ${one} and b.workspace_id = ${workspaceId} and b.wa_id = ${other})`
+
+/**
+ * Whether these addresses may be of one person: they are known to be, or are of different kinds and nothing is known against it. WhatsApp has one number and one lid
+ * for a person, so whoever is known to have another of either is somebody else.
+ */
+export const mayBeOne = (workspaceId: string, one: Fragment | string, other: Fragment | string) =>
+  fragment`(${areOne(workspaceId, one, other)}
+  or split_part(${one}, '@', 2) <> split_part(${other}, '@', 2) and not exists (
+    select from (values (${one}, ${other}), (${other}, ${one})) v(wa_id, of_kind)
+    join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = v.wa_id
+    join contacts b on b.id = coalesce(a.merged_into, a.id) or b.merged_into = coalesce(a.merged_into, a.id)
+    where split_part(b.wa_id, '@', 2) = split_part(v.of_kind, '@', 2)))`
 
 /** Joins two contacts because a person says so, and forgets that they were ever to be apart. Undefined when one of them is not there. */
 export async function mergeContacts(
