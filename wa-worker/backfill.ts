@@ -29,7 +29,7 @@ export interface BackfillOptions {
   deadlineMs?: number
   /** Messages of ours whose acks are asked for at a time. */
   maxAcks?: number
-  /** How often acks are asked for while the session works: some are never told. */
+  /** How often acks are asked for while the session works, since some are never told; and what is outstanding by then is read. */
   acksEveryMs?: number
 }
 
@@ -85,10 +85,14 @@ export class Backfill {
       if (ms === 0) read()
       else run.timers.push(setTimeout(read, ms))
     }
-    const ask = () => {
-      run.work = run.work.then(() => this.#guard(run, () => this.#askForAcks(run)))
+    const again = () => {
+      run.work = run.work.then(() => {
+        // What was read is over; what could not be, or was missed since, is not.
+        run.stretch = undefined
+        return this.#try(run)
+      })
     }
-    run.timers.push(setInterval(ask, this.#options.acksEveryMs))
+    run.timers.push(setInterval(again, this.#options.acksEveryMs))
   }
 
   /** The session does not work any more. Resolves when nothing more of it is written. */
