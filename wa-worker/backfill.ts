@@ -163,7 +163,7 @@ export class Backfill {
   }
 
   async #readChat(run: Run, chat: RecentChat): Promise<{ missed: number; failed: number }> {
-    const { sql, log } = this.#options
+    const { sql, log, receiver } = this.#options
     const slot = (fromMe: boolean, id: string) => `${fromMe}_${id}`
     const rows = await knownMessages(
       sql,
@@ -171,38 +171,37 @@ export class Backfill {
       chat.messages.map(({ key }) => key),
     )
     const known = new Map(rows.map((row) => [slot(row.fromMe, row.keyId), row]))
-    const count = { missed: 0, failed: 0 }
+    const missing: IncomingMessage[] = []
+    const changed: [IncomingMessage, KnownMessage][] = []
     for (const message of chat.messages) {
+      const { key, ack, pending, revoked } = message
+      const there = known.get(slot(key.fromMe, key.id))
+      if (there && !(there.placeholder && !pending && !revoked)) changed.push([message, there])
+      // One of ours that never got to the server is nothing anybody said: what we accepted is known, and its sender sees to it.
+      else if (!key.fromMe || ack >= 1) {
+        missing.push({ ...message, chatName: message.chatName ?? chat.name })
+      }
+    }
+    const goesOn = () => !run.closed
+    const read = await receiver.storeRead(run.session, missing, 'backfill', goesOn)
+    const count = { missed: read.stored, failed: read.failed }
+    for (const [message, there] of changed) {
       if (run.closed) break
-      const { key, type } = message
       try {
-        if (await this.#catchUp(run, chat, message, known.get(slot(key.fromMe, key.id)))) {
-          count.missed += 1
-        }
+        await this.#catchUp(run, message, there)
       } catch (error) {
         if (error instanceof LeaseLost || isDatabaseAway(error)) throw error
         count.failed += 1
-        log.error('missed message not stored', { sessionId: run.session.id, type, error })
+        log.error('missed change not stored', { sessionId: run.session.id, error })
       }
     }
     return count
   }
 
-  /** Stores what is not known of a message. Answers whether the message itself was missing. */
-  async #catchUp(
-    { session }: Run,
-    { name }: RecentChat,
-    message: IncomingMessage,
-    known: KnownMessage | undefined,
-  ): Promise<boolean> {
+  /** Records what has become of a message that is there. */
+  async #catchUp({ session }: Run, message: IncomingMessage, known: KnownMessage): Promise<void> {
     const { sql, receiver } = this.#options
     const { key, ack, body } = message
-    if (!known || (known.placeholder && !message.pending && !message.revoked)) {
-      // One of ours that never got to the server is nothing anybody said: what we accepted is known, and its sender sees to it.
-      if (key.fromMe && ack < 1) return false
-      const chatName = message.chatName ?? name
-      return (await receiver.store(session, { ...message, chatName }, 'backfill')) !== undefined
-    }
     if (key.fromMe && ack >= 1 && ack > (known.ack ?? 0)) {
       const { id: keyId } = key
       await recordAck(sql, session, { keyId, ack, waMessageId: message.waMessageId })
@@ -213,7 +212,6 @@ export class Backfill {
     } else if (!key.fromMe && !message.pending && body !== null && body !== known.body) {
       await recordEdit(sql, session, { key, body, at: new Date() })
     }
-    return false
   }
 
   /** Acks that came while nobody listened, or that got lost, are not told again. Round by round all of them are asked for that are not final. */

@@ -59,6 +59,8 @@ export interface ReceiverOptions {
 
 /** So many messages are written at a time: their chats and people are locked meanwhile. */
 const maxBatch = 250
+/** Fewer of what was read again, which is in less of a hurry than what happens in the same chats. */
+const maxRead = 50
 
 /**
  * Writes what the engines report: messages, acknowledgements and changes, in the order they came. A single message is written at once; those that came while it was
@@ -128,14 +130,34 @@ export class Receiver {
     this.#onAck(keyId)
   }
 
-  /** Stores a message. Answers its id, or undefined when it is there already. Throws LeaseLost. */
-  async store(
+  /**
+   * Stores messages that were read, not heard, some at a time, for as long as `goesOn` holds. One that cannot be written takes no other with it. Answers how many
+   * were not there, and how many could not be written. Throws LeaseLost, and when the database is away.
+   */
+  async storeRead(
     session: OwnedSession,
-    message: IncomingMessage,
-    source: 'live' | 'backfill' | 'history' = 'live',
-  ): Promise<string | undefined> {
-    const [id] = await this.#storeAll(session, [message], source)
-    return id
+    messages: IncomingMessage[],
+    source: 'backfill' | 'history',
+    goesOn: () => boolean,
+  ): Promise<{ stored: number; failed: number }> {
+    const count = { stored: 0, failed: 0 }
+    const store = async (some: IncomingMessage[]): Promise<void> => {
+      if (!goesOn()) return
+      try {
+        const ids = await this.#storeAll(session, some, source)
+        count.stored += ids.filter((id) => id !== undefined).length
+      } catch (error) {
+        if (error instanceof LeaseLost || isDatabaseAway(error)) throw error
+        if (some.length > 1) return inHalves(some, store)
+        count.failed += 1
+        const { type } = some[0]!
+        this.#log.error('message not stored', { sessionId: session.id, source, type, error })
+      }
+    }
+    for (let at = 0; at < messages.length; at += maxRead) {
+      await store(messages.slice(at, at + maxRead))
+    }
+    return count
   }
 
   async #storeAll(
@@ -260,10 +282,7 @@ export class Receiver {
       } else if (batch.length === 1) {
         this.#log.error('event not stored', fields)
       } else {
-        // One of them cannot be written; which one is found by halves. What is written already is there already.
-        const half = batch.length >> 1
-        await this.#writeBatch(line, batch.slice(0, half))
-        await this.#writeBatch(line, batch.slice(half))
+        await inHalves(batch, (half) => this.#writeBatch(line, half))
       }
     }
   }
@@ -333,6 +352,13 @@ export class Receiver {
     if (line.full) this.#log.error('spool takes no more reports', { sessionId, error })
     return !line.full
   }
+}
+
+/** One of them cannot be written; which one is found by halves. What is written already is there already. */
+async function inHalves<T>(items: T[], write: (half: T[]) => Promise<void>): Promise<void> {
+  const half = items.length >> 1
+  await write(items.slice(0, half))
+  await write(items.slice(half))
 }
 
 /** The messages that come first, or the one report that is none. */
