@@ -7,6 +7,7 @@ import type { Sql } from '../db.ts'
 import { learnPerson, mergeContacts, unmerge } from '../identities.ts'
 import type { PersonFacts } from '../identities.ts'
 import { storeReceived } from '../inbox.ts'
+import { learnGroup } from '../people.ts'
 import type { Received } from '../received.ts'
 import { accept } from '../outbound.ts'
 import { createSession } from '../wa-sessions.ts'
@@ -95,7 +96,7 @@ void t.test('two contacts that turn out to be one person', async (t) => {
     'chats keep the address they came from',
   )
   const told = await sql`select payload from events where type = 'chat.updated' order by tx, id`
-  t.equal(told.length, 4, 'three messages, and the chat that has another contact now')
+  t.equal(told.length, 5, 'three messages, a name, and the chat that has another contact now')
   t.match(told.at(-1), { payload: { waChatId: lid, contactId: id } })
   const [refused] = await accept(sql, {
     ...{ workspaceId, sessionId: session.id, sentBy: null, requestId: 'test' },
@@ -226,6 +227,43 @@ void t.test('names: the latest counts, and one that a person chose', async (t) =
   await sql.begin((tx) => changeContact(tx, workspaceId, id, { name: null }))
   await inBook('Book 4', 4)
   t.match(await all(it), [{ name: 'Book 4' }])
+})
+
+void t.test('a chat that is called something else is told of, and only then', async (t) => {
+  const it = await rig(t)
+  const { sql, workspaceId, session } = it
+  const group = '120363000000000002@g.us'
+  await storeReceived(sql, session, received(pn, 'hello'))
+  await storeReceived(sql, session, received(group, 'hi', { participant: lid }))
+  const [contact] = await sql<{ id: string }>`select id from contacts where wa_id = ${pn}`
+  const [{ id: chatId }] = (await sql`select id from chats where is_group`) as [{ id: string }]
+  let seen = 0
+  const told = async () => {
+    const rows = await sql<{ name: string }>`
+      select payload->>'name' as name from events where type = 'chat.updated' order by id offset ${seen}`
+    seen += rows.length
+    return rows.map(({ name }) => name)
+  }
+  await told()
+  const learn = (name: string) =>
+    learnPerson(sql, session, together([pn, '88077@lid'], { name, at: new Date() }))
+  const change = (name: string) =>
+    sql.begin((tx) => changeContact(tx, workspaceId, contact!.id, { name }))
+  const rename = (name: string | null) =>
+    learnGroup(sql, { ...session, worker: 'test' }, chatId, { name, participants: [] })
+  for (const [what, expected] of [
+    [() => learn('Ann'), ['Ann']],
+    [() => learn('Ann'), []],
+    [() => change('Mrs. Baker'), ['Mrs. Baker']],
+    [() => change('Mrs. Baker'), []],
+    [() => learn('Annie'), []],
+    [() => rename('Bakers'), ['Bakers']],
+    [() => rename('Bakers'), []],
+    [() => rename(null), []],
+  ] as const) {
+    await what()
+    t.strictSame(await told(), expected, what.toString())
+  }
 })
 
 void t.test('who writes in a group', async (t) => {
