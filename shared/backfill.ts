@@ -28,6 +28,14 @@ export async function missedStretch(sql: Sql, session: Owned): Promise<Stretch |
   return row.from === null ? undefined : { from: row.from, to: row.to }
 }
 
+/** Something since then may be missing, and is to be read again. Throws LeaseLost. */
+export async function noteMissed(sql: Sql, session: Owned, since: Date): Promise<void> {
+  const noted = await sql`
+    update wa_sessions set backfill_from = least(backfill_from, ${since}::timestamptz)
+    where id = ${session.id} and fence = ${session.fence} returning id`
+  if (noted.length === 0) throw new LeaseLost(session.id)
+}
+
 /** All that was missed has been read again, as far as it is to be had. */
 export async function endStretch(sql: Sql, session: Owned): Promise<void> {
   await sql`update wa_sessions set backfill_from = null where id = ${session.id} and fence = ${session.fence}`

@@ -189,6 +189,17 @@ export async function tellChats(tx: Sql, workspaceId: string, ids: string[]): Pr
   return chats
 }
 
+/** Tells of a contact's chats, in the transaction that changed how they are called. */
+export async function tellChatsOf(tx: Sql, workspaceId: string, contactId: string): Promise<void> {
+  const chats = await tx<{ id: string }>`
+    select id from chats where workspace_id = ${workspaceId} and contact_id = ${contactId}`
+  await tellChats(
+    tx,
+    workspaceId,
+    chats.map(({ id }) => id),
+  )
+}
+
 /** Changes what is given. Throws 404 when there is no such chat, or no such person in the workspace to assign it to. */
 export async function updateChat(
   sql: Sql,

@@ -1,3 +1,4 @@
+import { tellChatsOf } from './chats.ts'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { holdPeople } from './identities.ts'
@@ -74,7 +75,7 @@ export interface ContactChanges {
   optedOut?: boolean
 }
 
-/** Changes a contact, in the caller's transaction. Answers what it was and is, or undefined when there is none. */
+/** Changes a contact, in the caller's transaction, and tells of chats that are called something else by that. Answers what it was and is, or undefined when there is none. */
 export async function changeContact(
   tx: Sql,
   workspaceId: string,
@@ -93,9 +94,13 @@ export async function changeContact(
     await tx`
       update contacts set opted_out = ${optedOut}, opted_out_at = case when ${optedOut}::boolean then now() end where id = ${contactId}`
   }
-  const after = await findContact(tx, workspaceId, contactId)
-  return { before, after: after! }
+  const after = (await findContact(tx, workspaceId, contactId))!
+  if (calledAs(after) !== calledAs(before)) await tellChatsOf(tx, workspaceId, contactId)
+  return { before, after }
 }
+
+/** How their chats are called. */
+const calledAs = ({ name, pushName, phone }: Contact) => name ?? pushName ?? phone
 
 /** What a contact's card shows. Undefined when there is no such contact, or its number is not known. */
 export async function findCard(

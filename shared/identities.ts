@@ -1,6 +1,6 @@
-import { tellChats } from './chats.ts'
+import { tellChats, tellChatsOf } from './chats.ts'
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import { phoneOf } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -33,6 +33,8 @@ interface Row {
   id: string
   waId: string
   mergedInto: string | null
+  /** How their chats are called. */
+  calledAs: string | null
 }
 
 /**
@@ -72,6 +74,7 @@ export async function learnPerson(sql: Sql, hearer: Hearer, person: PersonFacts)
         push_name_at = case when ${pushName}::text is not null then greatest(push_name_at, ${at}::timestamptz) else push_name_at end,
         is_business = is_business or ${isBusiness}
       where id = ${id}`
+    await tellOfName(tx, hearer.workspaceId, rows, id)
     return id
   })
 }
@@ -111,6 +114,24 @@ export async function contactsOf(
   return ids
 }
 
+/** Whether these addresses are known to be of one person. */
+export const areOne = (workspaceId: string, one: Fragment | string, other: Fragment | string) =>
+  fragment`exists (
+  select from contacts a join contacts b on coalesce(a.merged_into, a.id) = coalesce(b.merged_into, b.id)
+  where a.workspace_id = ${workspaceId} and a.wa_id = ${one} and b.workspace_id = ${workspaceId} and b.wa_id = ${other})`
+
+/**
+ * Whether these addresses may be of one person: they are known to be, or are of different kinds and nothing is known against it. WhatsApp has one number and one lid
+ * for a person, so whoever is known to have another of either is somebody else.
+ */
+export const mayBeOne = (workspaceId: string, one: Fragment | string, other: Fragment | string) =>
+  fragment`(${areOne(workspaceId, one, other)}
+  or split_part(${one}, '@', 2) <> split_part(${other}, '@', 2) and not exists (
+    select from (values (${one}, ${other}), (${other}, ${one})) v(wa_id, of_kind)
+    join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = v.wa_id
+    join contacts b on b.id = coalesce(a.merged_into, a.id) or b.merged_into = coalesce(a.merged_into, a.id)
+    where split_part(b.wa_id, '@', 2) = split_part(v.of_kind, '@', 2)))`
+
 /** Joins two contacts because a person says so, and forgets that they were ever to be apart. Undefined when one of them is not there. */
 export async function mergeContacts(
   sql: Sql,
@@ -134,6 +155,7 @@ export async function mergeContacts(
       delete from contacts_apart
       where workspace_id = ${workspaceId} and wa_id = any(${all}::text[]) and other_wa_id = any(${all}::text[])`
     const survivor = await merge(tx, workspaceId, root, other, { source: 'person', addresses })
+    await tellOfName(tx, workspaceId, rows, survivor)
     await also(tx)
     return survivor
   })
@@ -196,6 +218,7 @@ export async function unmerge(
       fragment`contact_id = ${root} and wa_chat_id = any(${taken}::text[])`,
       mergedId,
     )
+    await tellOfName(tx, workspaceId, rows, root)
     await also(tx)
     return { contact: root, separated: mergedId }
   })
@@ -260,7 +283,7 @@ async function lockPeople(tx: Sql, workspaceId: string, addresses: string[]): Pr
   return tx<Row>`
     with root as materialized (
       select coalesce(merged_into, id) as id from contacts where workspace_id = ${workspaceId} and wa_id = any(${addresses}::text[]))
-    select id, wa_id, merged_into from contacts
+    select id, wa_id, merged_into, ${calledAs} as called_as from contacts
     where id in (select id from root union select k.id from root join contacts k on k.merged_into = root.id)
     order by wa_id for no key update`
 }
@@ -273,7 +296,7 @@ async function merge(
   otherId: string,
   { source, addresses }: Pick<PersonFacts, 'source' | 'addresses'>,
 ): Promise<string> {
-  const people = await tx<Row & { root: string; first: boolean }>`
+  const people = await tx<Pick<Row, 'id' | 'waId'> & { root: string; first: boolean }>`
     select k.id, k.wa_id, r.id as root, r.id = first_value(r.id) over (order by r.created_at, r.id) as first
     from contacts r join contacts k on k.id = r.id or k.merged_into = r.id
     where r.id in (${id}, ${otherId})`
@@ -321,6 +344,16 @@ async function refresh(tx: Sql, id: string): Promise<void> {
     update contacts c set phone = x.phone, lid = x.lid
     from (select '+' || split_part(${shown('%@c.us')}, '@', 1) as phone, ${shown('%@lid')} as lid) x
     where c.id = ${id} and (c.phone, c.lid) is distinct from (x.phone, x.lid)`
+}
+
+const calledAs = raw('coalesce(name, push_name, phone)')
+
+/** Tells of a contact's chats when they are called something else than they were. */
+async function tellOfName(tx: Sql, workspaceId: string, before: Row[], id: string): Promise<void> {
+  const [now] = await tx<Pick<Row, 'calledAs'>>`
+    select ${calledAs} as called_as from contacts where id = ${id}`
+  const was = before.find((row) => row.id === id)?.calledAs
+  if (now!.calledAs !== was) await tellChatsOf(tx, workspaceId, id)
 }
 
 /** Gives chats to another contact, and tells of it. */

@@ -6,7 +6,7 @@ import type { NewEvent } from './events.ts'
 import { announceMedia } from './media-fetches.ts'
 import { makeEarlyChanges } from './message-changes.ts'
 import { findMessages, messageResource } from './messages.ts'
-import { holdPeople, learnPerson } from './identities.ts'
+import { areOne, holdPeople, learnPerson, mayBeOne } from './identities.ts'
 import { heedOptOuts } from './opt-outs.ts'
 import { openChats } from './received-chats.ts'
 import { authorOf } from './received.ts'
@@ -130,7 +130,7 @@ async function insertMessages(
         ${column(({ fromMe }) => fromMe)}::boolean[], ${column(({ waChatId }) => chatIds.get(waChatId))}::uuid[],
         ${column(({ fromMe, source = 'live' }) => (fromMe && source === 'live' ? 'phone' : source))}::text[],
         ${column(({ type }) => type)}::text[], ${column(({ body }) => body)}::text[],
-        ${column(({ fromMe, ack }) => (fromMe ? statusOf(ack) : 'received'))}::text[], ${column(({ fromMe, ack }) => (fromMe ? ack : null))}::smallint[],
+        ${column(({ fromMe, ack }) => (fromMe ? statuses[ackOf(ack)] : 'received'))}::text[], ${column(({ fromMe, ack }) => (fromMe ? ackOf(ack) : null))}::smallint[],
         ${column(({ keyId }) => keyId)}::text[], ${column(({ participant }) => participant)}::text[], ${column(({ waMessageId }) => waMessageId)}::text[],
         ${column((message) => authorOf(message) ?? null)}::text[], ${column((message) => (authorOf(message) === undefined ? null : message.senderName))}::text[],
         ${column(({ content = null }) => content && JSON.stringify(content))}::jsonb[], ${column(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
@@ -243,12 +243,9 @@ async function knownAs(
       select m.id, m.type, m.body, m.chat_id from messages m
       where m.session_id = ${session.id} and (m.direction = 'outbound') = x.from_me and m.wa_key_id = x.key_id
         and (m.wa_participant = x.participant
-          or split_part(m.wa_participant, '@', 2) <> split_part(x.participant, '@', 2) and (
-            m.sent_at = to_timestamp(x.at) and (m.body = x.body or m.body is null or x.body is null)
-            or exists (
-              select from contacts a join contacts b on coalesce(a.merged_into, a.id) = coalesce(b.merged_into, b.id)
-              where a.workspace_id = ${session.workspaceId} and a.wa_id = m.wa_participant
-                and b.workspace_id = ${session.workspaceId} and b.wa_id = x.participant)))
+          or ${areOne(session.workspaceId, fragment`x.participant`, fragment`m.wa_participant`)}
+          or m.sent_at = to_timestamp(x.at) and (m.body = x.body or m.body is null or x.body is null)
+            and ${mayBeOne(session.workspaceId, fragment`x.participant`, fragment`m.wa_participant`)})
       order by m.wa_participant = x.participant desc limit 1) m
     join chats c on c.id = m.chat_id`
   return new Map(rows.map(({ index, ...known }) => [messages[index]!, known]))
@@ -310,5 +307,14 @@ async function tell(
   ])
 }
 
-const statusOf = (ack: number) =>
-  ack < 0 ? 'failed' : (['sending', 'sent', 'delivered', 'read', 'played'][ack] ?? 'sent')
+/** WhatsApp Web has more of them: kinds of refusal below −1, and above 4 what went to the account's own devices only. */
+const ackOf = (ack: number) => (ack < 0 ? -1 : ack > 4 ? 1 : ack) as keyof typeof statuses
+
+const statuses = {
+  [-1]: 'failed',
+  0: 'sending',
+  1: 'sent',
+  2: 'delivered',
+  3: 'read',
+  4: 'played',
+} as const

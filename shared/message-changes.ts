@@ -2,7 +2,7 @@ import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
-import { holdPeople } from './identities.ts'
+import { holdPeople, mayBeOne } from './identities.ts'
 import { findMessage, messageResource } from './messages.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -102,20 +102,23 @@ export async function makeEarlyChanges(
     with gone as (
       delete from early_changes e using messages m join chats c on c.id = m.chat_id
       where m.id = any(${messageIds}::uuid[]) and e.session_id = m.session_id and e.wa_key_id = m.wa_key_id and e.from_me = (m.direction = 'outbound')
-        and ${isSame(fragment`e.wa_participant`, fragment`e.wa_chat_id`)}
+        and ${isSame(session.workspaceId, fragment`e.wa_participant`, fragment`e.wa_chat_id`)}
       returning e.*, m.id as message_id
     )
     select message_id, kind, wa_id, body, options, at from gone order by id`
   for (const { messageId, ...change } of early) await make(tx, session, messageId, change)
 }
 
-/** Whether message `m` of chat `c` is the one that is meant: whoever knows the id of another's message must not change that. */
-const isSame = (participant: Fragment | string, chatId: Fragment | string) => fragment`
-  (m.wa_participant = ${participant}
-    -- Not everything that tells of a group's message says who wrote it.
-    or '' in (m.wa_participant, ${participant}) and c.wa_chat_id = ${chatId}
-    -- The other address of a person.
-    or '' not in (m.wa_participant, ${participant}) and split_part(m.wa_participant, '@', 2) <> split_part(${participant}, '@', 2))`
+/**
+ * Whether message `m` of chat `c` is the one that is meant: whoever knows the id of another's message must not change that. So the chat must be the same and its
+ * author, too, unless who tells of it left the author out; a person may be told of under any of their addresses, a group has but one.
+ */
+const isSame = (workspaceId: string, participant: Fragment | string, chatId: Fragment | string) =>
+  fragment`
+  (${chatId} in (c.wa_chat_id, c.canonical_wa_id)
+    or not c.is_group and ${chatId} not like '%@g.us' and ${mayBeOne(workspaceId, chatId, fragment`c.wa_chat_id`)})
+  and (m.wa_participant = ${participant} or '' in (m.wa_participant, ${participant})
+    or ${mayBeOne(workspaceId, participant, fragment`m.wa_participant`)})`
 
 async function record(
   sql: Sql,
@@ -145,7 +148,7 @@ async function find(
   const [message] = await tx<{ id: string }>`
     select m.id from messages m join chats c on c.id = m.chat_id
     where m.session_id = ${session.id} and (m.direction = 'outbound') = ${fromMe} and m.wa_key_id = ${id}
-      and ${isSame(fragment`${participant}::text`, fragment`${chatId}::text`)}
+      and ${isSame(session.workspaceId, fragment`${participant}::text`, fragment`${chatId}::text`)}
     order by m.wa_participant = ${participant} desc limit 1 for update of m`
   return message?.id
 }

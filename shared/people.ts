@@ -1,3 +1,4 @@
+import { tellChats } from './chats.ts'
 import type { Sql } from './db.ts'
 import { assertFence } from './wa-session-leases.ts'
 import type { OwnedSession } from './wa-session-transitions.ts'
@@ -54,7 +55,7 @@ export async function unanswered(
     update contacts set ask_at = now() + interval '10 minutes' where workspace_id = ${workspaceId} and wa_id = any(${waIds}::text[])`
 }
 
-/** What is known of a group now: its subject, and who is in it. Null: WhatsApp does not know it; it is asked for again when it is talked in tomorrow. Throws LeaseLost. */
+/** What is known of a group now: its subject, of which it tells when it is another, and who is in it. Null: WhatsApp does not know it; it is asked for again when it is talked in tomorrow. Throws LeaseLost. */
 export async function learnGroup(
   sql: Sql,
   session: OwnedSession,
@@ -64,9 +65,12 @@ export async function learnGroup(
   const { workspaceId } = session
   await sql.begin(async (tx) => {
     await assertFence(tx, session)
-    await tx`
-      update chats set asked_at = now(), name = coalesce(${group?.name}, name)
-      where workspace_id = ${workspaceId} and id = ${chatId}`
+    const [chat] = await tx<{ renamed: boolean }>`
+      with before as (
+        select id, name from chats where workspace_id = ${workspaceId} and id = ${chatId} for no key update)
+      update chats c set asked_at = now(), name = coalesce(${group?.name}, c.name) from before where c.id = before.id
+      returning c.name is distinct from before.name as renamed`
+    if (chat?.renamed) await tellChats(tx, workspaceId, [chatId])
     if (!group || group.participants.length === 0) return
     await tx`delete from chat_participants where chat_id = ${chatId}`
     await tx`

@@ -4,8 +4,17 @@ import { authorOf } from './received.ts'
 import type { Hearing, Received } from './received.ts'
 import { isGroup } from './wa-id.ts'
 
+/** An address messages come from, and where they belong. */
+interface Seen {
+  address: string
+  /** The other address of the same account, where it is known. */
+  other: string | null
+  waChatId: string | null
+  hasContact: boolean
+}
+
 /**
- * Finds or creates the chats of messages and their contacts, learns the names of those who wrote, and locks all of it until the transaction ends. Answers the ids of the
+ * Finds or creates the chats of messages, the one there is for either address of a person, and their contacts, learns the names of those who wrote, and locks all of it until the transaction ends. Answers the ids of the
  * chats by the addresses of the messages.
  */
 export async function openChats(
@@ -13,16 +22,27 @@ export async function openChats(
   session: Hearing,
   messages: Received[],
 ): Promise<Map<string, string>> {
-  const found = await tx<{ seenAs: string; waChatId: string; hasContact: boolean }>`
-    select x.address as seen_as, c.wa_chat_id, c.contact_id is not null as has_contact
-    from unnest(${[...new Set(messages.map(({ waChatId }) => waChatId))]}::text[]) x(address)
-    cross join lateral (
+  const seen = [...new Set(messages.map(({ waChatId }) => waChatId))]
+  const found = await tx<Seen>`
+    select x.address, o.wa_id as other, c.wa_chat_id, c.contact_id is not null as has_contact
+    from unnest(${seen}::text[]) x(address)
+    left join lateral (
+      -- One number and one lid of one person are one account. With more of either nobody knows which of his telephones would be answered.
+      select max(k.wa_id) filter (where k.wa_id <> x.address) as wa_id
+      from contacts a join contacts k on k.id = coalesce(a.merged_into, a.id) or k.merged_into = coalesce(a.merged_into, a.id)
+      where a.workspace_id = ${session.workspaceId} and a.wa_id = x.address
+      having count(*) = 2 and count(distinct split_part(k.wa_id, '@', 2)) = 2) o on true
+    left join lateral (
       select * from chats c
       -- What was sent to a number may be answered from the address WhatsApp has for it.
-      where c.session_id = ${session.id} and (c.wa_chat_id = x.address or c.canonical_wa_id = x.address)
-      order by c.canonical_wa_id is not distinct from x.address desc limit 1) c`
-  const chats = new Map(found.map((chat) => [chat.seenAs, chat]))
-  const addressOf = (waChatId: string) => chats.get(waChatId)?.waChatId ?? waChatId
+      where c.session_id = ${session.id} and (c.wa_chat_id in (x.address, o.wa_id) or c.canonical_wa_id = x.address)
+      order by c.canonical_wa_id is not distinct from x.address desc, c.wa_chat_id = x.address desc limit 1) c on true`
+  const chats = new Map(found.map((one) => [one.address, one]))
+  const homes = new Map<string, string>()
+  for (const { address, other, waChatId } of found) {
+    homes.set(address, waChatId ?? (other === null ? undefined : homes.get(other)) ?? address)
+  }
+  const addressOf = (waChatId: string) => homes.get(waChatId)!
   // Whoever wrote is a contact from now on. Contacts are locked before chats, everywhere.
   const contacts = await contactsOf(
     tx,

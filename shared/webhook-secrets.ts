@@ -1,15 +1,18 @@
 import { createHmac, randomBytes } from 'node:crypto'
 
-/** `whsec_` and the base64 of 24 to 64 bytes: a secret as Standard Webhooks writes it. */
-const form = /^whsec_([A-Za-z0-9+/]+={0,2})$/
+const form = /^whsec_(.+)$/
 
 export const newSecret = () => `whsec_${randomBytes(32).toString('base64')}`
 
-/** The bytes of a secret; undefined when it is none. */
+/**
+ * The bytes of a secret as Standard Webhooks writes it, `whsec_` and the base64 of 24 to 64 bytes; undefined when it is none. Padding and all must be right: not every
+ * consumer's library reads what ours would.
+ */
 export function secretBytes(secret: string): Buffer | undefined {
-  const [, text] = form.exec(secret) ?? []
-  const bytes = Buffer.from(text ?? '', 'base64')
-  return bytes.length >= 24 && bytes.length <= 64 ? bytes : undefined
+  const [, text = ''] = form.exec(secret) ?? []
+  const bytes = Buffer.from(text, 'base64')
+  const isWhole = bytes.toString('base64') === text
+  return isWhole && bytes.length >= 24 && bytes.length <= 64 ? bytes : undefined
 }
 
 /** The headers of a delivery as Standard Webhooks wants them: signed with each of the secrets, so that one may take the other's place. */

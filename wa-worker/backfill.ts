@@ -29,7 +29,7 @@ export interface BackfillOptions {
   deadlineMs?: number
   /** Messages of ours whose acks are asked for at a time. */
   maxAcks?: number
-  /** How often acks are asked for while the session works: some are never told. */
+  /** How often acks are asked for while the session works, since some are never told; and what is outstanding by then is read. */
   acksEveryMs?: number
 }
 
@@ -85,10 +85,14 @@ export class Backfill {
       if (ms === 0) read()
       else run.timers.push(setTimeout(read, ms))
     }
-    const ask = () => {
-      run.work = run.work.then(() => this.#guard(run, () => this.#askForAcks(run)))
+    const again = () => {
+      run.work = run.work.then(() => {
+        // What was read is over; what could not be, or was missed since, is not.
+        run.stretch = undefined
+        return this.#try(run)
+      })
     }
-    run.timers.push(setInterval(ask, this.#options.acksEveryMs))
+    run.timers.push(setInterval(again, this.#options.acksEveryMs))
   }
 
   /** The session does not work any more. Resolves when nothing more of it is written. */
@@ -159,7 +163,7 @@ export class Backfill {
   }
 
   async #readChat(run: Run, chat: RecentChat): Promise<{ missed: number; failed: number }> {
-    const { sql, log } = this.#options
+    const { sql, log, receiver } = this.#options
     const slot = (fromMe: boolean, id: string) => `${fromMe}_${id}`
     const rows = await knownMessages(
       sql,
@@ -167,38 +171,37 @@ export class Backfill {
       chat.messages.map(({ key }) => key),
     )
     const known = new Map(rows.map((row) => [slot(row.fromMe, row.keyId), row]))
-    const count = { missed: 0, failed: 0 }
+    const missing: IncomingMessage[] = []
+    const changed: [IncomingMessage, KnownMessage][] = []
     for (const message of chat.messages) {
+      const { key, ack, pending, revoked } = message
+      const there = known.get(slot(key.fromMe, key.id))
+      if (there && !(there.placeholder && !pending && !revoked)) changed.push([message, there])
+      // One of ours that never got to the server is nothing anybody said: what we accepted is known, and its sender sees to it.
+      else if (!key.fromMe || ack >= 1) {
+        missing.push({ ...message, chatName: message.chatName ?? chat.name })
+      }
+    }
+    const goesOn = () => !run.closed
+    const read = await receiver.storeRead(run.session, missing, 'backfill', goesOn)
+    const count = { missed: read.stored, failed: read.failed }
+    for (const [message, there] of changed) {
       if (run.closed) break
-      const { key, type } = message
       try {
-        if (await this.#catchUp(run, chat, message, known.get(slot(key.fromMe, key.id)))) {
-          count.missed += 1
-        }
+        await this.#catchUp(run, message, there)
       } catch (error) {
         if (error instanceof LeaseLost || isDatabaseAway(error)) throw error
         count.failed += 1
-        log.error('missed message not stored', { sessionId: run.session.id, type, error })
+        log.error('missed change not stored', { sessionId: run.session.id, error })
       }
     }
     return count
   }
 
-  /** Stores what is not known of a message. Answers whether the message itself was missing. */
-  async #catchUp(
-    { session }: Run,
-    { name }: RecentChat,
-    message: IncomingMessage,
-    known: KnownMessage | undefined,
-  ): Promise<boolean> {
+  /** Records what has become of a message that is there. */
+  async #catchUp({ session }: Run, message: IncomingMessage, known: KnownMessage): Promise<void> {
     const { sql, receiver } = this.#options
     const { key, ack, body } = message
-    if (!known || (known.placeholder && !message.pending && !message.revoked)) {
-      // One of ours that never got to the server is nothing anybody said: what we accepted is known, and its sender sees to it.
-      if (key.fromMe && ack < 1) return false
-      const chatName = message.chatName ?? name
-      return (await receiver.store(session, { ...message, chatName }, 'backfill')) !== undefined
-    }
     if (key.fromMe && ack >= 1 && ack > (known.ack ?? 0)) {
       const { id: keyId } = key
       await recordAck(sql, session, { keyId, ack, waMessageId: message.waMessageId })
@@ -209,7 +212,6 @@ export class Backfill {
     } else if (!key.fromMe && !message.pending && body !== null && body !== known.body) {
       await recordEdit(sql, session, { key, body, at: new Date() })
     }
-    return false
   }
 
   /** Acks that came while nobody listened, or that got lost, are not told again. Round by round all of them are asked for that are not final. */

@@ -1,9 +1,7 @@
 import { knownMessages } from '../shared/backfill.ts'
-import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
 import { chatImported, pendingImport, planImport } from '../shared/history-imports.ts'
 import type { Logger } from '../shared/logger.ts'
-import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine } from './engine/engine.ts'
@@ -107,23 +105,11 @@ export class History {
         past.map(({ key }) => key),
       )
       const seen = new Set(known.map(({ fromMe, keyId }) => `${fromMe}_${keyId}`))
-      let messages = 0
-      let failed = 0
-      for (const message of past) {
-        if (run.closed) break
-        const { key, ack } = message
-        if (seen.has(`${key.fromMe}_${key.id}`) || (key.fromMe && ack < 1)) continue
-        const chatName = message.chatName ?? chat.name
-        try {
-          const id = await receiver.store(session, { ...message, chatName }, 'history')
-          if (id !== undefined) messages += 1
-        } catch (error) {
-          if (error instanceof LeaseLost || isDatabaseAway(error)) throw error
-          failed += 1
-          log.error('past message not stored', { sessionId: session.id, type: message.type, error })
-        }
-      }
-      return { messages, complete: chat.complete && failed === 0 }
+      const missing = past
+        .filter(({ key, ack }) => !seen.has(`${key.fromMe}_${key.id}`) && !(key.fromMe && ack < 1))
+        .map((message) => ({ ...message, chatName: message.chatName ?? chat.name }))
+      const read = await receiver.storeRead(session, missing, 'history', () => !run.closed)
+      return { messages: read.stored, complete: chat.complete && read.failed === 0 }
     } catch (error) {
       if (!(error instanceof EngineError) || error.code === 'SESSION_NOT_READY') throw error
       log.warn('chat not imported', { sessionId: session.id, error })

@@ -1,4 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import { noteMissed } from '../shared/backfill.ts'
 import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
 import { storeAllReceived } from '../shared/inbox.ts'
@@ -39,21 +40,33 @@ interface Line {
   /** Resolves when nothing waits any more. */
   written: Promise<void>
   writing: boolean
-  /** The database was away, and all that waits is in the spool too. */
+  /** All that waits is in the spool too, as far as that took it. */
   spooled: boolean
+  /** Where in the spool begins what does not wait in memory. */
+  spoolRead: number
   /** The spool took no more. */
   full: boolean
+  /** Reports that neither memory nor spool has, and since when. */
+  leftOut: { reports: number; since: Date } | undefined
   /** The session is somebody else's. */
   lost: boolean
 }
 
+export interface ReceiverOptions {
+  /** Reports of a session that wait in memory; more lie in the spool only. */
+  maxWaiting?: number | undefined
+}
+
 /** So many messages are written at a time: their chats and people are locked meanwhile. */
 const maxBatch = 250
+/** Fewer of what was read again, which is in less of a hurry than what happens in the same chats. */
+const maxRead = 50
 
 /**
  * Writes what the engines report: messages, acknowledgements and changes, in the order they came. A single message is written at once; those that came while it was
- * are the next transaction, so that many at a time cost little more than one. While the database is away everything is kept on the disk too: a worker that dies, or
- * loses the session over it, leaves it to the next one on this machine.
+ * are the next transaction, so that many at a time cost little more than one. While the database is away, or more wait than memory is to hold, everything is kept on the
+ * disk too: a worker that dies, or loses the session over it, leaves it to the next one on this machine. What the disk does not hold either is left out and named in the
+ * log; messages, edits, deletions and acks of that time are read again once the rest is written, reactions and votes are not.
  */
 export class Receiver {
   readonly #sql: Sql
@@ -61,6 +74,7 @@ export class Receiver {
   readonly #onAck: (keyId: string) => void
   readonly #spool: Spool
   readonly #acks: Pick<AckBook, 'record'>
+  readonly #maxWaiting: number
   readonly #lines = new Map<Engine, Line>()
   /** The latest line of each session: the spool is its. */
   readonly #current = new Map<string, Line>()
@@ -71,37 +85,35 @@ export class Receiver {
     onAck: (keyId: string) => void,
     spool: Spool,
     acks: Pick<AckBook, 'record'>,
+    { maxWaiting = 5_000 }: ReceiverOptions = {},
   ) {
     this.#sql = sql
     this.#log = log
     this.#onAck = onAck
     this.#spool = spool
     this.#acks = acks
+    this.#maxWaiting = maxWaiting
   }
 
   /** Listens to an engine of a session this worker owns. What the spool has of the session is written first. */
   attach(session: OwnedSession, engine: Engine): void {
-    const kept = this.#spool.read(session.id) as Written[]
+    const spooledBytes = this.#spool.size(session.id)
     const line: Line = {
       ...{ session, waiting: [], written: Promise.resolve(), writing: false },
-      ...{ full: false, lost: false },
-      spooled: kept.length > 0,
+      ...{ full: false, leftOut: undefined, lost: false },
+      ...{ spooled: spooledBytes > 0, spoolRead: 0 },
     }
     this.#lines.set(engine, line)
     this.#current.set(session.id, line)
-    if (kept.length > 0) {
+    if (line.spooled) {
       this.#log.info('reports taken from the spool', {
         sessionId: session.id,
-        reports: kept.length,
+        bytes: spooledBytes,
       })
+      this.#startWriting(line)
     }
-    for (const report of kept) this.#enqueue(line, report)
     for (const kind of written) {
-      engine.on(kind, (event: unknown) => {
-        const report = { kind, event } as Written
-        if (line.spooled) this.#keep(line, [report])
-        this.#enqueue(line, report)
-      })
+      engine.on(kind, (event: unknown) => this.#take(line, { kind, event } as Written))
     }
   }
 
@@ -118,14 +130,34 @@ export class Receiver {
     this.#onAck(keyId)
   }
 
-  /** Stores a message. Answers its id, or undefined when it is there already. Throws LeaseLost. */
-  async store(
+  /**
+   * Stores messages that were read, not heard, some at a time, for as long as `goesOn` holds. One that cannot be written takes no other with it. Answers how many
+   * were not there, and how many could not be written. Throws LeaseLost, and when the database is away.
+   */
+  async storeRead(
     session: OwnedSession,
-    message: IncomingMessage,
-    source: 'live' | 'backfill' | 'history' = 'live',
-  ): Promise<string | undefined> {
-    const [id] = await this.#storeAll(session, [message], source)
-    return id
+    messages: IncomingMessage[],
+    source: 'backfill' | 'history',
+    goesOn: () => boolean,
+  ): Promise<{ stored: number; failed: number }> {
+    const count = { stored: 0, failed: 0 }
+    const store = async (some: IncomingMessage[]): Promise<void> => {
+      if (!goesOn()) return
+      try {
+        const ids = await this.#storeAll(session, some, source)
+        count.stored += ids.filter((id) => id !== undefined).length
+      } catch (error) {
+        if (error instanceof LeaseLost || isDatabaseAway(error)) throw error
+        if (some.length > 1) return inHalves(some, store)
+        count.failed += 1
+        const { type } = some[0]!
+        this.#log.error('message not stored', { sessionId: session.id, source, type, error })
+      }
+    }
+    for (let at = 0; at < messages.length; at += maxRead) {
+      await store(messages.slice(at, at + maxRead))
+    }
+    return count
   }
 
   async #storeAll(
@@ -161,8 +193,23 @@ export class Receiver {
     return ids
   }
 
-  #enqueue(line: Line, report: Written): void {
-    line.waiting.push(report)
+  #take(line: Line, report: Written): void {
+    const { waiting, session } = line
+    if (!line.spooled && waiting.length >= this.#maxWaiting) this.#spoolAll(line)
+    // What lies in the spool only comes first.
+    const inTurn = !line.spooled || line.spoolRead === this.#spool.size(session.id)
+    const kept = line.spooled && this.#keep(line, [report])
+    if (!this.#ownsSpool(line) || (inTurn && waiting.length < this.#maxWaiting)) {
+      waiting.push(report)
+      if (kept) line.spoolRead = this.#spool.size(session.id)
+    } else if (!kept) {
+      line.leftOut ??= { reports: 0, since: new Date() }
+      line.leftOut.reports += 1
+    }
+    this.#startWriting(line)
+  }
+
+  #startWriting(line: Line): void {
     if (!line.writing) line.written = this.#writeAll(line)
   }
 
@@ -171,8 +218,9 @@ export class Receiver {
     line.writing = true
     // What this turn of the event loop brings comes along.
     await nextTurn()
-    while (waiting.length > 0) {
+    while (waiting.length > 0 || this.#readOn(line) || (await this.#ownUp(line))) {
       const batch = nextBatch(waiting)
+      if (batch.length === 0) continue
       await this.#writeBatch(line, batch)
       waiting.splice(0, batch.length)
     }
@@ -181,6 +229,42 @@ export class Receiver {
     if (line.lost || !this.#ownsSpool(line)) return
     if (line.spooled) this.#spool.clear(session.id)
     line.spooled = line.full = false
+    line.spoolRead = 0
+  }
+
+  /** Takes more from the spool. False when it has no more. */
+  #readOn(line: Line): boolean {
+    if (!line.spooled || line.lost || !this.#ownsSpool(line)) return false
+    const { session, waiting } = line
+    try {
+      const page = this.#spool.page(session.id, line.spoolRead)
+      if (!page) return false
+      waiting.push(...(page.reports as Written[]))
+      line.spoolRead = page.end
+      return true
+    } catch (error) {
+      this.#log.error('spool not read, left to the next start', { sessionId: session.id, error })
+      line.spooled = false
+      return false
+    }
+  }
+
+  /** Says what was left out, and has messages of that time read again. False when nothing was. */
+  async #ownUp(line: Line): Promise<boolean> {
+    const { leftOut, session } = line
+    if (!leftOut) return false
+    line.leftOut = undefined
+    const fields = { sessionId: session.id, ...leftOut }
+    this.#log.error('reports left out, messages are read again', fields)
+    try {
+      await waitOutOutage(
+        () => noteMissed(this.#sql, session, leftOut.since),
+        () => !line.lost,
+      )
+    } catch (error) {
+      this.#log.error('not noted that messages are to be read again', { ...fields, error })
+    }
+    return true
   }
 
   /** A failure is logged with what it was about; it takes nothing else with it. */
@@ -198,10 +282,7 @@ export class Receiver {
       } else if (batch.length === 1) {
         this.#log.error('event not stored', fields)
       } else {
-        // One of them cannot be written; which one is found by halves. What is written already is there already.
-        const half = batch.length >> 1
-        await this.#writeBatch(line, batch.slice(0, half))
-        await this.#writeBatch(line, batch.slice(half))
+        await inHalves(batch, (half) => this.#writeBatch(line, half))
       }
     }
   }
@@ -210,10 +291,7 @@ export class Receiver {
     try {
       await this.#write(line.session, batch)
     } catch (error) {
-      if (isDatabaseAway(error) && !line.spooled && this.#ownsSpool(line)) {
-        line.spooled = true
-        this.#keep(line, line.waiting)
-      }
+      if (isDatabaseAway(error) && !line.spooled) this.#spoolAll(line)
       throw error
     }
   }
@@ -252,16 +330,35 @@ export class Receiver {
     return this.#current.get(line.session.id) === line
   }
 
-  #keep(line: Line, reports: Written[]): void {
+  /** From here on the spool has what waits, too. */
+  #spoolAll(line: Line): void {
+    if (!this.#ownsSpool(line)) return
+    line.spooled = true
+    this.#keep(line, line.waiting)
+    line.spoolRead = this.#spool.size(line.session.id)
+  }
+
+  /** Answers whether all of it is in the spool. */
+  #keep(line: Line, reports: Written[]): boolean {
     const { id: sessionId } = line.session
-    if (line.full || !this.#ownsSpool(line)) return
+    if (line.full || !this.#ownsSpool(line)) return false
+    let error: unknown
     try {
       line.full = !reports.every((report) => this.#spool.append(sessionId, report))
-      if (line.full) this.#log.error('spool full, later reports are in memory only', { sessionId })
-    } catch (error) {
-      this.#log.error('report not spooled', { sessionId, error })
+    } catch (reason) {
+      error = reason
+      line.full = true
     }
+    if (line.full) this.#log.error('spool takes no more reports', { sessionId, error })
+    return !line.full
   }
+}
+
+/** One of them cannot be written; which one is found by halves. What is written already is there already. */
+async function inHalves<T>(items: T[], write: (half: T[]) => Promise<void>): Promise<void> {
+  const half = items.length >> 1
+  await write(items.slice(0, half))
+  await write(items.slice(half))
 }
 
 /** The messages that come first, or the one report that is none. */

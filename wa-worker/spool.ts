@@ -1,5 +1,8 @@
-import { appendFileSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { appendFileSync, closeSync, mkdirSync, openSync, readSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
+
+/** So many bytes are read at a time. */
+const pageBytes = 1_048_576
 
 /**
  * Files of what engines reported while the database was away, one a session: whoever owns the session on this machine next writes it. Each line is
@@ -18,14 +21,10 @@ export class Spool {
 
   /** Keeps a report. False when the file is full: it is not kept. */
   append(sessionId: string, report: object): boolean {
-    let before = this.#sizes.get(sessionId)
-    let line = `${JSON.stringify(report)}\n`
-    if (before === undefined) {
-      const kept = this.#read(sessionId)
-      before = Buffer.byteLength(kept)
-      // A line the process died over must not become one with this.
-      if (kept !== '' && !kept.endsWith('\n')) line = `\n${line}`
-    }
+    const before = this.size(sessionId)
+    // A line the process died over must not become one with this.
+    const mayBeTorn = before > 0 && !this.#sizes.has(sessionId)
+    const line = `${mayBeTorn ? '\n' : ''}${JSON.stringify(report)}\n`
     const size = before + Buffer.byteLength(line)
     if (size > this.#maxBytes) return false
     mkdirSync(this.#dir, { recursive: true, mode: 0o700 })
@@ -36,9 +35,15 @@ export class Spool {
     return true
   }
 
-  /** What is kept of a session, in the order it was reported. A line the process died over is left out. */
-  read(sessionId: string): unknown[] {
-    return this.#read(sessionId)
+  /**
+   * What is kept of a session, in the order it was reported: some of it, from a place in the file on up to another one, or undefined at its end. A line the process
+   * died over is left out.
+   */
+  page(sessionId: string, from: number): { reports: unknown[]; end: number } | undefined {
+    const bytes = this.#lines(sessionId, from)
+    if (bytes.length === 0) return undefined
+    const reports = bytes
+      .toString('utf8')
       .split('\n')
       .flatMap((line) => {
         try {
@@ -47,6 +52,13 @@ export class Spool {
           return [] // the end, or cut off
         }
       })
+    return { reports, end: from + bytes.length }
+  }
+
+  /** How much is kept of a session, in bytes. */
+  size(sessionId: string): number {
+    const known = this.#sizes.get(sessionId)
+    return known ?? statSync(this.#file(sessionId), { throwIfNoEntry: false })?.size ?? 0
   }
 
   /** Everything that is kept of a session is written. */
@@ -59,12 +71,20 @@ export class Spool {
     return join(this.#dir, `${sessionId}.ndjson`)
   }
 
-  #read(sessionId: string): string {
+  /** About a page of whole lines; at the end of the file what there is. */
+  #lines(sessionId: string, from: number): Buffer {
+    const left = this.size(sessionId) - from
+    if (left <= 0) return Buffer.alloc(0)
+    const file = openSync(this.#file(sessionId), 'r')
     try {
-      return readFileSync(this.#file(sessionId), 'utf8')
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return ''
-      throw error
+      for (let bytes = pageBytes; ; bytes *= 2) {
+        const page = Buffer.alloc(Math.min(bytes, left))
+        readSync(file, page, 0, page.length, from)
+        const end = page.length === left ? left : page.lastIndexOf('\n') + 1
+        if (end > 0) return page.subarray(0, end)
+      }
+    } finally {
+      closeSync(file)
     }
   }
 }

@@ -136,7 +136,7 @@ export const contacts: Routes = async (app) => {
       schema: {
         summary: 'Take apart the two that were joined last into this contact',
         description:
-          'Each is what it was; chats and messages go with their addresses. What WhatsApp says does not join the two again, only a person does.',
+          'Each is what it was; chats go with the address they came from, and messages with their chats. What WhatsApp says does not join the two again, only a person does.',
         tags,
         params: byId,
         response: { 200: apart, 409: errorBody },

@@ -77,6 +77,10 @@ void t.test('a secret of one’s own', async (t) => {
     'whsec_short',
     `whsec_${Buffer.alloc(65).toString('base64')}`,
     `whsec_${'-'.repeat(40)}`,
+    // What the libraries of consumers do not read.
+    `whsec_${Buffer.alloc(25, 1).toString('base64').replaceAll('=', '')}`,
+    `whsec_${Buffer.alloc(24, 1).toString('base64')}=`,
+    `whsec_${Buffer.alloc(24, 1).toString('base64')}A`,
   ]
   for (const text of wrong) {
     const answer = await person.call('POST', base, { ...wish, secret: text })

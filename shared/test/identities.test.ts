@@ -6,7 +6,8 @@ import { changeContact, findContact, listContacts } from '../contacts.ts'
 import type { Sql } from '../db.ts'
 import { learnPerson, mergeContacts, unmerge } from '../identities.ts'
 import type { PersonFacts } from '../identities.ts'
-import { storeReceived } from '../inbox.ts'
+import { storeAllReceived, storeReceived } from '../inbox.ts'
+import { learnGroup } from '../people.ts'
 import type { Received } from '../received.ts'
 import { accept } from '../outbound.ts'
 import { createSession } from '../wa-sessions.ts'
@@ -95,7 +96,7 @@ void t.test('two contacts that turn out to be one person', async (t) => {
     'chats keep the address they came from',
   )
   const told = await sql`select payload from events where type = 'chat.updated' order by tx, id`
-  t.equal(told.length, 4, 'three messages, and the chat that has another contact now')
+  t.equal(told.length, 5, 'three messages, a name, and the chat that has another contact now')
   t.match(told.at(-1), { payload: { waChatId: lid, contactId: id } })
   const [refused] = await accept(sql, {
     ...{ workspaceId, sessionId: session.id, sentBy: null, requestId: 'test' },
@@ -205,6 +206,47 @@ void t.test('what we sent to a number and see again under a lid', async (t) => {
   t.match(await all(it), [{ addresses: [pn, lid] }], 'an id that others choose proves nothing')
 })
 
+void t.test('who is known goes on in the same chat, under either address', async (t) => {
+  const it = await rig(t)
+  const { sql, workspaceId, session } = it
+  const bodies = () => sql`
+    select c.wa_chat_id, array_agg(m.body order by m.seq) as bodies from messages m join chats c on c.id = m.chat_id
+    group by 1 order by 1`
+  await storeReceived(sql, session, received(pn, 'before'))
+  await learnPerson(sql, session, together([pn, lid]))
+  await storeReceived(sql, session, received(lid, 'after'))
+  await storeReceived(sql, session, received(lid, 'typed', { fromMe: true, ack: 1 }))
+  const both = [received('12025550199@c.us', '1'), received('88199@lid', '2')]
+  await learnPerson(sql, session, together(['12025550199@c.us', '88199@lid']))
+  await storeAllReceived(sql, session, both)
+  t.strictSame(await bodies(), [
+    { waChatId: pn, bodies: ['before', 'after', 'typed'] },
+    { waChatId: '12025550199@c.us', bodies: ['1', '2'] },
+  ])
+
+  // Two telephones of one person: an answer goes to the one that wrote.
+  const second = '12025550188@c.us'
+  await storeReceived(sql, session, received('88299@lid', 'mine'))
+  await learnPerson(sql, session, together(['88299@lid', second]))
+  const third = '12025550177@c.us'
+  await learnPerson(sql, session, together([third]))
+  const idOf = async (waId: string) =>
+    (await sql<{ id: string }>`select id from contacts where wa_id = ${waId}`)[0]!.id
+  await mergeContacts(sql, workspaceId, await idOf(second), await idOf(third), async () => {})
+  await storeReceived(sql, session, received(third, 'mine, too'))
+  await storeReceived(sql, session, received(second, 'which?'))
+  t.strictSame(
+    (await bodies()).filter(({ waChatId }) =>
+      [third, second, '88299@lid'].includes(String(waChatId)),
+    ),
+    [
+      { waChatId: third, bodies: ['mine, too'] },
+      { waChatId: second, bodies: ['which?'] },
+      { waChatId: '88299@lid', bodies: ['mine'] },
+    ],
+  )
+})
+
 void t.test('names: the latest counts, and one that a person chose', async (t) => {
   const it = await rig(t)
   const { sql, workspaceId, session } = it
@@ -226,6 +268,43 @@ void t.test('names: the latest counts, and one that a person chose', async (t) =
   await sql.begin((tx) => changeContact(tx, workspaceId, id, { name: null }))
   await inBook('Book 4', 4)
   t.match(await all(it), [{ name: 'Book 4' }])
+})
+
+void t.test('a chat that is called something else is told of, and only then', async (t) => {
+  const it = await rig(t)
+  const { sql, workspaceId, session } = it
+  const group = '120363000000000002@g.us'
+  await storeReceived(sql, session, received(pn, 'hello'))
+  await storeReceived(sql, session, received(group, 'hi', { participant: lid }))
+  const [contact] = await sql<{ id: string }>`select id from contacts where wa_id = ${pn}`
+  const [{ id: chatId }] = (await sql`select id from chats where is_group`) as [{ id: string }]
+  let seen = 0
+  const told = async () => {
+    const rows = await sql<{ name: string }>`
+      select payload->>'name' as name from events where type = 'chat.updated' order by id offset ${seen}`
+    seen += rows.length
+    return rows.map(({ name }) => name)
+  }
+  await told()
+  const learn = (name: string) =>
+    learnPerson(sql, session, together([pn, '88077@lid'], { name, at: new Date() }))
+  const change = (name: string) =>
+    sql.begin((tx) => changeContact(tx, workspaceId, contact!.id, { name }))
+  const rename = (name: string | null) =>
+    learnGroup(sql, { ...session, worker: 'test' }, chatId, { name, participants: [] })
+  for (const [what, expected] of [
+    [() => learn('Ann'), ['Ann']],
+    [() => learn('Ann'), []],
+    [() => change('Mrs. Baker'), ['Mrs. Baker']],
+    [() => change('Mrs. Baker'), []],
+    [() => learn('Annie'), []],
+    [() => rename('Bakers'), ['Bakers']],
+    [() => rename('Bakers'), []],
+    [() => rename(null), []],
+  ] as const) {
+    await what()
+    t.strictSame(await told(), expected, what.toString())
+  }
 })
 
 void t.test('who writes in a group', async (t) => {
@@ -372,21 +451,24 @@ async function happens({ sql, workspaceId, session }: Rig, fact: Fact): Promise<
 /** Everything that may not depend on the order of events, without our own ids. */
 async function outcome(it: Rig) {
   const contacts = (await all(it)).map(({ id: _, ...contact }) => contact)
+  // In which of the chats of a person a message stands depends on what was known of him when it came.
   const chats = await it.sql<{ waChatId: string; addresses: string[] }>`
     select c.wa_chat_id, (select array_agg(a.wa_id order by a.wa_id) from contacts a where a.id = k.id or a.merged_into = k.id) as addresses
     from chats c join contacts k on k.id = c.contact_id and k.merged_into is null
     where c.workspace_id = ${it.workspaceId} order by c.wa_chat_id`
   const messages = await it.sql`
-    select c.wa_chat_id, m.body, m.direction, m.wa_key_id is not null as keyed from messages m join chats c on c.id = m.chat_id
+    select (select min(a.wa_id) from contacts a where c.contact_id in (a.id, a.merged_into)) as person, m.body, m.direction, m.wa_key_id is not null as keyed
+    from messages m join chats c on c.id = m.chat_id
     where m.workspace_id = ${it.workspaceId} order by 1, 2, 3`
   return {
     contacts: contacts.sort((a, b) => a.waId.localeCompare(b.waId)),
-    chats,
+    people: [...new Set(chats.map(({ addresses }) => addresses.join()))].sort(),
     messages,
+    chats,
   }
 }
 
-void t.test('the same facts in any order make the same contacts, chats and messages', async (t) => {
+void t.test('the same facts in any order make the same contacts and messages', async (t) => {
   const { sql } = await testDb(t)
   const orders = fc
     .uniqueArray(fact, { maxLength: 12, selector: (one) => JSON.stringify(one) })
@@ -402,7 +484,10 @@ void t.test('the same facts in any order make the same contacts, chats and messa
       for (const fact of facts) await happens(one, fact)
       // These at once, as from several workers.
       await Promise.all(shuffled.map((fact) => happens(other, fact)))
-      const [a, b] = [await outcome(one), await outcome(other)]
+      const [{ chats, ...a }, { chats: otherChats, ...b }] = [
+        await outcome(one),
+        await outcome(other),
+      ]
       if (!isDeepStrictEqual(a, b))
         throw new Error(`the order made a difference: ${JSON.stringify([a, b])}`)
       const said = facts.filter(({ kind }) => kind === 'says' || kind === 'is written to')
@@ -415,7 +500,7 @@ void t.test('the same facts in any order make the same contacts, chats and messa
         )
         if (optedOut !== stopped) throw new Error(`opted out: ${optedOut}`)
       }
-      for (const { waChatId, addresses } of a.chats) {
+      for (const { waChatId, addresses } of [...chats, ...otherChats]) {
         if (!addresses.includes(waChatId)) throw new Error('a chat of somebody else')
       }
     }),

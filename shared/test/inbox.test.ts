@@ -165,3 +165,22 @@ void t.test('a change no message comes for is kept once, and for a week', async 
   await removeExpired(sql)
   t.equal((await kept()).length, 0)
 })
+
+void t.test('acks beyond those that are told of are stored as what they come to', async (t) => {
+  const session = await rig()
+  const acks = [-7, -1, 0, 4, 5]
+  for (const [n, ack] of acks.entries()) {
+    const more = { fromMe: true, keyId: `3AACK${n}`, participant: '', ack }
+    await storeReceived(sql, session, received(n, more))
+  }
+  t.strictSame(
+    await sql`select ack, status from messages where workspace_id = ${session.workspaceId} order by wa_key_id`,
+    [
+      { ack: -1, status: 'failed' },
+      { ack: -1, status: 'failed' },
+      { ack: 0, status: 'sending' },
+      { ack: 4, status: 'played' },
+      { ack: 1, status: 'sent' },
+    ],
+  )
+})

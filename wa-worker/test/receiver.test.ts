@@ -26,7 +26,8 @@ async function rig(t: Parameters<typeof testDb>[0] & { testdir(): string }) {
   const spool = new Spool(t.testdir())
   const receiver = new Receiver(watched, log, () => {}, spool, new AckBook(watched))
   const engine = new SimulatorEngine({ sessionId, profileDir: async () => t.testdir(), scanMs: 0 })
-  receiver.attach({ id: sessionId, workspaceId, fence: 1, worker: 'test' }, engine)
+  const session = { id: sessionId, workspaceId, fence: 1, worker: 'test' }
+  receiver.attach(session, engine)
   const tell = (n: number, body = `${n}`) => {
     const key = { fromMe: false, chatId: customer, id: `3A${n}`, participant: '' }
     engine.emit('message', plainMessage(key, { type: 'text', body, timestamp: 1_700_000_000 }))
@@ -36,7 +37,7 @@ async function rig(t: Parameters<typeof testDb>[0] & { testdir(): string }) {
     const rows = await sql<{ body: string }>`select body from messages order by created_at, seq`
     return rows.map(({ body }) => body)
   }
-  return { sql, seen, receiver, engine, tell, bodies }
+  return { sql, seen, session, receiver, engine, tell, bodies }
 }
 
 const upTo = (n: number) => Array.from({ length: n }, (_, index) => `${index}`)
@@ -82,4 +83,24 @@ void t.test('what changes a message waits for it, and what follows for the chang
     types.map(({ type }) => type).filter((type) => type.startsWith('message')),
     ['message', 'message', 'message.edited', 'message.reaction', 'message', 'message'],
   )
+})
+
+void t.test('what was read is written some at a time, and what cannot be is counted', async (t) => {
+  const { seen, receiver, session, bodies } = await rig(t)
+  const read = Array.from({ length: 60 }, (_, n) => {
+    const key = { fromMe: false, chatId: customer, id: `3A${n}`, participant: '' }
+    const body = n === 17 ? 'no \0 text' : `${n}`
+    return plainMessage(key, { type: 'text', body, timestamp: 1_700_000_000 + n })
+  })
+  const whole = read.filter(({ key }) => key.id !== '3A17')
+  t.same(await receiver.storeRead(session, whole.slice(0, 40), 'backfill', () => true), {
+    ...{ stored: 40, failed: 0 },
+  })
+  t.equal(seen.transactions, 1)
+  t.same(await receiver.storeRead(session, read, 'backfill', () => true), { stored: 19, failed: 1 })
+  t.strictSame(
+    await bodies(),
+    upTo(60).filter((body) => body !== '17'),
+  )
+  t.same(await receiver.storeRead(session, read, 'history', () => false), { stored: 0, failed: 0 })
 })

@@ -18,6 +18,7 @@ import { Backfill } from '../backfill.ts'
 import { EngineError } from '../engine/engine.ts'
 import type { IncomingMessage, MessageKey, Recent, RecentChat } from '../engine/engine.ts'
 import { plainMessage } from '../engine/plain-message.ts'
+import { lidOf } from '../engine/simulator-contacts.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { Receiver } from '../receiver.ts'
 import { Spool } from '../spool.ts'
@@ -406,16 +407,37 @@ void t.test('changes to messages are recorded once, in whatever order they are t
     const group = '120363000000000009@g.us'
     const key = engine.deliver(customer, 'what I said', undefined, { group })
     await untilBody(sql, 'what I said')
+    const direct = engine.deliver(customer, 'what I said to you')
+    await untilBody(sql, 'what I said to you')
+    const stranger = '12025550117@c.us'
+    engine.deliver(stranger, 'I know your ids')
+    for (const person of [customer, stranger]) {
+      await until('both addresses are known', async () => {
+        const rows = await sql`
+          select from contacts where wa_id = ${person} and phone is not null and lid is not null`
+        return rows.length > 0
+      })
+    }
     for (const forged of [
       { ...key, chatId: silent, participant: '' },
       { ...key, participant: silent },
+      { ...key, chatId: '120363000000000010@g.us' },
+      { ...direct, chatId: silent },
+      { ...direct, chatId: group, participant: '' },
+      // Of the other kind, but known to be somebody else's.
+      { ...direct, chatId: lidOf(stranger) },
+      { ...key, participant: lidOf(stranger) },
     ]) {
       engine.emit('edit', { key: forged, body: 'what I never said', at: new Date() })
       engine.emit('revoke', { key: forged, at: new Date() })
     }
     // The same person, under the other address.
     engine.emit('reaction', {
-      target: { ...key, participant: '8812025550100@lid' },
+      target: { ...key, participant: lidOf(customer) },
+      ...{ emoji: '👍', waId: silent, fromMe: false, at: new Date() },
+    })
+    engine.emit('reaction', {
+      target: { ...direct, chatId: lidOf(customer) },
       ...{ emoji: '👍', waId: silent, fromMe: false, at: new Date() },
     })
     engine.deliver(customer, 'after the forgeries')
@@ -424,6 +446,10 @@ void t.test('changes to messages are recorded once, in whatever order they are t
       { body: 'what I said', revokedAt: null },
     ])
     t.equal((await eventsOf(sql, key)).at(-1), 'message.reaction')
+    t.match(await sql`select body, revoked_at from messages where wa_key_id = ${direct.id}`, [
+      { body: 'what I said to you', revokedAt: null },
+    ])
+    t.equal((await eventsOf(sql, direct)).at(-1), 'message.reaction')
   })
 
   await t.test('a message that becomes readable is one row, and told when it is', async (t) => {

@@ -4,8 +4,10 @@ import t from 'tap'
 import type { Test } from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
+import type { Logger } from '../../shared/logger.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { AckBook } from '../ack-book.ts'
+import { Backfill } from '../backfill.ts'
 import { SimulatorEngine } from '../engine/simulator.ts'
 import { Receiver } from '../receiver.ts'
 import { Spool } from '../spool.ts'
@@ -15,7 +17,7 @@ import { givenSession } from './worker.ts'
 const customer = '12025550100@c.us'
 const log = createLogger('test', { level: 'fatal', stdout: false })
 
-async function rig(t: Test, maxBytes?: number) {
+async function rig(t: Test, maxBytes?: number, maxWaiting?: number) {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
   await sql`update wa_sessions set fence = 1`
@@ -27,8 +29,14 @@ async function rig(t: Test, maxBytes?: number) {
     (...args: Parameters<Sql>) => (network.away ? gone() : sql(...args)),
     { begin: (work: Parameters<Sql['begin']>[0]) => (network.away ? gone() : sql.begin(work)) },
   ) as Sql
+  const said: { message: string; fields: object }[] = []
+  const listening = Object.assign(Object.create(log) as Logger, {
+    error: (message: string, fields: object) => void said.push({ message, fields }),
+  })
   const makeReceiver = () =>
-    new Receiver(faulty, log, () => {}, new Spool(dataDir, maxBytes), new AckBook(faulty))
+    new Receiver(faulty, listening, () => {}, new Spool(dataDir, maxBytes), new AckBook(faulty), {
+      maxWaiting,
+    })
   const makeEngine = () =>
     new SimulatorEngine({ sessionId, profileDir: async () => dataDir, scanMs: Infinity })
   const session = { id: sessionId, workspaceId, fence: 1, worker: 'test' }
@@ -44,7 +52,7 @@ async function rig(t: Test, maxBytes?: number) {
     t.teardown(() => engine.stop())
     return engine
   }
-  return { sql, network, makeReceiver, started, session, file, lines, bodies }
+  return { sql, network, makeReceiver, started, session, file, lines, bodies, said, log: listening }
 }
 
 void t.test('what is reported while the database is away survives the process', async (t) => {
@@ -126,6 +134,84 @@ void t.test('the file has an end; what it does not take is written all the same'
   t.equal(lines(), 0)
 })
 
+void t.test('what memory does not hold is written from the disk, in order', async (t) => {
+  const { network, makeReceiver, started, session, file, lines, bodies } = await rig(
+    t,
+    undefined,
+    3,
+  )
+  const engine = await started()
+  const receiver = makeReceiver()
+  receiver.attach({ ...session, fence: 0 }, engine)
+  const said = Array.from({ length: 20 }, (_, n) => `message ${n}`)
+  for (const body of said.slice(0, 10)) engine.deliver(customer, body)
+  await until('they are on the disk', () => lines() === 10)
+  // The next owner on this machine holds no more of it in memory.
+  const next = makeReceiver()
+  const second = await started()
+  next.attach(session, second)
+  network.away = false
+  for (const body of said.slice(10)) second.deliver(customer, body)
+  await next.settled(second)
+  await receiver.settled(engine)
+  t.same(await bodies(), said)
+  t.notOk(existsSync(file))
+})
+
+void t.test('so many at once lie on the disk, also while the database is there', async (t) => {
+  const { network, makeReceiver, started, session, file, lines, bodies } = await rig(
+    t,
+    undefined,
+    3,
+  )
+  network.away = false
+  const engine = await started()
+  const receiver = makeReceiver()
+  receiver.attach(session, engine)
+  for (let n = 0; n < 10; n++) engine.deliver(customer, `${n}`)
+  t.equal(lines(), 10)
+  await receiver.settled(engine)
+  t.same(
+    await bodies(),
+    Array.from({ length: 10 }, (_, n) => `${n}`),
+  )
+  t.notOk(existsSync(file))
+})
+
+void t.test('what neither memory nor disk holds is named, and read again', async (t) => {
+  const rigged = await rig(t, 1_500, 3)
+  const { sql, network, makeReceiver, started, session, lines, bodies, said, log } = rigged
+  const engine = await started()
+  engine.scan()
+  const receiver = makeReceiver()
+  receiver.attach(session, engine)
+  const before = new Date()
+  const all = Array.from({ length: 20 }, (_, n) => `message ${n}`)
+  for (const body of all) engine.deliver(customer, body)
+  await until('the file is full', () => lines() > 0)
+  t.match(said, [{ message: 'spool takes no more reports', fields: { sessionId: String } }])
+  network.away = false
+  await receiver.settled(engine)
+  const kept = await bodies()
+  t.same(kept, all.slice(0, kept.length))
+  t.ok(kept.length < all.length)
+  t.match(said[1], {
+    message: 'reports left out, messages are read again',
+    fields: { sessionId: session.id, reports: all.length - kept.length },
+  })
+  const [row] = await sql<{ backfillFrom: Date }>`select backfill_from from wa_sessions`
+  t.ok(row!.backfillFrom >= before && row!.backfillFrom <= new Date())
+
+  const backfill = new Backfill({ sql, log, receiver, afterMs: [], acksEveryMs: 50 })
+  backfill.open(session, engine)
+  t.teardown(() => backfill.close(session.id))
+  await until('everything is there', async () => (await bodies()).length === all.length)
+  t.same(
+    (await sql`select body from messages order by created_at, seq`).map(({ body }) => body),
+    all,
+  )
+})
+
 void t.test('the end of the file counts bytes, not letters', (t) => {
   const spool = new Spool(t.testdir(), 200)
   t.ok(spool.append('s', { body: 'ж'.repeat(80) }))
@@ -141,6 +227,8 @@ void t.test('a line the process died over takes the next one not with it', (t) =
   const after = new Spool(dir)
   after.append('s', { n: 2 })
   after.append('s', { n: 3 })
-  t.strictSame(after.read('s'), [{ n: 1 }, { n: 2 }, { n: 3 }])
+  const page = after.page('s', 0)
+  t.strictSame(page?.reports, [{ n: 1 }, { n: 2 }, { n: 3 }])
+  t.equal(after.page('s', page!.end), undefined)
   t.end()
 })
