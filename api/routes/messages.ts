@@ -3,7 +3,7 @@ import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import type { MessageMedia } from '../../shared/media.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
-import type { Message, MessageRow } from '../../shared/messages.ts'
+import type { Message, MessageAction, MessageRow } from '../../shared/messages.ts'
 import { cancel, editQueued, retry } from '../../shared/outbound.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
@@ -98,6 +98,26 @@ export const message = Joi.object<Message>({
       }),
     )
     .required(),
+  actions: Joi.array()
+    .items(
+      Joi.object<MessageAction>({
+        kind: Joi.string().valid('edit', 'reaction', 'deletion').required(),
+        value: Joi.string().allow(null, '').required().description('The new text, or the emoji'),
+        status: Joi.string().valid('pending', 'failed').required(),
+        error: Joi.object({
+          code: Joi.string().required(),
+          message: Joi.string().allow('').required(),
+        })
+          .allow(null)
+          .required()
+          .description('Why it failed; while it is pending, why the last try did'),
+        at: Joi.date().required().description('When it was asked for'),
+      }),
+    )
+    .required()
+    .description(
+      'Changes that were asked for (202) and are not made on WhatsApp: not yet, or, with the event `message.action`, not at all. What is made goes; a failure goes after a week, or once a later one of its kind is made',
+    ),
   editedAt: moment(),
   revokedAt: moment(),
   createdAt: Joi.date().required(),
