@@ -1,5 +1,6 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
+import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { tellMessages } from './messages.ts'
 import type { Lane } from './outbox.ts'
@@ -41,7 +42,7 @@ const usefulSeconds: Record<ActionWish['kind'], number> = {
   check_number: 30,
 }
 
-/** Asks the worker of the session for an action. Answers its id. */
+/** Asks the worker of the session for an action. Answers its id. Throws 409 SESSION_GONE when the session is deleted. */
 export async function askAction(
   sql: Sql,
   {
@@ -53,10 +54,12 @@ export async function askAction(
 ): Promise<number> {
   const [row] = await sql<{ id: number }>`
     insert into wa_actions (workspace_id, session_id, chat_id, message_id, kind, payload, expires_at)
-    values (${workspaceId}, ${sessionId}, ${chatId}, ${'messageId' in wish ? wish.messageId : null}, ${wish.kind}, ${wish.payload},
-      now() + ${usefulSeconds[wish.kind]} * interval '1 second')
+    select s.workspace_id, s.id, ${chatId}::uuid, ${'messageId' in wish ? wish.messageId : null}::uuid, ${wish.kind}, ${wish.payload}::jsonb,
+      now() + ${usefulSeconds[wish.kind]} * interval '1 second'
+    from wa_sessions s where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null
     returning id`
-  return row!.id
+  if (!row) throw new AppError(409, 'SESSION_GONE', 'The session is deleted.')
+  return row.id
 }
 
 /**

@@ -10,7 +10,7 @@ import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
 import { messageResource } from '../../shared/messages.ts'
-import { accept, messagesAfter } from '../../shared/outbound.ts'
+import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
 import { renderTemplate } from '../../shared/templates.ts'
@@ -49,15 +49,20 @@ interface Send extends Draft {
 
 const sessionId = uuid().description('May be left out when the workspace has one session')
 
-const address = (what: string) => (value: string) => {
-  const waId = parseRecipient(value)
-  if (waId === undefined) throw new Error(what)
-  return waId
-}
+/** A recipient as people write one, and of which sort it must be. */
+const recipient = (what: string, fits = /@/) =>
+  Joi.string()
+    .max(64)
+    .custom((value: string) => {
+      const waId = parseRecipient(value)
+      if (waId === undefined || !fits.test(waId)) throw new Error(`must be ${what}`)
+      return waId
+    })
 
-const recipient = Joi.string()
-  .max(64)
-  .custom(address('must be a phone number with its country code, or a WhatsApp address'))
+const aNumber = 'a phone number with its country code'
+const anybody = recipient(`${aNumber}, or a WhatsApp address`)
+const person = recipient(`${aNumber}, or a person's WhatsApp address`, /@(c\.us|lid)$/)
+const phone = recipient(aNumber, /@c\.us$/)
 
 /** With its offset: a time without one means something else on every machine. */
 const moment = Joi.string()
@@ -94,7 +99,7 @@ const contents = {
   contactCard: Joi.object({
     contactId: uuid(),
     name: label(200),
-    phone: Joi.string().max(64).custom(address('must be a phone number with its country code')),
+    phone,
   })
     .xor('contactId', 'phone')
     .and('name', 'phone')
@@ -107,7 +112,7 @@ const contents = {
 }
 
 const draft = {
-  to: recipient
+  to: anybody
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
   ...contents,
@@ -118,7 +123,7 @@ const draft = {
   ifLastMessageId: uuid().description(
     'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
   ),
-  mentions: Joi.array().items(recipient).max(256).unique(),
+  mentions: Joi.array().items(person).max(256).unique(),
   sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
   optOutOverride: text()
     .min(3)
@@ -335,11 +340,7 @@ async function refused(
 ): Promise<AppError> {
   switch (refusal) {
     case 'RECIPIENT_OPTED_OUT':
-      return new AppError(
-        403,
-        refusal,
-        'The recipient has asked for no more messages. An admin may override that with "optOutOverride".',
-      )
+      return recipientOptedOut()
     case 'QUOTED_NOT_FOUND':
       return new AppError(422, refusal, 'The quoted message is not one of this chat.')
     case 'LAST_MESSAGE_NOT_FOUND':
