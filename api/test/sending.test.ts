@@ -340,6 +340,7 @@ void t.test('the pace of a session is set by who is in charge', async (t) => {
     { timeZone: 'Nowhere/Town' },
     { quietHours: { from: '25:00', to: '08:00' } },
     { quietHours: { from: '21:00' } },
+    { quietHours: { from: '21:00', to: '21:00' } },
     { numberSince: '2020-02-31' },
     { speed: 1 },
   ]) {
