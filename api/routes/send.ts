@@ -14,11 +14,11 @@ import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
 import { renderTemplate } from '../../shared/templates.ts'
-import { parseRecipient } from '../../shared/wa-id.ts'
+import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { byId, text, uuid, visibleText } from '../plugins/joi.ts'
+import { asBody, byId, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { message, textLimit } from './messages.ts'
 import { templateValues } from './templates.ts'
@@ -55,7 +55,8 @@ const recipient = (what: string, fits = /@/) =>
     .max(64)
     .custom((value: string) => {
       const waId = parseRecipient(value)
-      if (waId === undefined || !fits.test(waId)) throw new Error(`must be ${what}`)
+      if (waId === undefined) throw new Error(`must be ${what}: ${recipientFault(value)}`)
+      if (!fits.test(waId)) throw new Error(`must be ${what}`)
       return waId
     })
 
@@ -360,12 +361,11 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
   const messages: NewMessage[] = []
   for (const [index, given] of rows.entries()) {
     try {
-      const checked = row.validate(given, {
-        convert: false,
+      const checked: Joi.ValidationResult<Draft> = row.validate(given, {
+        ...asBody,
         abortEarly: false,
-        errors: { label: 'path' },
       })
-      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', checked.error.message)
+      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', faultsIn(checked.error))
       messages.push(await draftOf(sql, workspaceId, checked.value, role))
       indexes.push(index)
     } catch (error) {
