@@ -217,3 +217,47 @@ void t.test('a quote is of the same chat of the same session', async (t) => {
   const foreign = await stranger.call('POST', send, { to, message: 'x', quotedMessageId: id })
   t.equal(foreign.statusCode, 422)
 })
+
+void t.test('a dry run leaves no trace in any table', async (t) => {
+  const person = await withSession()
+  const { token, call } = person
+  await given(person, 'queued')
+  const template = await call('POST', '/api/templates', { name: 'T', body: 'Hi {{name}}' })
+  const contents = async () => {
+    const tables = await it.sql<{ name: string }>`
+      select quote_ident(tablename) as name from pg_tables where schemaname = 'public' order by 1`
+    const sums = []
+    for (const { name } of tables) {
+      const [sum] = await it.sql<{ sum: string }>`
+        select query_to_xml(${`select md5(string_agg(x::text, '' order by x::text)) from ${name} x`}, true, true, '')::text as sum`
+      sums.push([name, sum!.sum])
+    }
+    return Object.fromEntries(sums) as Record<string, string>
+  }
+  const before = await contents()
+  t.ok(Object.keys(before).length > 30)
+  for (const body of [
+    { to, message: 'x' },
+    { to: '+1 202 555 0199', message: 'x', sendAt: new Date(Date.now() + 60_000).toISOString() },
+    { to, template: { id: template.json<{ id: string }>().id, variables: { name: 'Ada' } } },
+    { to, template: { id: template.json<{ id: string }>().id } },
+    { to, message: 'x', mentions: ['+1 202 555 0198'], ifLastMessageId: randomUUID() },
+  ]) {
+    const answer = await it.app.inject({
+      method: 'POST',
+      url: `${send}?dryRun=true`,
+      headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'dry' },
+      body,
+    })
+    t.ok([200, 422].includes(answer.statusCode), answer.body)
+    t.notOk('idempotency-replayed' in answer.headers)
+  }
+  t.strictSame(await contents(), before)
+  const real = await it.app.inject({
+    method: 'POST',
+    url: send,
+    headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'dry' },
+    body: { to, message: 'x' },
+  })
+  t.equal(real.statusCode, 202, 'its key is as good as new')
+})
