@@ -1,11 +1,13 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { Test } from 'tap'
+import { recordAck } from '../acks.ts'
+import { acceptBatch, cancelBatch } from '../batches.ts'
 import { foresee } from '../forecast.ts'
 import { storeReceived } from '../inbox.ts'
 import { findMessage, messageResource } from '../messages.ts'
 import { accept } from '../outbound.ts'
-import { claim } from '../outbox.ts'
+import { claim, putBack, releaseScheduled } from '../outbox.ts'
 import { lockReachOut, setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
 import { createSession } from '../wa-sessions.ts'
@@ -169,4 +171,52 @@ void t.test('a lock of WhatsApp’s outlasts a larger budget', async (t) => {
   await setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 100 })
   t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: locked })
   t.equal(await next(), undefined)
+})
+
+void t.test(
+  'what becomes due takes its place behind what waits, in the order of its time',
+  async (t) => {
+    const { sql, workspaceId, sessionId, next, lane } = await rig(t)
+    const at = (ms: number) => new Date(Date.now() + ms)
+    const outcomes = await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [
+        ['third', at(3 * hour)],
+        ['second', at(2 * hour)],
+        ['first', undefined],
+      ].map(([body, sendAt]) => ({
+        waChatId: ada,
+        content: { type: 'text', body: body as string },
+        sendAt: sendAt as Date | undefined,
+      })),
+    })
+    t.equal(outcomes.length, 3)
+    await sql`update outbox set send_at = send_at - interval '4 hours' where send_at is not null`
+    await releaseScheduled(sql)
+    const sent: string[] = []
+    for (let claimed = await next(); claimed; claimed = await next()) {
+      if (claimed.content.type === 'text') sent.push(claimed.content.body)
+      await recordAck(sql, lane, { keyId: claimed.keyId, ack: 1 })
+    }
+    t.strictSame(sent, ['first', 'second', 'third'])
+  },
+)
+
+void t.test('what is taken back keeps the number of its attempts', async (t) => {
+  const { sql, workspaceId, sessionId, lane, next, read } = await rig(t)
+  const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+  const text = { type: 'text', body: 'Hello' } as const
+  const { batchId } = await acceptBatch(
+    sql,
+    { ...submission, messages: [{ waChatId: ada, content: text }] },
+    [0],
+    [],
+  )
+  const tried = (await next())!
+  await putBack(sql, lane, tried, { delayMs: 60_000 })
+  await cancelBatch(sql, workspaceId, batchId)
+  t.match(await read(tried.messageId), { status: 'cancelled', attempts: 1 })
 })
