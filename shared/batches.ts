@@ -1,10 +1,9 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
-import { tellMessages } from './messages.ts'
 import type { MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
 import type { Refusal, Submission } from './outbound.ts'
-import { takeOut } from './outbox.ts'
+import { endTaken, takeOut } from './outbox.ts'
 
 export interface RejectedRow {
   index: number
@@ -88,9 +87,7 @@ export async function cancelBatch(
       tx,
       fragment`o.state in ('q', 'z') and o.message_id in (select m.id from messages m where m.batch_id = ${id})`,
     )
-    const ids = taken.map(({ messageId }) => messageId)
-    await tx`update messages set status = 'cancelled' where id = any(${ids}::uuid[])`
-    await tellMessages(tx, 'message.ack', ids)
+    await endTaken(tx, taken, { status: 'cancelled' })
     return findBatch(tx, workspaceId, id)
   })
 }

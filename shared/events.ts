@@ -7,6 +7,7 @@ export const eventTypes = [
   'message.reaction',
   'message.edited',
   'message.revoked',
+  'message.action',
   'session.status',
   'session.qr',
   'chat.updated',

@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { holdColumns, holdOf } from './pacing.ts'
+import { holdFacts, holdOf } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -62,7 +62,7 @@ export async function foresee(
         select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) as ahead,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
-      ${holdColumns}
+      ${holdFacts(fragment`c.last_inbound_at`)}
     from wa_sessions s
     left join wa_session_pacing p on p.session_id = s.id
     left join chats c on c.session_id = s.id and c.wa_chat_id = ${waChatId}
@@ -79,7 +79,6 @@ export async function foresee(
   const hold = holdOf({
     ...facts,
     laneCold: cold,
-    laneBusy: false,
     outboxState: scheduled ? 'z' : 'q',
   })
   const earliest = Math.max(Date.now(), hold.notBefore?.getTime() ?? 0)
@@ -102,5 +101,5 @@ export async function foresee(
   }
 }
 
-/** holdColumns speaks of an outbox row; here there is none yet. */
+/** holdFacts() speaks of an outbox row; here there is none yet. */
 const noOutboxRow = fragment`left join outbox o on false`

@@ -44,7 +44,7 @@ export async function removeExpired(sql: Sql): Promise<Removed> {
       early as (delete from early_changes where created_at < now() - interval '7 days'),
       counters as (delete from rate_limits where resets_at < now() returning 1),
       wishes as (delete from wa_session_requests where done_at < now() - interval '7 days' returning 1),
-      old_actions as (delete from wa_actions where created_at < now() - interval '7 days' returning 1)
+      old_actions as (delete from wa_actions where done_at < now() - interval '7 days' returning 1)
     select (select count(*)::int from tokens) as refresh_tokens, (select count(*)::int from counters) as rate_limits,
       (select count(*)::int from wishes) as session_requests,
       (select count(*)::int from old_actions) as actions`

@@ -64,6 +64,7 @@ export interface MessageRow extends HoldFacts {
   sentByName: string | null
   reactions: Reaction[] | null
   votes: PollVote[] | null
+  actions: MessageAction[] | null
   createdAt: Date
   position: string
   sentAt: Date | null
@@ -85,6 +86,18 @@ export interface PollVote {
   waId: string
   fromMe: boolean
   options: string[]
+  at: string
+}
+
+/** What somebody asked to be changed about a message on WhatsApp, and is not done. */
+export interface MessageAction {
+  kind: 'edit' | 'reaction' | 'deletion'
+  /** The new text, or the emoji. */
+  value: string | null
+  status: 'pending' | 'failed'
+  /** Why it failed; while it is pending, why the last try did. */
+  error: { code: string; message: string } | null
+  /** When it was asked for. */
   at: string
 }
 
@@ -115,6 +128,7 @@ export interface Message {
   author: { waId: string; name: string | null; contactId: string | null } | null
   sentBy: { id: string; fullName: string } | null
   reactions: Reaction[]
+  actions: MessageAction[]
   editedAt: Date | null
   revokedAt: Date | null
   createdAt: Date
@@ -154,6 +168,7 @@ export function messageResource(row: MessageRow): Message {
         : { waId: row.authorWaId, name: row.authorName, contactId: row.authorContactId },
     sentBy: row.sentBy === null ? null : { id: row.sentBy, fullName: row.sentByName ?? '' },
     reactions: row.reactions ?? [],
+    actions: row.actions ?? [],
     editedAt: row.editedAt,
     revokedAt: row.revokedAt,
     createdAt: row.createdAt,
@@ -176,6 +191,15 @@ export const messageColumns = fragment`
   case when m.type = 'poll' then
     (select json_agg(json_build_object('waId', v.wa_id, 'fromMe', v.wa_id = 'me', 'options', v.options, 'at', v.at) order by v.at, v.wa_id)
      from poll_votes v where v.message_id = m.id and v.options <> '{}') end as votes,
+  -- A failure is of no interest any more once somebody has had his way.
+  (select json_agg(json_build_object('kind', case a.kind when 'react' then 'reaction' when 'revoke' then 'deletion' else a.kind end,
+      'value', coalesce(a.payload ->> 'body', a.payload ->> 'emoji'), 'status', case when a.done_at is null then 'pending' else 'failed' end,
+      'error', case when a.error_code is not null then json_build_object('code', a.error_code, 'message', coalesce(a.error_message, '')) end,
+      'at', a.created_at) order by a.id)
+   from wa_actions a
+   where a.message_id = m.id and (a.done_at is null or a.error_code is not null and not exists (
+     select from wa_actions b
+     where b.message_id = a.message_id and b.kind = a.kind and b.id > a.id and b.done_at is not null and b.error_code is null))) as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 /** Joins to `m` what messageColumns speaks of. */
 export const messageJoins = fragment`

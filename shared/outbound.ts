@@ -37,6 +37,13 @@ export interface Submission {
 export type Refusal =
   'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND' | 'LAST_MESSAGE_NOT_FOUND' | 'CONVERSATION_MOVED'
 
+export const recipientOptedOut = () =>
+  new AppError(
+    403,
+    'RECIPIENT_OPTED_OUT',
+    'The recipient has asked for no more messages. An admin may override that with "optOutOverride" in a new message.',
+  )
+
 /** What became of one message that was handed in. */
 export type Outcome = { message: MessageRow } | { refusal: Refusal }
 
@@ -220,9 +227,7 @@ async function write(tx: Transaction, submission: Submission): Promise<Outcome[]
   return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
 }
 
-/**
- * Takes back a message nobody has begun to send. Taking it back twice is taking it back. Undefined when there is no such message; throws 409 ALREADY_SENT.
- */
+/** Takes back a message if nobody has begun to send it. Answers it as it is then, or undefined when there is no such message. */
 export async function cancel(
   sql: Sql,
   workspaceId: string,
@@ -236,14 +241,7 @@ export async function cancel(
     if (taken)
       await tx`update messages set status = 'cancelled', attempts = ${taken.attempts} where id = ${id}`
     const row = await findMessage(tx, workspaceId, id)
-    if (!row) return undefined
-    if (row.status !== 'cancelled')
-      throw new AppError(
-        409,
-        'ALREADY_SENT',
-        `The message is ${row.status}: it cannot be cancelled any more.`,
-      )
-    if (taken) await tell(tx, 'message.ack', [row])
+    if (taken && row) await tell(tx, 'message.ack', [row])
     return row
   })
 }
@@ -269,7 +267,8 @@ export async function editQueued(
 
 /**
  * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
- * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. Undefined when there is no such message; throws 409.
+ * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. Undefined when there is no such message; throws 409, and 403
+ * RECIPIENT_OPTED_OUT.
  */
 export async function retry(
   sql: Sql,
@@ -282,9 +281,10 @@ export async function retry(
       ack: number | null
       retries: number
       deleted: boolean
+      optedOut: boolean
     }>`
-      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted
-      from messages m join wa_sessions s on s.id = m.session_id
+      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
+      from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
       where m.id = ${id} and m.workspace_id = ${workspaceId} and m.direction = 'outbound' and m.source = 'api' for update of m`
     if (!message) return undefined
     if (message.deleted)
@@ -296,6 +296,7 @@ export async function retry(
         'Only a message that failed, was cancelled or is unknown can be sent again.',
       )
     }
+    if (message.optedOut) throw recipientOptedOut()
     const keyId = message.ack === -1 ? keyIdOf(`${id}:${message.retries + 1}`) : undefined
     await tx`
       with again as (

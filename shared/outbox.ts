@@ -4,6 +4,7 @@ import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource, tellMessages } from './messages.ts'
+import type { MessageStatus } from './messages.ts'
 import { giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -281,17 +282,20 @@ export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
 }
 
 /**
- * Lets scheduled messages whose time has come queue up, at most `limit` of them; any worker may. Answers how many. It takes the lanes of many chats, of all
+ * Lets scheduled messages whose time has come queue up, in the order of their time, behind what waits in their chats; at most `limit` of them, any worker may. Answers how many. It takes the lanes of many chats, of all
  * sessions, so it waits for none of them: where somebody is at work, the next call finds the message.
  */
 export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   const [released] = await sql<{ n: number }>`
     with due as (
-      select id, chat_id from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked
+      select id, chat_id, send_at from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked
     ), free as (
       select chat_id from outbox_lanes where chat_id in (select chat_id from due) for no key update skip locked
+    ), placed as (
+      select d.id, nextval(pg_get_serial_sequence('outbox', 'id')) as place
+      from (select due.id from due join free on free.chat_id = due.chat_id order by due.send_at, due.id) d
     ), released as (
-      update outbox o set state = 'q', send_at = null from due join free on free.chat_id = due.chat_id where o.id = due.id
+      update outbox o set state = 'q', send_at = null, id = placed.place from placed where o.id = placed.id
       returning o.chat_id
     ), lanes as (
       update outbox_lanes l set waiting = l.waiting + r.n, due_at = case when l.waiting = 0 then now() else l.due_at end
@@ -305,10 +309,21 @@ export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
 export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
   await sql.begin(async (tx) => {
     const taken = await takeOut(tx, fragment`o.session_id = ${sessionId} and o.state in ('q', 'z')`)
-    const ids = taken.map(({ messageId }) => messageId)
-    await tx`update messages set status = 'cancelled' where id = any(${ids}::uuid[])`
-    await tellMessages(tx, 'message.ack', ids)
+    await endTaken(tx, taken, { status: 'cancelled' })
   })
+}
+
+/** What became of messages that were taken out: it is written with the number of their attempts, and told. */
+export async function endTaken(
+  tx: Sql,
+  taken: TakenOut[],
+  { status, code, message }: { status: MessageStatus; code?: string; message?: string },
+): Promise<void> {
+  const ids = taken.map(({ messageId }) => messageId)
+  await tx`
+    update messages m set status = ${status}, attempts = t.attempts, error_code = ${code}, error_message = ${message}
+    from unnest(${ids}::uuid[], ${taken.map(({ attempts }) => attempts)}::int[]) t(id, attempts) where m.id = t.id`
+  await tellMessages(tx, 'message.ack', ids)
 }
 
 /**
@@ -323,19 +338,9 @@ export async function endOutbox(
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
     const taken = await takeOut(tx, fragment`o.session_id = ${session.id}`)
-    const idsOf = (sent: boolean) =>
-      taken.filter(({ state }) => (state === 's') === sent).map(({ messageId }) => messageId)
-    await tx`
-      update messages set status = 'failed', error_code = ${why.code}, error_message = ${why.message}
-      where id = any(${idsOf(false)}::uuid[])`
-    await tx`
-      update messages set status = 'unknown', error_code = 'OUTCOME_UNKNOWN', error_message = ${why.message}
-      where id = any(${idsOf(true)}::uuid[])`
-    await tellMessages(
-      tx,
-      'message.ack',
-      taken.map(({ messageId }) => messageId),
-    )
+    const gone = (sent: boolean) => taken.filter(({ state }) => (state === 's') === sent)
+    await endTaken(tx, gone(true), { ...why, status: 'unknown', code: 'OUTCOME_UNKNOWN' })
+    await endTaken(tx, gone(false), { ...why, status: 'failed' })
     return taken.length
   })
 }

@@ -1,6 +1,6 @@
 import Joi from 'joi'
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import type { SessionStatus } from './wa-sessions.ts'
 
 /** The pace of sessions that have none of their own. */
@@ -51,18 +51,30 @@ export interface PacingState {
 const warmUp = fragment`
   case when age < interval '3 days' then 20 when age < interval '7 days' then 50 when age < interval '14 days' then 100 else 200 end`
 
-/** `p` is the wa_session_pacing row; the time of day there. */
-const timeThere = fragment`(now() at time zone p.time_zone)::time`
+/** `p` is the wa_session_pacing row; the day there. */
+const today = fragment`(now() at time zone p.time_zone)::date`
+
+/** A time of day on a day there. */
+const moment = (day: Fragment, time: Fragment) =>
+  fragment`((${day} + ${time}) at time zone p.time_zone)`
+
+/** The quiet hours of `p` that begin today, or began yesterday: moments, so that a clock that is changed meanwhile neither ends nor repeats them. */
+const hoursOf = (day: Fragment) => {
+  const overnight = fragment`case when p.quiet_to <= p.quiet_from then interval '1 day' else interval '0' end`
+  return {
+    from: moment(day, fragment`p.quiet_from`),
+    to: moment(day, fragment`p.quiet_to + ${overnight}`),
+  }
+}
+const [hours, lastHours] = [hoursOf(today), hoursOf(fragment`(${today} - 1)`)]
+
+/** When the quiet hours end that it is for `p`; null when it is not. */
+const quietUntil = fragment`
+  case when now() >= ${hours.from} and now() < ${hours.to} then ${hours.to}
+       when now() >= ${lastHours.from} and now() < ${lastHours.to} then ${lastHours.to} end`
 
 /** Whether it is quiet hours for `p`. */
-export const isQuiet = fragment`
-  coalesce(case when p.quiet_from < p.quiet_to then ${timeThere} >= p.quiet_from and ${timeThere} < p.quiet_to
-                else ${timeThere} >= p.quiet_from or ${timeThere} < p.quiet_to end, false)`
-
-/** When the quiet hours of `p` end; for use while isQuiet. */
-const quietUntil = fragment`
-  ((now() at time zone p.time_zone)::date + p.quiet_to
-    + case when p.quiet_to <= ${timeThere} then interval '1 day' else interval '0' end) at time zone p.time_zone`
+export const isQuiet = fragment`(${quietUntil} is not null)`
 
 /**
  * The statement that moves the pace of each session in `claimed` (session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
@@ -113,33 +125,47 @@ export interface HoldFacts {
 }
 
 /** Everything HoldFacts has beside the status, from `o` (outbox), `l` (outbox_lanes) and `p` (wa_session_pacing), any of which may be missing. */
-export const holdColumns = fragment`
+export const holdFacts = (lastInboundAt: Fragment) => fragment`
   o.state as outbox_state, l.due_at = 'infinity' as lane_busy, l.cold as lane_cold,
   case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
   case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by,
   case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by,
-  case when ${isQuiet} and coalesce(l.last_inbound_at < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until`
+  case when coalesce(${lastInboundAt} < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until`
 
-/** Why a message that waits is waiting, and until when where that is known. */
+/** What holdOf() needs of a message in the outbox. */
+export const holdColumns = holdFacts(fragment`l.last_inbound_at`)
+
+/** Why a message that waits is waiting, and until when where that is known: of several reasons the one that lasts longest. */
 export function holdOf(facts: HoldFacts): { heldBy: string | null; notBefore: Date | null } {
   if (facts.outboxState === 'z') return { heldBy: 'SCHEDULED', notBefore: facts.sendAt }
   if (facts.outboxState !== 'q') return { heldBy: null, notBefore: null }
   if (facts.sessionStatus !== 'WORKING')
     return { heldBy: `SESSION_${facts.sessionStatus}`, notBefore: null }
   if (facts.laneBusy) return { heldBy: 'PREVIOUS_UNCONFIRMED', notBefore: null }
-  if (facts.retryAt) return { heldBy: 'RETRY_BACKOFF', notBefore: facts.retryAt }
-  if (facts.laneCold && facts.coldUntil)
-    return { heldBy: facts.coldHeldBy, notBefore: facts.coldUntil }
-  if (facts.quietUntil) return { heldBy: 'QUIET_HOURS', notBefore: facts.quietUntil }
-  if (facts.pacedUntil) return { heldBy: facts.pacedBy, notBefore: facts.pacedUntil }
-  return { heldBy: null, notBefore: null }
+  const waits: { heldBy: string | null; notBefore: Date | null }[] = [
+    { heldBy: 'RETRY_BACKOFF', notBefore: facts.retryAt },
+    { heldBy: facts.coldHeldBy, notBefore: facts.laneCold ? facts.coldUntil : null },
+    { heldBy: 'QUIET_HOURS', notBefore: facts.quietUntil },
+    { heldBy: facts.pacedBy, notBefore: facts.pacedUntil },
+  ]
+  const longest = waits.reduce((one, other) => (+other.notBefore! > +one.notBefore! ? other : one))
+  return longest.notBefore ? longest : { heldBy: null, notBefore: null }
 }
+
+/** A lock does not shorten what holds new conversations already, and is still there when that is over. */
+const lockedUntil = (until: Fragment, by: string) => fragment`
+  cold_at = greatest(cold_at, ${until}), cold_held_by = case when cold_at >= ${until} then cold_held_by else ${by} end,
+  locked_at = greatest(locked_at, ${until}), locked_by = case when locked_at >= ${until} then locked_by else ${by} end`
+
+/** Where `condition` holds, new conversations are held by a lock at the most. */
+const onlyLocked = (condition: Fragment) => fragment`
+  cold_at = case when ${condition} then locked_at else cold_at end, cold_held_by = case when ${condition} then locked_by else cold_held_by end`
 
 /** WhatsApp lets this number open no conversations until then. What was open goes on. */
 export async function lockReachOut(sql: Sql, sessionId: string, until: Date | null): Promise<void> {
   await sql`
     update wa_session_pacing
-    set cold_at = greatest(cold_at, coalesce(${until}::timestamptz, now() + interval '24 hours')), cold_held_by = 'REACHOUT_LOCKED', cold_refusals = 0
+    set ${lockedUntil(fragment`coalesce(${until}::timestamptz, now() + interval '24 hours')`, 'REACHOUT_LOCKED')}, cold_refusals = 0
     where session_id = ${sessionId}`
 }
 
@@ -149,12 +175,14 @@ export async function countColdRefusal(
   sessionId: string,
   refused: boolean,
 ): Promise<void> {
-  await sql`
+  const [suspected] = await sql<{ suspected: boolean }>`
     update wa_session_pacing
-    set cold_refusals = case when ${refused} and cold_refusals < 2 then cold_refusals + 1 else 0 end,
-        cold_at = case when ${refused} and cold_refusals >= 2 then greatest(cold_at, now() + interval '6 hours') else cold_at end,
-        cold_held_by = case when ${refused} and cold_refusals >= 2 then 'REACHOUT_SUSPECTED' else cold_held_by end
-    where session_id = ${sessionId}`
+    set cold_refusals = case when ${refused} and cold_refusals < 2 then cold_refusals + 1 else 0 end
+    where session_id = ${sessionId}
+    returning ${refused}::boolean and cold_refusals = 0 as suspected`
+  if (!suspected?.suspected) return
+  await sql`
+    update wa_session_pacing set ${lockedUntil(fragment`now() + interval '6 hours'`, 'REACHOUT_SUSPECTED')} where session_id = ${sessionId}`
 }
 
 /** The message that was to open the conversation certainly did not: the next one is a first one again, unless they have met meanwhile. */
@@ -168,7 +196,7 @@ export async function keepClosed(tx: Sql, chatId: string): Promise<void> {
 export async function giveBackOpening(tx: Sql, sessionId: string): Promise<void> {
   await tx`
     update wa_session_pacing
-    set new_contacts = new_contacts - 1, cold_at = case when cold_held_by = 'NEW_CONTACTS_PER_DAY' then '-infinity' else cold_at end
+    set new_contacts = new_contacts - 1, ${onlyLocked(fragment`cold_held_by = 'NEW_CONTACTS_PER_DAY'`)}
     where session_id = ${sessionId} and new_on = (now() at time zone time_zone)::date and new_contacts > 0`
 }
 
@@ -235,8 +263,7 @@ export async function setPacing(
         quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone},
         next_send_at = case when p.held_by = 'MIN_GAP'
                             then least(p.next_send_at, now() + coalesce(${pacing.minGapMs}::int, 0) * interval '1 ms') else p.next_send_at end,
-        cold_at = case when p.cold_held_by = 'NEW_CONTACTS_PER_DAY' and not coalesce(${pacing.newContactsPerDay}::int between 1 and p.new_contacts, false)
-                       then '-infinity' else p.cold_at end
+        ${onlyLocked(fragment`cold_held_by = 'NEW_CONTACTS_PER_DAY' and not coalesce(${pacing.newContactsPerDay}::int between 1 and new_contacts, false)`)}
     where p.workspace_id = ${workspaceId} and p.session_id = ${sessionId}
     returning ${columns}`
   return row && pacingResource(row)

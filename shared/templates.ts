@@ -185,7 +185,10 @@ export async function renderTemplate(
       422,
       'TEMPLATE_VARIABLE_MISSING',
       `The template "${template.name}" needs a value for ${missing.join(', ')}.`,
-      missing.map((name) => ({ path: `body.variables.${name}`, message: `"${name}" is missing` })),
+      missing.map((name) => ({
+        path: `body.template.variables.${name}`,
+        message: `"${name}" is missing`,
+      })),
     )
   }
   if (body.length > longest || !/\S/.test(body)) {

@@ -1,7 +1,8 @@
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { appendEvents } from './events.ts'
+import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
-import { findMessage, messageResource } from './messages.ts'
+import { tellMessages } from './messages.ts'
 import type { Lane } from './outbox.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -41,7 +42,7 @@ const usefulSeconds: Record<ActionWish['kind'], number> = {
   check_number: 30,
 }
 
-/** Asks the worker of the session for an action. Answers its id. */
+/** Asks the worker of the session for an action. Answers its id. Throws 409 SESSION_GONE when the session is deleted. */
 export async function askAction(
   sql: Sql,
   {
@@ -53,13 +54,26 @@ export async function askAction(
 ): Promise<number> {
   const [row] = await sql<{ id: number }>`
     insert into wa_actions (workspace_id, session_id, chat_id, message_id, kind, payload, expires_at)
-    values (${workspaceId}, ${sessionId}, ${chatId}, ${'messageId' in wish ? wish.messageId : null}, ${wish.kind}, ${wish.payload},
-      now() + ${usefulSeconds[wish.kind]} * interval '1 second')
+    select s.workspace_id, s.id, ${chatId}::uuid, ${'messageId' in wish ? wish.messageId : null}::uuid, ${wish.kind}, ${wish.payload}::jsonb,
+      now() + ${usefulSeconds[wish.kind]} * interval '1 second'
+    from wa_sessions s where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null
     returning id`
-  return row!.id
+  if (!row) throw new AppError(409, 'SESSION_GONE', 'The session is deleted.')
+  return row.id
 }
 
-/** The next action of each of these sessions. What waits for its message to be confirmed, or for a retry, lets others pass. */
+/**
+ * Until when action `d` is of use; `m` is its message. What was asked for before its message was sent counts from there: nobody can know how long that waits.
+ */
+const usefulUntil = fragment`greatest(d.expires_at, m.sent_at + (d.expires_at - d.created_at))`
+
+/** Its message has not been confirmed. */
+const isAhead = fragment`exists (select from outbox o where o.message_id = d.message_id)`
+
+/**
+ * The next action of each of these sessions. What waits for its message to be confirmed, or for a retry, lets others pass, but not the same of the same message
+ * (or chat): what was asked for last must be done last.
+ */
 export async function dueActions(sql: Sql, worker: string, lanes: Lane[]): Promise<Action[]> {
   return sql<Action>`
     select a.id, a.workspace_id, a.session_id, a.chat_id, a.message_id, a.kind, a.payload, a.attempts,
@@ -69,15 +83,18 @@ export async function dueActions(sql: Sql, worker: string, lanes: Lane[]): Promi
     from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
-      select * from wa_actions d
-      where d.session_id = s.id and d.done_at is null and d.due_at <= now() and d.expires_at > now()
-        and not exists (select from outbox o where o.message_id = d.message_id)
+      select d.* from wa_actions d left join messages m on m.id = d.message_id
+      where d.session_id = s.id and d.done_at is null and d.due_at <= now() and ${usefulUntil} > now() and not ${isAhead}
+        and not exists (
+          select from wa_actions e
+          where e.session_id = s.id and e.done_at is null and e.kind = d.kind and e.id < d.id
+            and e.chat_id = d.chat_id and e.message_id is not distinct from d.message_id)
       order by d.due_at, d.id limit 1) a
     left join chats c on c.id = a.chat_id
     left join messages m on m.id = a.message_id`
 }
 
-/** Records that an action is done, with what it changes. Throws LeaseLost. */
+/** Records that an action is done, with what it changes. Also when it counted as expired meanwhile. Throws LeaseLost. */
 export async function actionDone(
   sql: Sql,
   lane: Lane,
@@ -87,60 +104,88 @@ export async function actionDone(
   await sql.begin(async (tx) => {
     await assertFence(tx, lane)
     const [done] = await tx`
-      update wa_actions set done_at = now(), result = ${result}, attempts = attempts + 1 where id = ${action.id} and done_at is null returning id`
-    if (!done) return
-    await apply(tx, action)
+      update wa_actions set done_at = now(), result = ${result}, attempts = attempts + 1, error_code = null, error_message = null
+      where id = ${action.id} and (done_at is null or error_code = ${expired.code}) returning id`
+    if (done) await apply(tx, action)
   })
 }
 
+/** Nothing is told when it was heard of before, as the page's own report often is. */
 async function apply(tx: Sql, { kind, workspaceId, messageId, payload }: Action): Promise<void> {
-  switch (kind) {
-    case 'react':
-      if (payload.emoji === '')
-        await tx`delete from message_reactions where message_id = ${messageId} and wa_id = 'me'`
-      else {
-        await tx`
-          insert into message_reactions (message_id, wa_id, workspace_id, emoji) values (${messageId}, 'me', ${workspaceId}, ${payload.emoji})
-          on conflict (message_id, wa_id) do update set emoji = excluded.emoji, at = now()`
-      }
-      return tell(tx, workspaceId, messageId!, 'message.reaction')
-    case 'edit':
-      await tx`update messages set body = ${payload.body}, edited_at = now() where id = ${messageId}`
-      return tell(tx, workspaceId, messageId!, 'message.edited')
-    case 'revoke':
-      await tx`update messages set revoked_at = coalesce(revoked_at, now()) where id = ${messageId}`
-      return tell(tx, workspaceId, messageId!, 'message.revoked')
-    // Here it was read at once, by whoever asked.
-    case 'seen':
-    case 'typing':
-    case 'check_number':
-      return
+  const told: Partial<Record<Action['kind'], EventType>> = {
+    react: 'message.reaction',
+    edit: 'message.edited',
+    revoke: 'message.revoked',
+  }
+  const type = told[kind]
+  if (!type) return
+  const [changed] = await write()
+  if (changed) await tellMessages(tx, type, [messageId!])
+
+  function write(): Promise<object[]> {
+    switch (kind) {
+      case 'react':
+        // One that is taken back stays as an empty one: an older report of it must not bring it back.
+        return tx`
+          insert into message_reactions as r (message_id, wa_id, workspace_id, emoji) values (${messageId}, 'me', ${workspaceId}, ${payload.emoji})
+          on conflict (message_id, wa_id) do update set emoji = excluded.emoji, at = now() where r.emoji <> excluded.emoji
+          returning message_id`
+      case 'edit':
+        return tx`
+          update messages set body = ${payload.body}, edited_at = now()
+          where id = ${messageId} and (body is distinct from ${payload.body} or edited_at is null) returning id`
+      default:
+        return tx`
+          update messages set revoked_at = now() where id = ${messageId} and revoked_at is null returning id`
+    }
   }
 }
 
-/** An action failed: it is tried again after `delayMs`, or, without one, given up. A message that could not be changed says so. Throws LeaseLost. */
+/** An action failed: it is tried again after `delayMs`, or, without one, given up, which is told with its message. Throws LeaseLost. */
 export async function actionFailed(
   sql: Sql,
   lane: Lane,
-  { id, workspaceId, messageId, kind }: Action,
-  error: { code: string; message: string },
+  { id, messageId }: Action,
+  { code, message }: { code: string; message: string },
   delayMs?: number,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lane)
-    if (delayMs !== undefined) {
-      await tx`
-        update wa_actions set attempts = attempts + 1, due_at = now() + ${delayMs}::int * interval '1 ms',
-          error_code = ${error.code}, error_message = ${error.message}
-        where id = ${id} and done_at is null`
-      return
-    }
-    await tx`
-      update wa_actions set done_at = now(), attempts = attempts + 1, error_code = ${error.code}, error_message = ${error.message}
-      where id = ${id} and done_at is null`
-    if (messageId === null || (kind !== 'edit' && kind !== 'revoke')) return
-    await tx`update messages set error_code = ${error.code}, error_message = ${error.message} where id = ${messageId}`
-    await tell(tx, workspaceId, messageId, kind === 'edit' ? 'message.edited' : 'message.revoked')
+    const [failed] = await tx`
+      update wa_actions
+      set attempts = attempts + 1, error_code = ${code}, error_message = ${message},
+        ${delayMs === undefined ? fragment`done_at = now()` : fragment`due_at = now() + ${delayMs}::int * interval '1 ms'`}
+      where id = ${id} and done_at is null returning id`
+    if (failed && delayMs === undefined && messageId !== null)
+      await tellMessages(tx, 'message.action', [messageId])
+  })
+}
+
+const expired = {
+  code: 'EXPIRED',
+  message: 'The session could not do it while it was still of use.',
+}
+const sessionDeleted = { code: 'SESSION_DELETED', message: 'The session was deleted.' }
+
+/** Gives up what nobody has done in its time, at most `limit` at once, and tells of the messages it was about. Any worker may. Answers how many. */
+export async function expireActions(sql: Sql, limit = 500): Promise<number> {
+  return sql.begin(async (tx) => {
+    const late = await tx<{ messageId: string | null }>`
+      with late as (
+        select d.id, s.deleted_at is not null as deleted
+        from wa_actions d join wa_sessions s on s.id = d.session_id left join messages m on m.id = d.message_id
+        where d.done_at is null
+          and (s.deleted_at is not null or d.expires_at <= now() and ${usefulUntil} <= now() and not ${isAhead})
+        order by d.id limit ${limit} for update of d skip locked
+      )
+      update wa_actions a
+      set done_at = now(),
+        error_code = case when late.deleted then ${sessionDeleted.code} else ${expired.code} end,
+        error_message = case when late.deleted then ${sessionDeleted.message} else ${expired.message} end
+      from late where a.id = late.id returning a.message_id`
+    const ids = new Set(late.flatMap(({ messageId }) => messageId ?? []))
+    await tellMessages(tx, 'message.action', [...ids])
+    return late.length
   })
 }
 
@@ -164,17 +209,4 @@ export async function actionAnswer(
   }>`
     select result, error_code, error_message from wa_actions where workspace_id = ${workspaceId} and id = ${id} and done_at is not null`
   return row
-}
-
-async function tell(
-  tx: Sql,
-  workspaceId: string,
-  messageId: string,
-  type: EventType,
-): Promise<void> {
-  const row = await findMessage(tx, workspaceId, messageId)
-  if (row)
-    await appendEvents(tx, [
-      { workspaceId, sessionId: row.sessionId, type, payload: messageResource(row) },
-    ])
 }

@@ -1,10 +1,11 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { actionDone, actionFailed, dueActions } from '../shared/wa-actions.ts'
+import { actionDone, actionFailed, dueActions, expireActions } from '../shared/wa-actions.ts'
 import type { Action } from '../shared/wa-actions.ts'
 import { learnNumber } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { Wake } from '../shared/wake.ts'
 import { retryBackoff } from './backoff.ts'
 import { Desks } from './desks.ts'
 import type { Desk } from './desks.ts'
@@ -21,20 +22,27 @@ export class Actions {
   readonly #sql: Sql
   readonly #log: Logger
   readonly #desks: Desks<Action>
+  readonly #expireMs: number
+  readonly #pause = new Wake()
+  #stopped = false
 
   constructor({
     sql,
     worker,
     log,
     pollMs = 1_000,
+    expireMs = 10_000,
   }: {
     sql: Sql
     worker: string
     log: Logger
     pollMs?: number
+    /** How often to look for what has become of no use. */
+    expireMs?: number
   }) {
     this.#sql = sql
     this.#log = log
+    this.#expireMs = expireMs
     this.#desks = new Desks({
       pollMs,
       due: (sessions) => dueActions(sql, worker, sessions),
@@ -65,12 +73,27 @@ export class Actions {
   }
 
   /** Resolves once it is stopped and nothing is under way any more. */
-  run(): Promise<void> {
-    return this.#desks.run()
+  async run(): Promise<void> {
+    await Promise.all([this.#desks.run(), this.#expire()])
   }
 
   stop(): void {
+    this.#stopped = true
+    this.#pause.ring()
     this.#desks.stop()
+  }
+
+  /** Of all sessions: those that cannot work now are nobody's. */
+  async #expire(): Promise<void> {
+    while (!this.#stopped) {
+      try {
+        const expired = await expireActions(this.#sql)
+        if (expired > 0) this.#log.warn('actions expired', { actions: expired })
+      } catch (error) {
+        this.#log.error('actions not expired', { error })
+      }
+      await this.#pause.wait(this.#expireMs)
+    }
   }
 
   async #do({ session, engine }: Desk, action: Action): Promise<void> {

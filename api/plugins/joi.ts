@@ -89,11 +89,29 @@ const messages = {
   'any.custom': '{#label} {#error.message}',
 }
 
+/** The faults of one part of a body that is checked by itself, in one line that can be stored. */
+export function faultsIn(error: Joi.ValidationError): string {
+  const faults = error.details.slice(0, maxFaults / 10).map(({ message }) => message)
+  // The names of keys are the caller's.
+  return faults
+    .join('; ')
+    .slice(0, 1_000)
+    .replaceAll(/[\0\p{Surrogate}]/gu, '')
+}
+
+/** How whatever is part of a body is checked. */
+export const asBody: Joi.AsyncValidationOptions = {
+  convert: false,
+  errors: { label: 'path' },
+  messages,
+}
+
 const isOptional = (schema: Joi.AnySchema) =>
   (schema.describe() as { flags?: { presence?: string } }).flags?.presence === 'optional'
 
-/** Text as Postgres can keep it: it has no place for NUL. */
-export const text = () => Joi.string().pattern(/^[^\0]*$/, 'text without NUL characters')
+/** Text as Postgres can keep it: it has no place for NUL, nor, in JSON, for half a character. */
+export const text = () =>
+  Joi.string().pattern(/^[^\0\p{Surrogate}]*$/u, 'Unicode text without NUL characters')
 
 /** Text that shows something. */
 export const visibleText = () => text().pattern(/\S/, 'more than blanks')

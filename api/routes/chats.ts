@@ -2,7 +2,7 @@ import Joi from 'joi'
 import { findChat, listChats, markRead, setLabels, updateChat } from '../../shared/chats.ts'
 import type { Chat } from '../../shared/chats.ts'
 import type { Sql } from '../../shared/db.ts'
-import { notFound } from '../../shared/errors.ts'
+import { AppError, notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
@@ -201,7 +201,12 @@ export const chats: Routes = async (app) => {
     },
     async ({ user, params }, reply) => {
       await sql.begin(async (tx) => {
-        await ask(tx, user.workspaceId, params.id, { kind: 'seen', payload: {} })
+        await ask(tx, user.workspaceId, params.id, { kind: 'seen', payload: {} }).catch(
+          (error: unknown) => {
+            // Here it is read all the same.
+            if (!(error instanceof AppError) || error.code !== 'SESSION_GONE') throw error
+          },
+        )
         await markRead(tx, user.workspaceId, params.id)
       })
       notifier.nudge('awfar_outbox')

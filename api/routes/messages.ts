@@ -3,7 +3,7 @@ import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import type { MessageMedia } from '../../shared/media.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
-import type { Message, MessageRow } from '../../shared/messages.ts'
+import type { Message, MessageAction, MessageRow } from '../../shared/messages.ts'
 import { cancel, editQueued, retry } from '../../shared/outbound.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
@@ -98,6 +98,26 @@ export const message = Joi.object<Message>({
       }),
     )
     .required(),
+  actions: Joi.array()
+    .items(
+      Joi.object<MessageAction>({
+        kind: Joi.string().valid('edit', 'reaction', 'deletion').required(),
+        value: Joi.string().allow(null, '').required().description('The new text, or the emoji'),
+        status: Joi.string().valid('pending', 'failed').required(),
+        error: Joi.object({
+          code: Joi.string().required(),
+          message: Joi.string().allow('').required(),
+        })
+          .allow(null)
+          .required()
+          .description('Why it failed; while it is pending, why the last try did'),
+        at: Joi.date().required().description('When it was asked for'),
+      }),
+    )
+    .required()
+    .description(
+      'Changes that were asked for (202) and are not made on WhatsApp: not yet, or, with the event `message.action`, not at all. What is made goes; a failure goes after a week, or once a later one of its kind is made',
+    ),
   editedAt: moment(),
   revokedAt: moment(),
   createdAt: Joi.date().required(),
@@ -127,11 +147,10 @@ export const messages: Routes = async (app) => {
     return row
   }
 
-  /** Has the worker change a message on WhatsApp. */
-  async function change(row: MessageRow, wish: ActionWish): Promise<Message> {
-    await askAction(sql, row, wish)
-    notifier.nudge('awfar_outbox')
-    return messageResource(row)
+  /** Has the worker change a message on WhatsApp. Answers the message as it is then. */
+  async function change(on: Sql, row: MessageRow, wish: ActionWish): Promise<Message> {
+    await askAction(on, row, wish)
+    return messageResource(await existing(row.workspaceId, row.id, on))
   }
 
   app.get(
@@ -172,7 +191,9 @@ export const messages: Routes = async (app) => {
         throw new AppError(409, 'NOT_EDITABLE', 'The message is not on WhatsApp.')
       }
       const wish = { kind: 'edit', messageId: row.id, payload: { body: body.message } } as const
-      return reply.code(202).send(await change(now, wish))
+      const edited = await change(sql, now, wish)
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(edited)
     },
   )
 
@@ -195,14 +216,18 @@ export const messages: Routes = async (app) => {
       if (row.direction !== 'outbound') {
         throw new AppError(409, 'NOT_REVOCABLE', 'Only messages of our own can be deleted.')
       }
-      const sent = !['queued', 'cancelled', 'failed'].includes(row.status)
-      if (query.forEveryone && sent) {
-        const wish = { kind: 'revoke', messageId: row.id, payload: {} } as const
-        return reply.code(202).send(await change(row, wish))
+      const now = await cancel(sql, user.workspaceId, row.id)
+      if (!now) throw notFound('Message')
+      if (now.status === 'cancelled') return messageResource(now)
+      if (now.status === 'failed') throw notOnWhatsApp()
+      if (!query.forEveryone) {
+        const sentence = `The message is ${now.status}: it cannot be cancelled any more.`
+        throw new AppError(409, 'ALREADY_SENT', sentence)
       }
-      const cancelled = await cancel(sql, user.workspaceId, row.id)
-      if (!cancelled) throw notFound('Message')
-      return messageResource(cancelled)
+      if (now.revokedAt || isBeingDeleted(now)) return reply.code(202).send(messageResource(now))
+      const deleted = await change(sql, now, { kind: 'revoke', messageId: now.id, payload: {} })
+      notifier.nudge('awfar_outbox')
+      return reply.code(202).send(deleted)
     },
   )
 
@@ -223,15 +248,9 @@ export const messages: Routes = async (app) => {
       const { user, params, body } = request
       await app.answerOnce(request, reply, async (tx) => {
         const row = await existing(user.workspaceId, params.id, tx)
-        if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) {
-          throw new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')
-        }
-        await askAction(tx, row, {
-          kind: 'react',
-          messageId: row.id,
-          payload: { emoji: body.emoji },
-        })
-        return { statusCode: 202, body: messageResource(row) }
+        if (row.revokedAt || ['failed', 'cancelled'].includes(row.status)) throw notOnWhatsApp()
+        const wish = { kind: 'react', messageId: row.id, payload: { emoji: body.emoji } } as const
+        return { statusCode: 202, body: await change(tx, row, wish) }
       })
       notifier.nudge('awfar_outbox')
       return reply
@@ -249,7 +268,7 @@ export const messages: Routes = async (app) => {
         tags,
         params: byId,
         headers: idempotent,
-        response: { 202: message, 409: errorBody },
+        response: { 202: message, 403: errorBody, 409: errorBody },
       },
     },
     async (request, reply) => {
@@ -265,3 +284,8 @@ export const messages: Routes = async (app) => {
 }
 
 const hasText = ({ type }: MessageRow) => ['text', 'image', 'video', 'document'].includes(type)
+
+const isBeingDeleted = ({ actions }: MessageRow) =>
+  actions?.some(({ kind, status }) => kind === 'deletion' && status === 'pending') ?? false
+
+const notOnWhatsApp = () => new AppError(409, 'NOT_ON_WHATSAPP', 'The message is not on WhatsApp.')

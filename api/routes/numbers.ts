@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import Joi from 'joi'
 import { AppError } from '../../shared/errors.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
-import { parseRecipient } from '../../shared/wa-id.ts'
+import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { knownNumber } from '../../shared/wa-numbers.ts'
 import { existingSession } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
@@ -25,7 +25,9 @@ const check = Joi.object<Check, true>({
     .max(64)
     .custom((value: string) => {
       const waId = parseRecipient(value)
-      if (!waId?.endsWith('@c.us')) throw new Error('must be a phone number with its country code')
+      if (waId === undefined)
+        throw new Error(`must be a phone number with its country code: ${recipientFault(value)}`)
+      if (!waId.endsWith('@c.us')) throw new Error('must be a phone number with its country code')
       return waId.slice(0, -'@c.us'.length)
     })
     .messages({ 'any.custom': '{#label} {#error.message}' })

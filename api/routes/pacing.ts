@@ -40,7 +40,12 @@ const settings = {
     .allow(null)
     .default(null)
     .description('Since when the number is in use; a number that is not new needs no warm-up'),
-  quietHours: Joi.object({ from: timeOfDay, to: timeOfDay })
+  quietHours: Joi.object({
+    from: timeOfDay,
+    to: timeOfDay.disallow(Joi.ref('from')).messages({
+      'any.invalid': '{#label} must be another time than "from"',
+    }),
+  })
     .allow(null)
     .default(null)
     .description('Only who wrote within 24 hours is answered'),

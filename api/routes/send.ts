@@ -10,15 +10,15 @@ import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
 import { messageResource } from '../../shared/messages.ts'
-import { accept, messagesAfter } from '../../shared/outbound.ts'
+import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
 import { renderTemplate } from '../../shared/templates.ts'
-import { parseRecipient } from '../../shared/wa-id.ts'
+import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { byId, text, uuid, visibleText } from '../plugins/joi.ts'
+import { asBody, byId, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { message, textLimit } from './messages.ts'
 import { templateValues } from './templates.ts'
@@ -49,15 +49,21 @@ interface Send extends Draft {
 
 const sessionId = uuid().description('May be left out when the workspace has one session')
 
-const address = (what: string) => (value: string) => {
-  const waId = parseRecipient(value)
-  if (waId === undefined) throw new Error(what)
-  return waId
-}
+/** A recipient as people write one, and of which sort it must be. */
+const recipient = (what: string, fits = /@/) =>
+  Joi.string()
+    .max(64)
+    .custom((value: string) => {
+      const waId = parseRecipient(value)
+      if (waId === undefined) throw new Error(`must be ${what}: ${recipientFault(value)}`)
+      if (!fits.test(waId)) throw new Error(`must be ${what}`)
+      return waId
+    })
 
-const recipient = Joi.string()
-  .max(64)
-  .custom(address('must be a phone number with its country code, or a WhatsApp address'))
+const aNumber = 'a phone number with its country code'
+const anybody = recipient(`${aNumber}, or a WhatsApp address`)
+const person = recipient(`${aNumber}, or a person's WhatsApp address`, /@(c\.us|lid)$/)
+const phone = recipient(aNumber, /@c\.us$/)
 
 /** With its offset: a time without one means something else on every machine. */
 const moment = Joi.string()
@@ -94,7 +100,7 @@ const contents = {
   contactCard: Joi.object({
     contactId: uuid(),
     name: label(200),
-    phone: Joi.string().max(64).custom(address('must be a phone number with its country code')),
+    phone,
   })
     .xor('contactId', 'phone')
     .and('name', 'phone')
@@ -107,7 +113,7 @@ const contents = {
 }
 
 const draft = {
-  to: recipient
+  to: anybody
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
   ...contents,
@@ -118,7 +124,7 @@ const draft = {
   ifLastMessageId: uuid().description(
     'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
   ),
-  mentions: Joi.array().items(recipient).max(256).unique(),
+  mentions: Joi.array().items(person).max(256).unique(),
   sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
   optOutOverride: text()
     .min(3)
@@ -335,11 +341,7 @@ async function refused(
 ): Promise<AppError> {
   switch (refusal) {
     case 'RECIPIENT_OPTED_OUT':
-      return new AppError(
-        403,
-        refusal,
-        'The recipient has asked for no more messages. An admin may override that with "optOutOverride".',
-      )
+      return recipientOptedOut()
     case 'QUOTED_NOT_FOUND':
       return new AppError(422, refusal, 'The quoted message is not one of this chat.')
     case 'LAST_MESSAGE_NOT_FOUND':
@@ -359,12 +361,11 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
   const messages: NewMessage[] = []
   for (const [index, given] of rows.entries()) {
     try {
-      const checked = row.validate(given, {
-        convert: false,
+      const checked: Joi.ValidationResult<Draft> = row.validate(given, {
+        ...asBody,
         abortEarly: false,
-        errors: { label: 'path' },
       })
-      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', checked.error.message)
+      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', faultsIn(checked.error))
       messages.push(await draftOf(sql, workspaceId, checked.value, role))
       indexes.push(index)
     } catch (error) {

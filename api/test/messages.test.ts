@@ -59,6 +59,7 @@ void t.test('a text is accepted, stored whole and announced to the workers', asy
     author: null,
     sentBy: { id: profile.id, fullName: 'Ada Lovelace' },
     reactions: [],
+    actions: [],
     editedAt: null,
     revokedAt: null,
     createdAt: sent.json<{ createdAt: string }>().createdAt,

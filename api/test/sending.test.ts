@@ -315,6 +315,59 @@ void t.test('a batch is accepted row by row, watched and cancelled', async (t) =
   t.strictSame(counted, { n: 1_000 })
 })
 
+void t.test('text that is no Unicode is refused, wherever it stands', async (t) => {
+  const { call } = await withSession()
+  const half = 'a\ud83d'
+  for (const [content, path] of [
+    [{ message: half }, 'message'],
+    [{ location: { latitude: 1, longitude: 2, name: half } }, 'location.name'],
+    [{ contactCard: { name: half, phone: to } }, 'contactCard.name'],
+    [{ poll: { question: half, options: ['a', 'b'] } }, 'poll.question'],
+    [{ poll: { question: 'q', options: ['a', half] } }, 'poll.options.1'],
+  ] as const) {
+    t.match((await call('POST', send, { to, ...content })).json(), {
+      ...errorShape(400, 'VALIDATION_FAILED'),
+      details: [{ path: `body.${path}` }],
+    })
+  }
+  const answer = await call('POST', `${send}/bulk`, {
+    messages: [
+      { to, message: 'x', ['a\0']: 1 },
+      { to, message: 'x', [half]: 1 },
+      { to, message: 'x', ['k'.repeat(100_000)]: 1 },
+      { to, message: 'x', ...Object.fromEntries(Array.from({ length: 500 }, (_, i) => [i, i])) },
+    ],
+  })
+  t.equal(answer.statusCode, 202)
+  const { rejected } = answer.json<{ rejected: { message: string }[] }>()
+  t.equal(rejected.length, 4)
+  t.ok(rejected.every(({ message }) => message.length <= 1_000))
+})
+
+void t.test('a row of a batch is refused without its words being told back', async (t) => {
+  const { call } = await withSession()
+  const answer = await call('POST', `${send}/bulk`, {
+    messages: [
+      { to, message: 'secret\0' },
+      { to: 'secret', message: 'x' },
+      { to, message: 'x', sendAt: 'secret' },
+      { to, message: ' ' },
+      { to, message: 'x', mediaId: 'secret' },
+      { to, template: { id: randomUUID(), variables: { name: 'secret\0' } } },
+      { to, message: 'x', quotedMessageId: 'secret\0' },
+      ...[null, 7, [], 'secret'],
+    ],
+  })
+  t.equal(answer.statusCode, 202)
+  const { rejected } = answer.json<{ rejected: { code: string; message: string }[] }>()
+  t.equal(rejected.length, 11)
+  for (const { code, message } of rejected) {
+    t.equal(code, 'VALIDATION_FAILED')
+    t.notMatch(message, /secret|\0/)
+  }
+  t.match(rejected[0], { message: '"message" must be Unicode text without NUL characters' })
+})
+
 void t.test('the pace of a session is set by who is in charge', async (t) => {
   const { call, sessionId, profile } = await withSession()
   const url = `/api/whatsapp/sessions/${sessionId}/pacing`
@@ -340,6 +393,7 @@ void t.test('the pace of a session is set by who is in charge', async (t) => {
     { timeZone: 'Nowhere/Town' },
     { quietHours: { from: '25:00', to: '08:00' } },
     { quietHours: { from: '21:00' } },
+    { quietHours: { from: '21:00', to: '21:00' } },
     { numberSince: '2020-02-31' },
     { speed: 1 },
   ]) {

@@ -170,7 +170,10 @@ void t.test('the text to send needs every value, and must be one that can be sen
     statusCode: 422,
     code: 'TEMPLATE_VARIABLE_MISSING',
     message: /needs a value for greeting, order\.$/,
-    details: [{ path: 'body.variables.greeting' }, { path: 'body.variables.order' }],
+    details: [
+      { path: 'body.template.variables.greeting' },
+      { path: 'body.template.variables.order' },
+    ],
   })
   const { id: bare } = await created(person, { name: 'b', body: '{{a}}{{b}}' })
   const invalid = { statusCode: 422, code: 'TEMPLATE_TEXT_INVALID' }

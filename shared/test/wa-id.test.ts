@@ -1,7 +1,7 @@
 import t from 'tap'
 import { AppError } from '../errors.ts'
 import { decodeCursor, encodeCursor, numberKey, toPage, uuidKey } from '../pagination.ts'
-import { keyIdOf, parseRecipient, phoneOf, serializeKey } from '../wa-id.ts'
+import { keyIdOf, parseRecipient, phoneOf, recipientFault, serializeKey } from '../wa-id.ts'
 
 void t.test('every form of a recipient leads to one address', async (t) => {
   const forms: Record<string, string> = {
@@ -11,6 +11,12 @@ void t.test('every form of a recipient leads to one address', async (t) => {
     '+1 (234) 567.890': '1234567890@c.us',
     '1234567890': '1234567890@c.us',
     ' 1234567890@c.us ': '1234567890@c.us',
+    ' +1 234 567-890 ': '1234567890@c.us',
+    '\u202a+1\u00a0234\u00a0567\u2011890\u202c': '1234567890@c.us',
+    '(+1) 234 567\u2013890': '1234567890@c.us',
+    '+49 (0)30 123456': '4930123456@c.us',
+    '(+49)(0) 30 123456': '4930123456@c.us',
+    '+1 (023) 456 7890': '10234567890@c.us',
     '123456789012345@lid': '123456789012345@lid',
     '120363000000000000@g.us': '120363000000000000@g.us',
     '12345678901-1600000000@g.us': '12345678901-1600000000@g.us',
@@ -37,6 +43,30 @@ void t.test('what is no recipient is refused', async (t) => {
     '--------',
   ]
   for (const form of wrong) t.equal(parseRecipient(form), undefined, JSON.stringify(form))
+})
+
+void t.test('what is wrong with a recipient is named', async (t) => {
+  const faults: Record<string, RegExp> = {
+    ann: /characters/,
+    '+1 234 567 890 ext 5': /characters/,
+    '': /characters/,
+    '+': /characters/,
+    '123': /3 digits/,
+    '123@c.us': /3 digits/,
+    '1234567890123456': /16 digits/,
+    '0049 30 123456': /country code/,
+    '030 123456': /country code/,
+    '0301234567@s.whatsapp.net': /country code/,
+    '1234567890@newsletter': /address ends/,
+    'status@broadcast': /address ends/,
+    '1234567890@C.US': /address ends/,
+    '1234-5678901@c.us': /characters/,
+    'ann@g.us': /characters/,
+  }
+  for (const [form, fault] of Object.entries(faults)) {
+    t.equal(parseRecipient(form), undefined, form)
+    t.match(recipientFault(form), fault, form)
+  }
 })
 
 void t.test('a message has one id on WhatsApp, whatever the attempt', async (t) => {

@@ -119,15 +119,44 @@ void t.test(
     await message(sent.id, 'the deletion', ({ revokedAt }) => revokedAt !== null)
     t.equal(worker.engine().arrived(keyIdOf(sent.id))?.revoked, true)
     await wish('edit', { body: 'too late' })
-    const refused = await message(sent.id, 'the refusal', ({ error }) => error !== null)
-    t.match(refused, { error: { code: 'NOT_EDITABLE' }, body: 'Hello' })
+    const refused = await message(
+      sent.id,
+      'the refusal',
+      ({ actions }) => actions[0]?.status === 'failed',
+    )
+    t.match(refused, {
+      ...{ body: 'Hello', error: null },
+      actions: [{ kind: 'edit', value: 'too late', error: { code: 'NOT_EDITABLE' } }],
+    })
     t.same(
       await sql`
-      select distinct type from events where type in ('message.edited', 'message.reaction', 'message.revoked') order by type`,
-      [{ type: 'message.edited' }, { type: 'message.reaction' }, { type: 'message.revoked' }],
+      select type from events where type not in ('message', 'message.any', 'message.ack', 'chat.updated', 'session.status', 'session.qr') order by id`,
+      [
+        'message.edited',
+        'message.reaction',
+        'message.reaction',
+        'message.revoked',
+        'message.action',
+      ].map((type) => ({ type })),
     )
   },
 )
+
+void t.test('a change nobody could make in its time is told of', async (t) => {
+  const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)
+  const sent = await queue(ada, 'Helo')
+  await message(sent.id, 'the ack', is('read'))
+  worker.engine().dropLink()
+  await until(
+    'no link',
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+  )
+  const wish = { kind: 'edit', messageId: sent.id, payload: { body: 'Hello' } } as const
+  await askAction(sql, { workspaceId, sessionId, chatId: sent.chatId }, wish)
+  await sql`update wa_actions set expires_at = now()`
+  const refused = await message(sent.id, 'the end', ({ actions }) => actions[0]?.error !== null)
+  t.match(refused, { body: 'Helo', actions: [{ status: 'failed', error: { code: 'EXPIRED' } }] })
+})
 
 void t.test('seen, typing and a look-up of a number', async (t) => {
   const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)

@@ -130,7 +130,7 @@ export function startWorker(
     stalledMs: 600,
     unknownMs,
   })
-  const actions = new Actions({ sql, worker: id, log, pollMs: 50 })
+  const actions = new Actions({ sql, worker: id, log, pollMs: 50, expireMs: 50 })
   const receiver = new Receiver(sql, log, (keyId) => sender.acked(keyId), new Spool(dataDir), acks)
   const backfill = new Backfill({ sql, log, receiver, ...reading })
   const people = new People({ sql, worker: id, log, pollMs: 50 })

@@ -1,0 +1,263 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { errorShape, signIn, testApp } from './app.ts'
+import type { Person } from './app.ts'
+
+const it = await testApp(t)
+const send = '/api/whatsapp/send'
+const to = '+1 202 555 0101'
+
+async function withSession(): Promise<Person & { sessionId: string }> {
+  const person = await signIn(it)
+  const created = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
+  return { ...person, sessionId: created.json<{ id: string }>().id }
+}
+
+interface Message {
+  id: string
+  chatId: string
+  status: string
+  actions: { kind: string; status: string }[]
+}
+
+/** A message that has come so far. */
+async function given({ call }: Person, status: string, body: object = { to, message: 'Helo' }) {
+  const message = (await call('POST', send, body)).json<Message>()
+  if (status === 'queued') return message
+  if (status === 'sending') {
+    await it.sql`update outbox set state = 's' where message_id = ${message.id}`
+    await it.sql`update outbox_lanes set due_at = 'infinity' where chat_id = ${message.chatId}`
+    return message
+  }
+  await it.sql`delete from outbox where message_id = ${message.id}`
+  await it.sql`update outbox_lanes set waiting = waiting - 1 where chat_id = ${message.chatId}`
+  await it.sql`update messages set status = ${status} where id = ${message.id}`
+  return message
+}
+
+void t.test('in every status each change does what can be done, and says so', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  type Expected = [statusCode: number, told: object]
+  const done: Expected = [200, {}]
+  const pending = (kind: string): Expected => [202, { actions: [{ kind, status: 'pending' }] }]
+  const refused = (code: string): Expected => [409, errorShape(409, code)]
+  const cancelled: Expected = [200, { status: 'cancelled', actions: [] }]
+  const nowhere = refused('NOT_ON_WHATSAPP')
+  const late = refused('ALREADY_SENT')
+  const uneditable = refused('NOT_EDITABLE')
+  const unretryable = refused('NOT_RETRYABLE')
+  const again: Expected = [202, { status: 'queued' }]
+  const [edit, react, revoke] = [pending('edit'), pending('reaction'), pending('deletion')]
+  const table: Record<string, [Expected, Expected, Expected, Expected, Expected]> = {
+    //          PATCH       reaction  DELETE     forEveryone  retry
+    queued: [done, react, cancelled, cancelled, unretryable],
+    sending: [edit, react, late, revoke, unretryable],
+    sent: [edit, react, late, revoke, unretryable],
+    delivered: [edit, react, late, revoke, unretryable],
+    read: [edit, react, late, revoke, unretryable],
+    played: [edit, react, late, revoke, unretryable],
+    failed: [uneditable, nowhere, nowhere, nowhere, again],
+    unknown: [uneditable, react, late, revoke, again],
+    cancelled: [uneditable, nowhere, cancelled, cancelled, again],
+  }
+  for (const [status, row] of Object.entries(table)) {
+    for (const [i, [statusCode, told]] of row.entries()) {
+      const { id } = await given(person, status)
+      const url = `/api/messages/${id}`
+      const answer = await [
+        () => call('PATCH', url, { message: 'Hello' }),
+        () => call('POST', `${url}/reaction`, { emoji: '👍' }),
+        () => call('DELETE', url),
+        () => call('DELETE', `${url}?forEveryone=true`),
+        () => call('POST', `${url}/retry`),
+      ][i]!()
+      const what = `${status}, ${['edit', 'reaction', 'cancel', 'delete', 'retry'][i]}`
+      t.equal(answer.statusCode, statusCode, what)
+      t.match(answer.json(), told, what)
+      if (statusCode < 300)
+        t.strictSame((await call('GET', url)).json(), answer.json(), `${what}, read`)
+    }
+  }
+})
+
+void t.test('a message that is claimed before it can be taken back is deleted there', async (t) => {
+  const person = await withSession()
+  const { id, chatId } = await given(person, 'queued')
+  let answering: ReturnType<Person['call']> | undefined
+  await it.sql.begin(async (tx) => {
+    await tx`update outbox set state = 's' where message_id = ${id}`
+    await tx`update outbox_lanes set due_at = 'infinity' where chat_id = ${chatId}`
+    answering = person.call('DELETE', `/api/messages/${id}?forEveryone=true`)
+    for (;;) {
+      const waiting = await it.sql`
+        select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+      if (waiting.length > 0) break
+    }
+  })
+  const answer = await answering!
+  t.equal(answer.statusCode, 202)
+  t.match(answer.json(), { status: 'sending', actions: [{ kind: 'deletion' }] })
+})
+
+void t.test('a deletion that is under way, or done, is not asked for again', async (t) => {
+  const person = await withSession()
+  const { id } = await given(person, 'sent')
+  const url = `/api/messages/${id}?forEveryone=true`
+  for (const what of ['once', 'twice']) {
+    const answer = await person.call('DELETE', url)
+    t.equal(answer.statusCode, 202, what)
+    t.equal(answer.json<Message>().actions.length, 1, what)
+  }
+  await it.sql`update wa_actions set done_at = now() where message_id = ${id}`
+  await it.sql`update messages set revoked_at = now() where id = ${id}`
+  const answer = await person.call('DELETE', url)
+  t.equal(answer.statusCode, 202)
+  t.match(answer.json(), { actions: [], revokedAt: String })
+  t.match(
+    (await person.call('PATCH', `/api/messages/${id}`, { message: 'x' })).json(),
+    errorShape(409, 'NOT_EDITABLE'),
+  )
+  t.match(
+    (await person.call('POST', `/api/messages/${id}/reaction`, { emoji: '👍' })).json(),
+    errorShape(409, 'NOT_ON_WHATSAPP'),
+  )
+})
+
+void t.test('nothing is asked of a session that is deleted', async (t) => {
+  const person = await withSession()
+  const { call, sessionId, workspaceId } = person
+  const { id, chatId } = await given(person, 'read')
+  await it.sql`update chats set unread_count = 2 where id = ${chatId}`
+  await call('DELETE', `/api/whatsapp/sessions/${sessionId}`)
+  for (const [method, path, body] of [
+    ['PATCH', `/api/messages/${id}`, { message: 'Hello' }],
+    ['POST', `/api/messages/${id}/reaction`, { emoji: '👍' }],
+    ['DELETE', `/api/messages/${id}?forEveryone=true`, undefined],
+    ['POST', `/api/chats/${chatId}/typing`, undefined],
+  ] as const) {
+    t.match((await call(method, path, body)).json(), errorShape(409, 'SESSION_GONE'), path)
+  }
+  t.equal((await call('POST', `/api/chats/${chatId}/seen`)).statusCode, 202, 'read here')
+  t.match((await call('GET', `/api/chats/${chatId}`)).json(), { unreadCount: 0 })
+  t.strictSame(await it.sql`select from wa_actions where workspace_id = ${workspaceId}`, [])
+})
+
+void t.test('the caption of a file is edited as a text is; what has no text is not', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const location = { latitude: 52.5, longitude: 13.4, name: 'Office' }
+  for (const status of ['queued', 'sent']) {
+    const place = await given(person, status, { to, location })
+    t.match(
+      (await call('PATCH', `/api/messages/${place.id}`, { message: 'x' })).json(),
+      errorShape(409, 'NOT_EDITABLE'),
+    )
+    for (const type of ['image', 'video', 'document']) {
+      const { id } = await given(person, status)
+      await it.sql`update messages set type = ${type}, content = '{"mimeType": "image/png"}' where id = ${id}`
+      const answer = await call('PATCH', `/api/messages/${id}`, { message: 'Our hours' })
+      t.equal(answer.statusCode, status === 'queued' ? 200 : 202)
+      if (status === 'queued') t.match(answer.json(), { body: 'Our hours' })
+    }
+  }
+})
+
+void t.test('who has opted out is sent nothing again either', async (t) => {
+  const person = await withSession()
+  const { call, workspaceId } = person
+  const plain = await given(person, 'failed')
+  await it.sql`update contacts set opted_out = true where workspace_id = ${workspaceId}`
+  t.match(
+    (await call('POST', `/api/messages/${plain.id}/retry`)).json(),
+    errorShape(403, 'RECIPIENT_OPTED_OUT'),
+  )
+  t.match((await call('GET', `/api/messages/${plain.id}`)).json(), { status: 'failed' })
+  const reason = { to, message: 'x', optOutOverride: 'a recall, by law' }
+  const overridden = await given(person, 'failed', reason)
+  t.equal((await call('POST', `/api/messages/${overridden.id}/retry`)).statusCode, 202)
+})
+
+void t.test('only people are mentioned, and only numbers are put on cards', async (t) => {
+  const { call } = await withSession()
+  const group = '120363041234567890@g.us'
+  const lid = '123456789012345@lid'
+  const mentioning = await call('POST', send, {
+    to: group,
+    message: 'Hi @123456789012345 and @12025550102',
+    mentions: [lid, '+1 202 555 0102'],
+  })
+  t.equal(mentioning.statusCode, 202)
+  t.match(mentioning.json(), { waChatId: group, mentions: [lid, '12025550102@c.us'] })
+  for (const [body, path] of [
+    [{ message: 'x', mentions: [group] }, 'body.mentions.0'],
+    [{ message: 'x', mentions: ['12025550102', '+1 202 555 0102'] }, 'body.mentions.1'],
+    [{ contactCard: { name: 'Cleo', phone: lid } }, 'body.contactCard.phone'],
+    [{ contactCard: { name: 'Cleo', phone: group } }, 'body.contactCard.phone'],
+  ] as const) {
+    const answer = await call('POST', send, { to: group, ...body })
+    t.match(answer.json(), { ...errorShape(400, 'VALIDATION_FAILED'), details: [{ path }] }, path)
+  }
+})
+
+void t.test('a quote is of the same chat of the same session', async (t) => {
+  const { call, sessionId } = await withSession()
+  const other = await call('POST', '/api/whatsapp/sessions', { name: 'Other' })
+  const { id: otherId } = other.json<{ id: string }>()
+  const quote = async (quotedMessageId: string, more: object) =>
+    (await call('POST', send, { sessionId, message: 'x', quotedMessageId, ...more })).statusCode
+  const first = await call('POST', send, { sessionId, to, message: 'first' })
+  const { id } = first.json<Message>()
+  t.equal(await quote(id, { to }), 202)
+  t.equal(await quote(id, { to: '+1 202 555 0102' }), 422)
+  t.equal(await quote(id, { to: '120363041234567890@g.us' }), 422)
+  t.equal(await quote(id, { to, sessionId: otherId }), 422)
+  t.equal(await quote(randomUUID(), { to }), 422)
+  const stranger = await withSession()
+  const foreign = await stranger.call('POST', send, { to, message: 'x', quotedMessageId: id })
+  t.equal(foreign.statusCode, 422)
+})
+
+void t.test('a dry run leaves no trace in any table', async (t) => {
+  const person = await withSession()
+  const { token, call } = person
+  await given(person, 'queued')
+  const template = await call('POST', '/api/templates', { name: 'T', body: 'Hi {{name}}' })
+  const contents = async () => {
+    const tables = await it.sql<{ name: string }>`
+      select quote_ident(tablename) as name from pg_tables where schemaname = 'public' order by 1`
+    const sums = []
+    for (const { name } of tables) {
+      const [sum] = await it.sql<{ sum: string }>`
+        select query_to_xml(${`select md5(string_agg(x::text, '' order by x::text)) from ${name} x`}, true, true, '')::text as sum`
+      sums.push([name, sum!.sum])
+    }
+    return Object.fromEntries(sums) as Record<string, string>
+  }
+  const before = await contents()
+  t.ok(Object.keys(before).length > 30)
+  for (const body of [
+    { to, message: 'x' },
+    { to: '+1 202 555 0199', message: 'x', sendAt: new Date(Date.now() + 60_000).toISOString() },
+    { to, template: { id: template.json<{ id: string }>().id, variables: { name: 'Ada' } } },
+    { to, template: { id: template.json<{ id: string }>().id } },
+    { to, message: 'x', mentions: ['+1 202 555 0198'], ifLastMessageId: randomUUID() },
+  ]) {
+    const answer = await it.app.inject({
+      method: 'POST',
+      url: `${send}?dryRun=true`,
+      headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'dry' },
+      body,
+    })
+    t.ok([200, 422].includes(answer.statusCode), answer.body)
+    t.notOk('idempotency-replayed' in answer.headers)
+  }
+  t.strictSame(await contents(), before)
+  const real = await it.app.inject({
+    method: 'POST',
+    url: send,
+    headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'dry' },
+    body: { to, message: 'x' },
+  })
+  t.equal(real.statusCode, 202, 'its key is as good as new')
+})

@@ -1,0 +1,85 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { storeReceived } from '../inbox.ts'
+import { createSession } from '../wa-sessions.ts'
+import { updateWorkspace } from '../workspaces.ts'
+import { testDb } from './db.ts'
+
+const ada = '12025550101@c.us'
+
+void t.test('a word of opting out is one however it is written, and nothing else is', async (t) => {
+  const { sql } = await testDb(t)
+  const [workspace] = await sql<{ id: string }>`
+    insert into workspaces (name) values ('Bakery') returning id`
+  const workspaceId = workspace!.id
+  const session = await createSession(sql, {
+    workspaceId,
+    name: 'sales',
+    engine: 'simulator',
+    start: true,
+    expiryDays: 30,
+  })
+  await sql`update wa_sessions set owner = 'test', fence = 1, lease_until = now() + interval '1 hour'`
+  let seconds = Date.now() / 1_000 - 10_000
+  const optsOut = async (body: string) => {
+    await sql`update contacts set opted_out = false`
+    await sql`delete from messages`
+    await storeReceived(
+      sql,
+      { id: session.id, workspaceId, fence: 1 },
+      {
+        fromMe: false,
+        waChatId: ada,
+        keyId: randomUUID(),
+        participant: '',
+        waMessageId: 'x',
+        type: 'text',
+        body,
+        timestamp: (seconds += 1),
+        ack: 0,
+        senderName: null,
+        chatName: null,
+      },
+    )
+    const [contact] = await sql<{ optedOut: boolean }>`select opted_out from contacts`
+    return contact!.optedOut
+  }
+  const words = [
+    'STOP',
+    'ARRÊT',
+    'no quiero',
+    'ΤΈΛΟΣ',
+    'СТОП',
+    '停止',
+    'إيقاف',
+    'straße',
+    'İPTAL',
+    '🛑',
+  ]
+  await updateWorkspace(sql, workspaceId, { optOutWords: words })
+  for (const said of [
+    ...[
+      'stop',
+      ' Stop. ',
+      'STOP!!!',
+      'stop,',
+      'stop?',
+      '"STOP"',
+      '«Stop»',
+      '¡Stop!',
+      '*stop*',
+      '_stop_',
+      'stop…',
+    ],
+    ...['stop 🙏', 'Stop\n', 'ｓｔｏｐ'],
+    ...['arrêt', 'ARRET', 'arre\u0302t', 'Arrêt.'],
+    ...['No quiero', 'no  quiero', 'NO\nQUIERO!'],
+    ...['τέλος', 'τελος', 'стоп', '停止。', 'إيقاف', 'STRASSE', 'Straße', 'iptal', 'İptal', '🛑'],
+  ])
+    t.equal(await optsOut(said), true, JSON.stringify(said))
+  for (const said of [
+    ...['stop by tomorrow', 'please stop', 'nonstop', 's t o p', 'stopp', '🙏', '...', ''],
+    ...['don’t stop', 'STOP it', 'no', 'quiero', '1', 'arrêter'],
+  ])
+    t.equal(await optsOut(said), false, JSON.stringify(said))
+})

@@ -1,0 +1,222 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import type { Test } from 'tap'
+import { recordAck } from '../acks.ts'
+import { acceptBatch, cancelBatch } from '../batches.ts'
+import { foresee } from '../forecast.ts'
+import { storeReceived } from '../inbox.ts'
+import { findMessage, messageResource } from '../messages.ts'
+import { accept } from '../outbound.ts'
+import { claim, putBack, releaseScheduled } from '../outbox.ts'
+import { lockReachOut, setPacing } from '../pacing.ts'
+import type { Pacing, PacingConfig } from '../pacing.ts'
+import { createSession } from '../wa-sessions.ts'
+import { testDb } from './db.ts'
+
+const atOnce: PacingConfig = {
+  WA_SEND_MIN_GAP_MS: 0,
+  WA_SEND_JITTER_MS: 0,
+  WA_SENDS_PER_MINUTE: 0,
+  WA_NEW_CONTACTS_PER_DAY: 0,
+  WA_TYPING: false,
+}
+const ada = '12025550101@c.us'
+const minute = 60_000
+const hour = 60 * minute
+const noPace: Pacing = {
+  minGapMs: null,
+  jitterMs: null,
+  perMinute: null,
+  newContactsPerDay: null,
+  typing: null,
+  numberSince: null,
+  quietHours: null,
+  timeZone: 'UTC',
+}
+
+async function rig(t: Test) {
+  const { sql } = await testDb(t)
+  const [workspace] = await sql<{ id: string }>`
+    insert into workspaces (name) values ('Bakery') returning id`
+  const workspaceId = workspace!.id
+  const { id: sessionId } = await createSession(sql, {
+    workspaceId,
+    name: 'sales',
+    engine: 'simulator',
+    start: true,
+    expiryDays: 30,
+  })
+  await sql`
+    update wa_sessions set owner = 'test', fence = 1, lease_until = now() + interval '1 hour', status = 'WORKING', linked_at = now()`
+  const lane = { id: sessionId, workspaceId, fence: 1 }
+  const queue = async (waChatId: string) => {
+    const [outcome] = await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: randomUUID(),
+      messages: [{ waChatId, content: { type: 'text', body: 'Hello' } }],
+    })
+    if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
+    return messageResource(outcome.message)
+  }
+  const read = async (id: string) => messageResource((await findMessage(sql, workspaceId, id))!)
+  const next = async (pacing = atOnce) => (await claim(sql, 'test', [lane], pacing))[0]
+  const dry = (waChatId: string, pacing = atOnce) =>
+    foresee(sql, workspaceId, { sessionId, waChatId }, pacing)
+  const receive = (from: string) =>
+    storeReceived(sql, lane, {
+      fromMe: false,
+      waChatId: from,
+      keyId: randomUUID(),
+      participant: '',
+      waMessageId: 'x',
+      type: 'text',
+      body: 'Hello?',
+      timestamp: Date.now() / 1_000,
+      ack: 0,
+      senderName: null,
+      chatName: null,
+    })
+  /** Sets quiet hours in a zone of its own. */
+  const quiet = (from: string, to: string, zone = 'UTC') =>
+    sql`update wa_session_pacing set quiet_from = ${from}::time, quiet_to = ${to}::time, time_zone = ${zone}`
+  return { sql, workspaceId, sessionId, lane, queue, read, next, dry, receive, quiet }
+}
+
+/** The time of day in UTC so many milliseconds from now. */
+const clock = (ms: number) => new Date(Date.now() + ms).toISOString().slice(11, 19)
+
+/** A time zone that is at UTC until `at` and an hour ahead from then on (`forward`), or was an hour ahead until then (`back`). */
+function changingZone(at: Date, change: 'forward' | 'back'): string {
+  const local = new Date(at.getTime() + (change === 'forward' ? 0 : hour))
+  const day = Math.floor((local.getTime() - Date.UTC(local.getUTCFullYear(), 0, 1)) / (24 * hour))
+  const rule = `${day}/${local.toISOString().slice(11, 19)}`
+  const other = `${(day + 180) % 365}/00:00:00`
+  return `<WIN>0<SUM>-1,${change === 'forward' ? `${rule},${other}` : `${other},${rule}`}`
+}
+
+void t.test('who wrote before anything was sent to them is answered in quiet hours', async (t) => {
+  const { queue, next, dry, receive, quiet } = await rig(t)
+  await quiet(clock(-hour), clock(hour))
+  t.match(await dry(ada), { heldBy: 'QUIET_HOURS' })
+  await receive(ada)
+  t.match(await dry(ada), { heldBy: null, notBefore: null })
+  const { id } = await queue(ada)
+  t.match(await next(), { messageId: id })
+})
+
+void t.test('of several reasons the one that lasts longest is told', async (t) => {
+  const { sql, sessionId, queue, read, quiet } = await rig(t)
+  const { id } = await queue(ada)
+  const soon = new Date(Date.now() + 60_000)
+  await sql`update wa_session_pacing set next_send_at = ${soon}, held_by = 'MIN_GAP'`
+  t.match(await read(id), { heldBy: 'MIN_GAP', notBefore: soon })
+  await quiet(clock(-hour), clock(3 * hour))
+  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
+  const locked = new Date(Date.now() + 2 * hour)
+  await lockReachOut(sql, sessionId, locked)
+  t.match(await read(id), { heldBy: 'QUIET_HOURS' }, 'the lock ends in the middle of them')
+  const longer = new Date(Date.now() + 4 * hour)
+  await lockReachOut(sql, sessionId, longer)
+  t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: longer })
+  await sql`update outbox_lanes set due_at = now() + interval '5 hours'`
+  t.match(await read(id), { heldBy: 'RETRY_BACKOFF' })
+  await sql`update wa_session_pacing set next_send_at = now() + interval '6 hours'`
+  t.match(await read(id), { heldBy: 'MIN_GAP' })
+})
+
+void t.test('a dry run sees what is on its way in the chat', async (t) => {
+  const { queue, next, dry, read } = await rig(t)
+  await queue(ada)
+  await next()
+  const { id } = await queue(ada)
+  const { heldBy } = await read(id)
+  t.equal(heldBy, 'PREVIOUS_UNCONFIRMED')
+  t.match(await dry(ada), { heldBy })
+})
+
+void t.test('quiet hours end when they were said to, also where the clock jumps', async (t) => {
+  const { queue, read, next, quiet } = await rig(t)
+  const { id } = await queue(ada)
+  // Five minutes ago it went from 0:00 to 1:00, as it were; they were to end at 0:10.
+  const jump = new Date(Date.now() - 5 * minute)
+  const end = jump.getTime() + 10 * minute
+  await quiet(clock(-hour), clock(5 * minute), changingZone(jump, 'forward'))
+  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
+  t.ok(Math.abs((await read(id)).notBefore!.getTime() - end) < 2_000)
+  t.equal(await next(), undefined)
+})
+
+void t.test('quiet hours do not begin again where the clock is put back', async (t) => {
+  const { queue, read, next, quiet } = await rig(t)
+  const { id } = await queue(ada)
+  // In 20 minutes the hour begins anew. They end ten minutes ago by the clock, and 50 minutes from now by it once more.
+  const zone = changingZone(new Date(Date.now() + 20 * minute), 'back')
+  const end = Date.now() + 50 * minute
+  await quiet(clock(-hour), clock(50 * minute), zone)
+  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
+  t.ok(Math.abs((await read(id)).notBefore!.getTime() - end) < 2_000)
+  t.equal(await next(), undefined)
+})
+
+void t.test('a lock of WhatsApp’s outlasts a larger budget', async (t) => {
+  const { sql, workspaceId, sessionId, queue, read, next } = await rig(t)
+  const { id } = await queue(ada)
+  const tomorrow = new Date(Date.now() + 5 * hour)
+  await sql`update wa_session_pacing set cold_at = ${tomorrow}, cold_held_by = 'NEW_CONTACTS_PER_DAY'`
+  const locked = new Date(Date.now() + hour)
+  await lockReachOut(sql, sessionId, locked)
+  t.match(await read(id), { heldBy: 'NEW_CONTACTS_PER_DAY', notBefore: tomorrow })
+  await setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 100 })
+  t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: locked })
+  t.equal(await next(), undefined)
+})
+
+void t.test(
+  'what becomes due takes its place behind what waits, in the order of its time',
+  async (t) => {
+    const { sql, workspaceId, sessionId, next, lane } = await rig(t)
+    const at = (ms: number) => new Date(Date.now() + ms)
+    const outcomes = await accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [
+        ['third', at(3 * hour)],
+        ['second', at(2 * hour)],
+        ['first', undefined],
+      ].map(([body, sendAt]) => ({
+        waChatId: ada,
+        content: { type: 'text', body: body as string },
+        sendAt: sendAt as Date | undefined,
+      })),
+    })
+    t.equal(outcomes.length, 3)
+    await sql`update outbox set send_at = send_at - interval '4 hours' where send_at is not null`
+    await releaseScheduled(sql)
+    const sent: string[] = []
+    for (let claimed = await next(); claimed; claimed = await next()) {
+      if (claimed.content.type === 'text') sent.push(claimed.content.body)
+      await recordAck(sql, lane, { keyId: claimed.keyId, ack: 1 })
+    }
+    t.strictSame(sent, ['first', 'second', 'third'])
+  },
+)
+
+void t.test('what is taken back keeps the number of its attempts', async (t) => {
+  const { sql, workspaceId, sessionId, lane, next, read } = await rig(t)
+  const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+  const text = { type: 'text', body: 'Hello' } as const
+  const { batchId } = await acceptBatch(
+    sql,
+    { ...submission, messages: [{ waChatId: ada, content: text }] },
+    [0],
+    [],
+  )
+  const tried = (await next())!
+  await putBack(sql, lane, tried, { delayMs: 60_000 })
+  await cancelBatch(sql, workspaceId, batchId)
+  t.match(await read(tried.messageId), { status: 'cancelled', attempts: 1 })
+})
