@@ -41,6 +41,11 @@ export class SessionState {
     return this.#status
   }
 
+  /** What the row says is only true while an engine runs. */
+  get needsEngine(): boolean {
+    return ['WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED'].includes(this.#status)
+  }
+
   /** The session has another owner, or may have one any moment: nothing is written of it any more. */
   get isLost(): boolean {
     return this.#isLost

@@ -27,6 +27,8 @@ export class Session {
   readonly #keeper: Keeper
   #queue: Promise<void> = Promise.resolve()
   #wishing = false
+  /** What was last tried in vain, how often in a row, and until when it is left alone. */
+  #vain: { wishes: string; failures: number; until: number } | undefined
   #leaving = false
   #end!: () => void
 
@@ -43,18 +45,28 @@ export class Session {
     this.ended = new Promise((resolve) => (this.#end = resolve))
   }
 
-  /** Tells the session that there may be something wished of it. What is met already does nothing. */
-  wish({ desiredState, requests }: LeasedSession): void {
+  /** Tells the session that there may be something wished of it. What is met already does nothing, what failed has its pause. */
+  wish(wishes: LeasedSession): void {
+    const { desiredState, requests } = wishes
     if (desiredState === 'stopped') this.#keeper.callOff()
     const isMet = desiredState === 'running' && requests.length === 0 && this.#keeper.isKeeping
-    if (this.#wishing || isMet) return
+    if (this.#wishing || isMet || this.#isPausing(wishes)) return
     this.#wishing = true
     this.#post(async () => {
       this.#wishing = false
       // Read when it is their turn: what was wished before may have been done meanwhile.
       const wishes = await wishesOf(this.#deps.sql, this.owned)
       if (!wishes) throw new LeaseLost(this.id)
-      await this.#meet(wishes)
+      try {
+        await this.#meet(wishes)
+        this.#vain = undefined
+      } catch (error) {
+        if (error instanceof LeaseLost || this.#state.isLost) throw error
+        this.#deps.log.error('wish not met', { sessionId: this.id, ...named(wishes), error })
+        // The row still says that it works: without an owner, that is not believed.
+        if (this.#state.needsEngine && !this.#keeper.isKeeping) return this.abandon()
+        this.#pause(wishes)
+      }
     })
   }
 
@@ -83,6 +95,18 @@ export class Session {
     await this.#keeper.kill()
     this.#deps.log.warn('session abandoned', { sessionId: this.id, fence: this.owned.fence })
     this.#end()
+  }
+
+  #pause(wishes: LeasedSession): void {
+    const same = this.#vain?.wishes === keyOf(wishes) ? this.#vain.failures : 0
+    const failures = same + 1
+    const until = performance.now() + this.#deps.backoff(failures)
+    this.#vain = { wishes: keyOf(wishes), failures, until }
+  }
+
+  /** The same was tried of late and failed. */
+  #isPausing(wishes: LeasedSession): boolean {
+    return this.#vain?.wishes === keyOf(wishes) && performance.now() < this.#vain.until
   }
 
   async #meet({ desiredState, requests }: LeasedSession): Promise<void> {
@@ -200,3 +224,6 @@ export class Session {
     })
   }
 }
+
+const named = ({ desiredState, requests }: LeasedSession) => ({ desiredState, requests })
+const keyOf = (wishes: LeasedSession) => JSON.stringify(named(wishes))

@@ -312,6 +312,41 @@ void t.test('first aid is there again after a stable while', async (t) => {
   t.equal(worker.engines.length, 1, 'the page was loaded anew each time')
 })
 
+void t.test('a wish that keeps failing is tried ever more rarely', async (t) => {
+  const { url, sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql, false)
+  const failures: number[] = []
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    backoff: (count) => {
+      failures.push(count)
+      return count < 3 ? 10 : 60_000
+    },
+  })
+  await failAlways(url, 'wa_session_history', `new.to_status = 'LOGGED_OUT'`)
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  await until('three tries', () => failures.length >= 3)
+  // Its worker looks at it at least once meanwhile.
+  const beside = await givenSession(sql)
+  await untilStatus(sql, beside.workspaceId, beside.sessionId, 'WORKING')
+  t.same(failures, [1, 2, 3])
+
+  await deleteSession(sql, workspaceId, sessionId)
+  await until('another wish is tried at once', () => failures.length >= 4)
+  t.equal(failures[3], 1)
+})
+
+void t.test('a stop that fails again and again leaves nothing that claims to work', async (t) => {
+  const { url, sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await failAlways(url, 'wa_session_history', `new.to_status = 'STOPPED'`)
+  await wantStopped(sql, workspaceId, sessionId)
+  t.match(await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING'), { reason: 'WORKER_LOST' })
+  await t.rejects(worker.engine().probe(), 'its engine has ended')
+})
+
 /** The next write of such a row fails, once; the code says whether that is an outage. */
 async function failOnce(url: string, table: string, when: string, code: string): Promise<void> {
   await script(
@@ -326,6 +361,15 @@ async function failOnce(url: string, table: string, when: string, code: string):
      create trigger fail_once before insert or update on ${table} for each row when (${when}) execute function fail_once()`,
   )
 }
+
+/** Writes of such a row fail. */
+const failAlways = (url: string, table: string, when: string) =>
+  script(
+    url,
+    `create function fail_always() returns trigger language plpgsql as
+       $$ begin raise exception 'made to fail' using errcode = '40P01'; end $$;
+     create trigger fail_always before insert or update on ${table} for each row when (${when}) execute function fail_always()`,
+  )
 
 async function script(url: string, text: string): Promise<void> {
   const client = new pg.Client({ connectionString: url })
