@@ -206,8 +206,8 @@ export async function wantStopped(
 }
 
 /**
- * Asks the worker for a restart (which also wants the session running, and gives it new time before it expires) or a logout. The same wish twice
- * is one wish.
+ * Asks the worker for a restart (which also wants the session running, and gives it new time before it expires) or a logout (after which it is to stay
+ * stopped, unless somebody starts it meanwhile). The same wish twice is one wish.
  */
 export async function request(
   sql: Sql,
@@ -219,7 +219,7 @@ export async function request(
   const wanted =
     kind === 'restart'
       ? fragment`desired_state = 'running', expires_at = greatest(expires_at, now() + ${expiryDays} * interval '1 day')`
-      : fragment`desired_state = desired_state`
+      : fragment`desired_state = 'stopped'`
   const [row] = await sql<SessionRow>`
     with session as (
       update wa_sessions set ${wanted}

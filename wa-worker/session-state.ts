@@ -1,7 +1,7 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import type { LeasedSession } from '../shared/wa-session-leases.ts'
-import { closeRequest, writeTransition } from '../shared/wa-session-transitions.ts'
+import { closeRequest, dismissRequests, writeTransition } from '../shared/wa-session-transitions.ts'
 import type { OwnedSession, Transition } from '../shared/wa-session-transitions.ts'
 import type { SessionRequest, SessionStatus } from '../shared/wa-sessions.ts'
 import { next } from './lifecycle.ts'
@@ -72,7 +72,6 @@ export class SessionState {
     this.#status = change.to
     this.#reason = change.reason
     this.#detail = detail
-    if (change.stops) await this.dismiss('restart')
     this.#log.info('session changed', {
       sessionId: this.owned.id,
       from,
@@ -88,8 +87,8 @@ export class SessionState {
   }
 
   /** Ends wishes that something else has overtaken: left open, they would have the session taken and let go of again and again. */
-  async dismiss(...kinds: SessionRequest[]): Promise<void> {
-    for (const kind of kinds) await this.close(kind, { error: 'Something else was wished for.' })
+  dismiss(...kinds: SessionRequest[]): Promise<void> {
+    return this.write(() => dismissRequests(this.#sql, this.owned, kinds))
   }
 
   /** Does a write, waiting for the database if it is away. */

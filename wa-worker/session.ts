@@ -114,7 +114,7 @@ export class Session {
     if (requests.includes('delete')) return this.#delete()
     if (requests.includes('logout')) return this.#logout()
     if (requests.includes('expire')) {
-      if (await isUnused(this.#deps.sql, this.owned)) return this.#expire()
+      if (await this.#expired()) return
       await this.#state.close('expire', { error: 'It is used again.' })
     }
     if (requests.includes('pairing_code')) await this.#pair()
@@ -147,13 +147,18 @@ export class Session {
     await this.#leave()
   }
 
-  /** Nobody used it for long: the engine ends, the login is put away, and a person can start it again. */
-  async #expire(): Promise<void> {
+  /** Nobody used it for long: the engine ends, the login is put away, and a person can start it again. False when somebody has used it. */
+  async #expired(): Promise<boolean> {
+    if (!(await isUnused(this.#deps.sql, this.owned))) return false
     await this.#keeper.stopAndKeep()
+    // Stopping takes its time.
+    if (!(await isUnused(this.#deps.sql, this.owned))) return false
     await this.#archive('EXPIRED')
     await this.#state.happened({ type: 'expired' })
     await this.#state.close('expire')
+    await this.#state.dismiss('restart')
     await this.#leave()
+    return true
   }
 
   /** Unlinks the device and puts the login away. */
@@ -162,6 +167,7 @@ export class Session {
     await this.#archive('LOGGED_OUT_BY_REQUEST')
     await this.#loggedOut(failure)
     await this.#state.close('logout', { error: failure })
+    await this.#state.dismiss('restart')
     await this.#leave()
   }
 
@@ -180,7 +186,7 @@ export class Session {
     )
     await this.#loggedOut(failure)
     await this.#state.close('delete', { error: failure })
-    await this.#state.dismiss('logout', 'expire', 'pairing_code')
+    await this.#state.dismiss('logout', 'restart', 'expire', 'pairing_code')
     await this.#leave()
   }
 

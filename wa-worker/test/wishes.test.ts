@@ -16,6 +16,7 @@ import {
   wantRunning,
   wantStopped,
 } from '../../shared/wa-sessions.ts'
+import type { SessionStatus } from '../../shared/wa-sessions.ts'
 import { until } from './waiting.ts'
 import { givenSession, startWorker, untilStatus } from './worker.ts'
 
@@ -345,6 +346,81 @@ void t.test('a stop that fails again and again leaves nothing that claims to wor
   await wantStopped(sql, workspaceId, sessionId)
   t.match(await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING'), { reason: 'WORKER_LOST' })
   await t.rejects(worker.engine().probe(), 'its engine has ended')
+})
+
+void t.test('what is asked for last is what comes', async (t) => {
+  const { sql } = await testDb(t)
+  const orders: [string[], SessionStatus][] = [
+    [['logout', 'start'], 'WORKING'],
+    [['logout', 'restart'], 'WORKING'],
+    [['start', 'logout'], 'LOGGED_OUT'],
+    [['restart', 'logout'], 'LOGGED_OUT'],
+    [['logout', 'start', 'stop'], 'LOGGED_OUT'],
+    [['stop', 'start'], 'WORKING'],
+  ]
+  const dataDir = t.testdir()
+  for (const [commands, status] of orders) {
+    const { workspaceId, sessionId } = await givenSession(sql)
+    const before = startWorker(t, sql, { dataDir })
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    await before.stop()
+    for (const command of commands) {
+      if (command === 'start') await wantRunning(sql, workspaceId, sessionId, 30)
+      else if (command === 'stop') await wantStopped(sql, workspaceId, sessionId)
+      else await request(sql, workspaceId, sessionId, command as 'logout' | 'restart', 30)
+    }
+    const worker = startWorker(t, sql, { dataDir })
+    const what = `${commands.join(', ')}: ${status}`
+    await until(what, async () => {
+      const open = await sql`select 1 from wa_session_requests where done_at is null`
+      const session = await findSession(sql, workspaceId, sessionId)
+      return open.length === 0 && session?.status === status
+    })
+    const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+    t.equal(
+      data.some(({ to }) => to === 'LOGGED_OUT'),
+      commands.includes('logout'),
+      what,
+    )
+    await worker.stop()
+    await sql`delete from wa_sessions`
+  }
+})
+
+void t.test('a restart asked for while the codes run out is heard', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let stopping = 0
+  let release = () => {}
+  const closing = new Promise<void>((resolve) => (release = resolve))
+  t.teardown(() => release())
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    scanMs: 60_000,
+    maxQrCodes: 1,
+    changeEngine: (engine) => {
+      const stop = engine.stop.bind(engine)
+      return Object.assign(engine, {
+        stop: async () => {
+          stopping += 1
+          await closing
+          return stop()
+        },
+      })
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  worker.engine().emit('qr', { value: '2@x', attempt: 2, expiresAt: new Date() })
+  await until('the browser is being closed', () => stopping === 1)
+  await request(sql, workspaceId, sessionId, 'restart', 30)
+  release()
+  await until('a second engine', () => worker.engines.length === 2)
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+  t.match(
+    data.map(({ reason }) => reason),
+    [null, 'RESTART_REQUESTED', 'QR_TIMEOUT', null, null],
+  )
 })
 
 /** The next write of such a row fails, once; the code says whether that is an outage. */
