@@ -10,7 +10,12 @@ import { SessionState } from './session-state.ts'
 
 export interface SessionDeps extends KeeperDeps {
   worker: string
+  /** There is no room for it to run: what is wished once is done, and no more. */
+  isErrand: boolean
 }
+
+/** Tries of an errand; another one may be waiting for its place. */
+const errandTries = 3
 
 /**
  * One session this worker owns, and what is wished of it. Everything that happens to it, wishes, engine events and timers, goes through one queue and is
@@ -65,7 +70,7 @@ export class Session {
         this.#deps.log.error('wish not met', { sessionId: this.id, ...named(wishes), error })
         // The row still says that it works: without an owner, that is not believed.
         if (this.#state.needsEngine && !this.#keeper.isKeeping) return this.abandon()
-        this.#pause(wishes)
+        if (this.#pause(wishes) >= errandTries && this.#deps.isErrand) await this.abandon()
       }
     })
   }
@@ -97,11 +102,13 @@ export class Session {
     this.#end()
   }
 
-  #pause(wishes: LeasedSession): void {
+  /** Answers how often the same has failed. */
+  #pause(wishes: LeasedSession): number {
     const same = this.#vain?.wishes === keyOf(wishes) ? this.#vain.failures : 0
     const failures = same + 1
     const until = performance.now() + this.#deps.backoff(failures)
     this.#vain = { wishes: keyOf(wishes), failures, until }
+    return failures
   }
 
   /** The same was tried of late and failed. */
@@ -119,6 +126,8 @@ export class Session {
     }
     if (requests.includes('pairing_code')) await this.#pair()
     if (desiredState === 'stopped') return this.#stop()
+    // Started meanwhile; whoever has room takes it.
+    if (this.#deps.isErrand) return this.#leave()
     if (requests.includes('restart')) {
       await this.#keeper.restart()
       return this.#state.close('restart')

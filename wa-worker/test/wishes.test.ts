@@ -1,6 +1,5 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import pg from 'pg'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { askToExpire } from '../../shared/jobs.ts'
@@ -17,6 +16,7 @@ import {
   wantStopped,
 } from '../../shared/wa-sessions.ts'
 import type { SessionStatus } from '../../shared/wa-sessions.ts'
+import { failAlways, failOnce, script } from './failing-rows.ts'
 import { until } from './waiting.ts'
 import { givenSession, startWorker, untilStatus } from './worker.ts'
 
@@ -422,36 +422,6 @@ void t.test('a restart asked for while the codes run out is heard', async (t) =>
     [null, 'RESTART_REQUESTED', 'QR_TIMEOUT', null, null],
   )
 })
-
-/** The next write of such a row fails, once; the code says whether that is an outage. */
-async function failOnce(url: string, table: string, when: string, code: string): Promise<void> {
-  await script(
-    url,
-    `drop trigger if exists fail_once on ${table};
-     drop sequence if exists failures;
-     create sequence failures;
-     create or replace function fail_once() returns trigger language plpgsql as $$ begin
-       if nextval('failures') = 1 then raise exception 'made to fail' using errcode = '${code}'; end if;
-       return new;
-     end $$;
-     create trigger fail_once before insert or update on ${table} for each row when (${when}) execute function fail_once()`,
-  )
-}
-
-/** Writes of such a row fail. */
-const failAlways = (url: string, table: string, when: string) =>
-  script(
-    url,
-    `create function fail_always() returns trigger language plpgsql as
-       $$ begin raise exception 'made to fail' using errcode = '40P01'; end $$;
-     create trigger fail_always before insert or update on ${table} for each row when (${when}) execute function fail_always()`,
-  )
-
-async function script(url: string, text: string): Promise<void> {
-  const client = new pg.Client({ connectionString: url })
-  await client.connect()
-  await client.query(text).finally(() => client.end())
-}
 
 /** A worker whose store does not answer when it is asked for a login, while that is switched on. */
 async function withHangingStore(

@@ -157,8 +157,9 @@ export function startWorker(
     leaseTtlMs,
     expiryDays: 30,
     pollMs: 50,
-    createSession: (leased) => {
+    createSession: (leased, how) => {
       const session = new Session(leased, {
+        ...how,
         sql,
         log,
         worker: id,
