@@ -93,7 +93,9 @@ export function sessionResource(row: SessionRow): Session {
 /** Everything a SessionRow has; `s` is the wa_sessions row. */
 const columns = fragment`
   s.id, s.workspace_id, s.name, s.engine, s.desired_state, ${statusOf} as status,
-  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then 'WORKER_LOST' else s.reason end as reason,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned}
+         -- Given back, it says itself why.
+         or s.status in ('STARTING', 'RECONNECTING') and s.lease_until < clock_timestamp() then 'WORKER_LOST' else s.reason end as reason,
   case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then coalesce(s.lease_until, s.since) else s.since end as since,
   s.wa_id, s.lid, s.phone, s.push_name, s.qr, s.qr_attempt, s.qr_expires_at, s.fence, s.connected_at,
   s.last_seen_at, s.expires_at, s.created_at`

@@ -194,6 +194,10 @@ export class Keeper {
       return unlink(this.#engine)
     }
     if (!(await this.#deps.logins.exists(this.#session))) return undefined
+    // What its last owner has left behind is not so any more, and unlinking takes its time.
+    if (this.#state.needsEngine && !this.#engine) {
+      await this.#state.happened({ type: 'broke', reason: 'WORKER_LOST' })
+    }
     await this.stop()
     const { signal } = this.#ending
     try {
@@ -251,7 +255,7 @@ export class Keeper {
       await this.#state.happened({ type: 'qrTimeout' })
       return this.#kept.leave()
     }
-    if (await this.#tryOlderLogin()) return
+    if (await this.#tryOlderLogin('WhatsApp asks for a scan.')) return
     // With the change of state, so that whoever sees SCAN_QR_CODE finds a code.
     if (this.#state.status !== 'SCAN_QR_CODE') await this.#state.happened({ type: 'qr' }, { qr })
     else await this.#state.write(() => writeQr(this.#deps.sql, this.#session, qr))
@@ -259,10 +263,10 @@ export class Keeper {
   }
 
   /**
-   * A session that has a login and is asked for a scan all the same: the login on this disk may be torn, or hold none. Before a person is bothered, each
-   * snapshot gets one try, the newest first.
+   * A session that has a login which WhatsApp does not take: the one on this disk may be torn, hold none, or be behind what the server knows, as happens after
+   * kills. Before a person is bothered, each snapshot gets one try, the newest first.
    */
-  async #tryOlderLogin(): Promise<boolean> {
+  async #tryOlderLogin(why: string): Promise<boolean> {
     if (this.#state.status === 'SCAN_QR_CODE') return false
     let done: string
     try {
@@ -276,7 +280,7 @@ export class Keeper {
       await this.#broke('VAULT_UNAVAILABLE', errorText(error))
       return true
     }
-    const detail = `WhatsApp asks for a scan. ${done}`
+    const detail = `${why} ${done}`
     await this.#state.happened({ type: 'broke', reason: 'LOGIN_LOST' }, { detail })
     await this.start('LOGIN_LOST')
     return true
@@ -387,6 +391,8 @@ export class Keeper {
   }
 
   async #loggedOut(): Promise<void> {
+    const said = 'WhatsApp says that the device is unlinked.'
+    if (!this.#linked && (await this.#tryOlderLogin(said))) return
     const reason = 'LOGGED_OUT_ON_PHONE'
     await this.stop()
     await this.#state.write(() => this.#deps.logins.archive(this.#session, reason))

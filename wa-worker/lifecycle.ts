@@ -17,7 +17,10 @@ export type LifecycleEvent =
   | { type: 'passkeyAsked' }
   /** Nobody used it for long. */
   | { type: 'expired' }
-  | { type: 'loggedOut'; reason: 'LOGGED_OUT_ON_PHONE' | 'LOGGED_OUT_BY_REQUEST' }
+  | {
+      type: 'loggedOut'
+      reason: 'LOGGED_OUT_ON_PHONE' | 'LOGGED_OUT_BY_REQUEST' | 'LOGOUT_UNCONFIRMED'
+    }
   | { type: 'stopped' }
   /** The worker goes away and leaves the session to another one. */
   | { type: 'handedOver' }

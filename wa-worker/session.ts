@@ -207,8 +207,8 @@ export class Session {
   }
 
   #loggedOut(failure: string | undefined): Promise<void> {
-    const detail = failure && `WhatsApp did not confirm: ${failure}`
-    return this.#state.happened({ type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }, { detail })
+    const reason = failure === undefined ? 'LOGGED_OUT_BY_REQUEST' : 'LOGOUT_UNCONFIRMED'
+    return this.#state.happened({ type: 'loggedOut', reason }, { detail: failure })
   }
 
   /** Puts the login away. */

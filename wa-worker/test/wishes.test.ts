@@ -423,6 +423,42 @@ void t.test('a restart asked for while the codes run out is heard', async (t) =>
   )
 })
 
+void t.test('a logout that WhatsApp did not confirm is not told as one that it did', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) =>
+      Object.assign(engine, { logout: () => Promise.reject(new Error('no answer')) }),
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  t.match(await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT'), {
+    reason: 'LOGOUT_UNCONFIRMED',
+  })
+})
+
+void t.test('a session does not work while its next owner unlinks the device', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const first = startWorker(t, sql, { dataDir })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await first.stop()
+  await sql`
+    update wa_sessions set status = 'WORKING', owner = 'dead', lease_until = now() - interval '1 second'`
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  const worker = startWorker(t, sql, {
+    dataDir,
+    changeEngine: (engine) => Object.assign(engine, { start: () => Promise.resolve() }),
+  })
+  await until('the login is being unlinked', () => worker.engines.length === 1)
+  t.match(await findSession(sql, workspaceId, sessionId), {
+    status: 'RECONNECTING',
+    reason: 'WORKER_LOST',
+  })
+})
+
 /** A worker whose store does not answer when it is asked for a login, while that is switched on. */
 async function withHangingStore(
   t: Parameters<typeof startWorker>[0],
