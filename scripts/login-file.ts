@@ -3,6 +3,7 @@ import { createReadStream } from 'node:fs'
 import { link, open, rm } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
+import Joi from 'joi'
 import { Decrypt, Encrypt, SnapshotBroken, unpack } from '../wa-worker/snapshot-format.ts'
 
 /** What an exported login says of itself, in the clear. It is proven by the decryption. */
@@ -15,6 +16,13 @@ export interface LoginHead {
 /** A file is a line of JSON with the head and a salt, then an encrypted snapshot whose context is that very line. */
 const format = 'awfar-login-1'
 const headLimit = 4_096
+const firstLine = Joi.object<LoginHead & { format: string; salt: string }, true>({
+  format: Joi.string().valid(format).required(),
+  engine: Joi.string().required(),
+  name: Joi.string().required(),
+  takenAt: Joi.date().required(),
+  salt: Joi.string().base64().required(),
+}).required()
 
 /** Makes each guess at a passphrase cost some tenths of a second and 128 MB. */
 const cost = { N: 2 ** 17, r: 8, p: 1, maxmem: 256 * 2 ** 20 }
@@ -47,8 +55,7 @@ export async function writeLogin(
 
 /** The contents of a file that writeLogin made, read to the end and proven before they are given. */
 export async function readLogin(file: string, passphrase: string): Promise<Readable> {
-  const line = await readLine(file)
-  const { salt } = JSON.parse(line) as { salt: string }
+  const { line, salt } = await readFirst(file)
   const key = await derive(passphrase, salt)
   const decrypted = () => {
     const source = createReadStream(file, { start: Buffer.byteLength(line) + 1 })
@@ -68,8 +75,16 @@ export async function readLogin(file: string, passphrase: string): Promise<Reada
 }
 
 export async function readHead(file: string): Promise<LoginHead> {
-  const { engine, name, takenAt } = JSON.parse(await readLine(file)) as LoginHead
-  return { engine, name, takenAt: new Date(takenAt) }
+  return (await readFirst(file)).head
+}
+
+/** The first line of the file, and what it says. */
+async function readFirst(file: string): Promise<{ line: string; head: LoginHead; salt: string }> {
+  const line = await readLine(file)
+  const said = firstLine.validate(parsed(line))
+  if (said.error) throw new Error(`${file} is no exported login.`)
+  const { salt, engine, name, takenAt } = said.value
+  return { line, head: { engine, name, takenAt }, salt }
 }
 
 async function readLine(file: string): Promise<string> {
@@ -77,11 +92,17 @@ async function readLine(file: string): Promise<string> {
   try {
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(headLimit), 0, headLimit, 0)
     const end = buffer.subarray(0, bytesRead).indexOf('\n')
-    const line = buffer.subarray(0, Math.max(0, end)).toString('utf8')
-    if (!line.startsWith(`{"format":"${format}",`)) throw new Error(`${file} is no exported login.`)
-    return line
+    return buffer.subarray(0, Math.max(0, end)).toString('utf8')
   } finally {
     await handle.close()
+  }
+}
+
+function parsed(line: string): unknown {
+  try {
+    return JSON.parse(line)
+  } catch {
+    return undefined
   }
 }
 

@@ -60,12 +60,58 @@ type Config = BaseConfig & StorageConfig & SessionKeyConfig
 /** Longer than any of these commands takes; they give the session back before. */
 const leaseSeconds = 900
 
+type Command = (context: Context) => Promise<void>
+
+/** What each command wants besides its name, and whether it may be told a generation. */
+const commands: Record<
+  string,
+  {
+    wants: string[]
+    chooses?: true
+    run: (given: string[], generation: number | undefined) => Command
+  }
+> = {
+  list: { wants: [], run: () => list },
+  rotate: { wants: [], run: () => rotate },
+  snapshots: {
+    wants: ['session'],
+    run:
+      ([session = '']) =>
+      (context) =>
+        showSnapshots(context, session),
+  },
+  restore: {
+    wants: ['session'],
+    chooses: true,
+    run:
+      ([session = ''], generation) =>
+      (context) =>
+        restore(context, session, generation),
+  },
+  export: {
+    wants: ['session', 'file'],
+    chooses: true,
+    run:
+      ([session = '', file = ''], generation) =>
+      (context) =>
+        exportLogin(context, session, file, generation),
+  },
+  import: {
+    wants: ['session', 'file'],
+    run:
+      ([session = '', file = '']) =>
+      (context) =>
+        importLogin(context, session, file),
+  },
+}
+
 await main(process.argv.slice(2)).catch(exitOnConfigError)
 
 async function main(args: string[]): Promise<void> {
-  const command = parse(args)
+  const { command, faults } = parse(args)
   if (!command) {
-    console.error(usage)
+    for (const fault of faults) console.error(fault)
+    console.error(`\n${usage}`)
     process.exitCode = 2
     return
   }
@@ -95,40 +141,32 @@ async function main(args: string[]): Promise<void> {
   }
 }
 
-/** The command, ready to run; undefined when it is none. */
-function parse(args: string[]): ((context: Context) => Promise<void>) | undefined {
+/** The command, ready to run, or all that is wrong with what was typed. */
+function parse(args: string[]): { command?: Command; faults: string[] } {
+  let typed
   try {
-    const { positionals, values } = parseArgs({
-      args,
-      allowPositionals: true,
-      options: { generation: { type: 'string' } },
-    })
-    const [command, session = '', file = ''] = positionals
-    const wanted = { list: 1, rotate: 1, snapshots: 2, restore: 2, export: 3, import: 3 }
-    if (positionals.length !== wanted[command as keyof typeof wanted]) return undefined
-    const { generation } = values
-    if (generation !== undefined) {
-      if (!/^[1-9]\d{0,14}$/.test(generation)) return undefined
-      if (command !== 'restore' && command !== 'export') return undefined
-    }
-    const chosen = generation === undefined ? undefined : Number(generation)
-    switch (command) {
-      case 'list':
-        return list
-      case 'rotate':
-        return rotate
-      case 'snapshots':
-        return (context) => showSnapshots(context, session)
-      case 'restore':
-        return (context) => restore(context, session, chosen)
-      case 'export':
-        return (context) => exportLogin(context, session, file, chosen)
-      default:
-        return (context) => importLogin(context, session, file)
-    }
-  } catch {
-    return undefined
+    const options = { generation: { type: 'string' } } as const
+    typed = parseArgs({ args, allowPositionals: true, options })
+  } catch (error) {
+    return { faults: [errorText(error)] }
   }
+  const [name, ...given] = typed.positionals
+  const { generation } = typed.values
+  if (name === undefined) return { faults: ['a command is missing'] }
+  const command = Object.hasOwn(commands, name) ? commands[name] : undefined
+  if (!command) return { faults: [`"${name}" is no command`] }
+  const { wants, chooses, run } = command
+  const faults = wants.slice(given.length).map((what) => `${name}: <${what}> is missing`)
+  const extra = given.slice(wants.length).map((what) => `"${what}"`)
+  if (extra.length > 0) {
+    faults.push(`${name}: ${extra.join(' and ')} ${extra.length > 1 ? 'are' : 'is'} too many`)
+  }
+  if (generation !== undefined && !chooses) faults.push(`${name} takes no --generation`)
+  else if (generation !== undefined && !/^[1-9]\d{0,14}$/.test(generation)) {
+    faults.push(`--generation must be a number from 1, not "${generation}"`)
+  }
+  if (faults.length > 0) return { faults }
+  return { command: run(given, generation === undefined ? undefined : Number(generation)), faults }
 }
 
 async function list({ sql }: Context): Promise<void> {
@@ -256,9 +294,18 @@ async function owning(
     throw new Refusal(3, `Worker ${owner ?? '?'} owns ${target.name}: stop the session first.`)
   }
   const session = { id: target.id, workspaceId: target.workspaceId, fence: row.fence, worker }
+  // Broken off, it would keep the session from everybody for as long as it has leased it. What was begun is harmless: nothing is current before it is proven.
+  const breakOff = () => {
+    releaseLease(sql, session).then(
+      () => process.exit(130),
+      () => process.exit(1),
+    )
+  }
+  process.once('SIGINT', breakOff).once('SIGTERM', breakOff)
   try {
     await work(session, target)
   } finally {
+    process.off('SIGINT', breakOff).off('SIGTERM', breakOff)
     await releaseLease(sql, session)
   }
 }
@@ -309,6 +356,8 @@ async function ask(question: string): Promise<string> {
   process.stderr.write(question)
   const unseen = new Writable({ write: (_chunk, _encoding, done) => done() })
   const prompt = createInterface({ input: process.stdin, output: unseen, terminal: true })
+  // The terminal is raw meanwhile: Ctrl-C comes as a key.
+  prompt.on('SIGINT', () => process.kill(process.pid, 'SIGINT'))
   try {
     return await prompt.question('')
   } finally {

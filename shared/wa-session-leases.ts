@@ -42,7 +42,8 @@ export class LeaseLost extends Error {
 /**
  * Takes up to `limit` sessions that should run, or that have an open wish, and have no live owner. Each change of owner raises the
  * fence. Workers that ask at the same time get different sessions. A failed session waits for a wish, or for a worker that
- * started after it failed: that one tries once more.
+ * started after it failed: that one tries once more. `errands` are what ends by itself and leaves nothing running: logouts, deletions, and whatever there is to
+ * do for sessions that are to be stopped.
  */
 export async function takeLeases(
   sql: Sql,
@@ -51,19 +52,25 @@ export async function takeLeases(
     startedAt,
     ttlMs,
     limit,
-  }: { worker: string; startedAt: Date; ttlMs: number; limit: number },
+    only,
+  }: { worker: string; startedAt: Date; ttlMs: number; limit: number; only?: 'errands' },
 ): Promise<LeasedSession[]> {
   return sql<LeasedSession>`
     update wa_sessions s
     set owner = ${worker}, fence = s.fence + 1, lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms'
     where s.id in (
-      select c.id from wa_sessions c where ${takeable(startedAt)}
-      order by c.lease_until nulls first, c.created_at
+      select c.id from wa_sessions c where ${takeable(startedAt)} ${only === 'errands' ? fragment`and ${isErrand}` : fragment``}
+      -- Of errands one is taken at a time: one that always fails must not always be it.
+      order by ${only === 'errands' ? fragment`random()` : fragment`c.lease_until nulls first, c.created_at`}
       limit ${limit}
       for update skip locked
     )
     returning ${leased}`
 }
+
+const isErrand = fragment`
+  (c.desired_state = 'stopped' or exists (
+    select from wa_session_requests r where r.session_id = c.id and r.kind in ('logout', 'delete') and r.done_at is null))`
 
 /** `c`: nobody owns it, and there is something to do for it. */
 const takeable = (startedAt: Date) => fragment`

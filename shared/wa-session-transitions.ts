@@ -26,7 +26,7 @@ export interface Transition {
   reason: string | null
   /** For a person: what the reason's code leaves out. */
   detail?: string | undefined
-  /** The session shall not run until somebody starts it again. */
+  /** The session shall not run until somebody starts it again; a wish for a restart that is still open says so already. */
   stops?: boolean
   account?: Account | undefined
   /** The code that waits to be scanned in the new state. */
@@ -49,10 +49,14 @@ export async function writeTransition(
   { from, to, reason, detail, stops = false, account, qr }: Transition,
 ): Promise<void> {
   await sql.begin(async (tx) => {
+    // What the API wishes, it writes with this row held: the statement below must see it all.
+    if (stops) await tx`select from wa_sessions where id = ${session.id} for no key update`
     const [row] = await tx<SessionRow>`
       update wa_sessions
       set status = ${to}, reason = ${reason}, since = now(),
-          desired_state = case when ${stops} then 'stopped' else desired_state end,
+          desired_state = case when ${stops} and not exists (
+            select from wa_session_requests r where r.session_id = wa_sessions.id and r.kind = 'restart' and r.done_at is null
+          ) then 'stopped' else desired_state end,
           qr = ${qr?.value}, qr_attempt = ${qr?.attempt}, qr_expires_at = ${qr?.expiresAt}
           ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now(), backfill_from = ${missedSince(account)}` : fragment``}
           ${account ? accountColumns(account) : fragment``}
@@ -123,6 +127,20 @@ export async function closeRequest(
     where s.id = ${session.id} and s.fence = ${session.fence}
       and r.session_id = s.id and r.kind = ${kind} and r.done_at is null
       ${id === undefined ? fragment`` : fragment`and r.id = ${id}`}`
+}
+
+/** Ends wishes that something else has overtaken; one to restart only if the session is to be stopped, since otherwise it came later. */
+export async function dismissRequests(
+  sql: Sql,
+  session: OwnedSession,
+  kinds: SessionRequest[],
+): Promise<void> {
+  await sql`
+    update wa_session_requests r set done_at = now(), error = 'Something else was wished for.'
+    from wa_sessions s
+    where s.id = ${session.id} and s.fence = ${session.fence}
+      and r.session_id = s.id and r.kind = any(${kinds}) and r.done_at is null
+      and (r.kind <> 'restart' or s.desired_state = 'stopped')`
 }
 
 /** Another number has missed nothing: what it said before it was linked here is its history. */

@@ -93,7 +93,9 @@ export function sessionResource(row: SessionRow): Session {
 /** Everything a SessionRow has; `s` is the wa_sessions row. */
 const columns = fragment`
   s.id, s.workspace_id, s.name, s.engine, s.desired_state, ${statusOf} as status,
-  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then 'WORKER_LOST' else s.reason end as reason,
+  case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned}
+         -- Given back, it says itself why.
+         or s.status in ('STARTING', 'RECONNECTING') and s.lease_until < clock_timestamp() then 'WORKER_LOST' else s.reason end as reason,
   case when s.status in ('WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED') and ${orphaned} then coalesce(s.lease_until, s.since) else s.since end as since,
   s.wa_id, s.lid, s.phone, s.push_name, s.qr, s.qr_attempt, s.qr_expires_at, s.fence, s.connected_at,
   s.last_seen_at, s.expires_at, s.created_at`
@@ -206,8 +208,8 @@ export async function wantStopped(
 }
 
 /**
- * Asks the worker for a restart (which also wants the session running, and gives it new time before it expires) or a logout. The same wish twice
- * is one wish.
+ * Asks the worker for a restart (which also wants the session running, and gives it new time before it expires) or a logout (after which it is to stay
+ * stopped, unless somebody starts it meanwhile). The same wish twice is one wish.
  */
 export async function request(
   sql: Sql,
@@ -219,7 +221,7 @@ export async function request(
   const wanted =
     kind === 'restart'
       ? fragment`desired_state = 'running', expires_at = greatest(expires_at, now() + ${expiryDays} * interval '1 day')`
-      : fragment`desired_state = desired_state`
+      : fragment`desired_state = 'stopped'`
   const [row] = await sql<SessionRow>`
     with session as (
       update wa_sessions set ${wanted}

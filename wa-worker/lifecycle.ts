@@ -17,7 +17,10 @@ export type LifecycleEvent =
   | { type: 'passkeyAsked' }
   /** Nobody used it for long. */
   | { type: 'expired' }
-  | { type: 'loggedOut'; reason: 'LOGGED_OUT_ON_PHONE' | 'LOGGED_OUT_BY_REQUEST' }
+  | {
+      type: 'loggedOut'
+      reason: 'LOGGED_OUT_ON_PHONE' | 'LOGGED_OUT_BY_REQUEST' | 'LOGOUT_UNCONFIRMED'
+    }
   | { type: 'stopped' }
   /** The worker goes away and leaves the session to another one. */
   | { type: 'handedOver' }
@@ -25,7 +28,7 @@ export type LifecycleEvent =
 export interface Next {
   to: SessionStatus
   reason: string | null
-  /** Nobody may start it again before a person asks. */
+  /** Nothing may start it again before a person asks. */
   stops: boolean
 }
 
@@ -121,5 +124,8 @@ function reasonOf(event: LifecycleEvent, from: SessionStatus): string | null {
   }
 }
 
-const stops = ({ type }: LifecycleEvent) =>
-  type === 'qrTimeout' || type === 'loggedOut' || type === 'expired'
+/** Of a logout that was asked for, whoever asked has said what is to follow. */
+const stops = (event: LifecycleEvent) =>
+  event.type === 'qrTimeout' ||
+  event.type === 'expired' ||
+  (event.type === 'loggedOut' && event.reason === 'LOGGED_OUT_ON_PHONE')

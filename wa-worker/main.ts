@@ -38,6 +38,7 @@ import { Sender } from './sender.ts'
 import { Session } from './session.ts'
 import { Spool } from './spool.ts'
 import { Supervisor } from './supervisor.ts'
+import type { SupervisorOptions } from './supervisor.ts'
 import { Vault } from './vault.ts'
 import { Webhooks } from './webhooks.ts'
 
@@ -146,8 +147,9 @@ async function start(
     maxBytes: config.WA_MEDIA_MAX_MB * 1_048_576,
   })
   const webhooks = new Webhooks({ sql, keys, log, allowPrivate: config.WEBHOOK_ALLOW_PRIVATE })
-  const createSession = (leased: LeasedSession) =>
+  const createSession: SupervisorOptions['createSession'] = (leased, how) =>
     new Session(leased, {
+      ...how,
       sql,
       log,
       worker: worker.id,

@@ -23,7 +23,10 @@ export class Profiles {
 
   /** Writes down the fence under which the profile is used from now on. */
   async markUsed(sessionId: string, fence: number): Promise<void> {
-    await writeFile(join(await this.open(sessionId), marker), String(fence), { mode: 0o600 })
+    const path = join(await this.open(sessionId), marker)
+    // As a whole or not at all: without it a profile counts as older than any snapshot, and a full disk would have it replaced.
+    await writeFile(`${path}.new`, String(fence), { mode: 0o600 })
+    await rename(`${path}.new`, path)
   }
 
   /** The fence under which the profile was last used here; undefined when there is none on this machine. */

@@ -22,11 +22,14 @@ export interface SupervisorOptions {
   expiryDays: number
   /** How often to look for sessions nobody nudged about. */
   pollMs?: number
-  createSession(leased: LeasedSession): Session
+  /** `isErrand`: it was taken beyond what there is room for, and must not run. */
+  createSession(leased: LeasedSession, how: { isErrand: boolean }): Session
 }
 
 /** Sessions taken in one step. */
 const atOnce = 2
+/** Errands at a time beyond the capacity: a logout must not wait until a session that runs is stopped. Each may need a browser for a moment. */
+const errandsAtOnce = 1
 /** Steps for which a worker that has its share leaves waiting sessions to the others. */
 const patientSteps = 3
 
@@ -96,8 +99,10 @@ export class Supervisor {
       const session = this.#sessions.get(leased.id)
       if (session?.owned.fence === leased.fence) session.wish(leased)
     }
+    if (this.#stopping) return
     const room = worker.capacity - this.#sessions.size
-    if (room > 0 && !this.#stopping) await this.#takeShare(room)
+    if (room > 0) await this.#takeShare(room)
+    else if (room + errandsAtOnce > 0) await this.#take(room + errandsAtOnce, 'errands')
   }
 
   /**
@@ -139,19 +144,20 @@ export class Supervisor {
     return owned
   }
 
-  async #take(room: number): Promise<void> {
+  async #take(room: number, only?: 'errands'): Promise<void> {
     const { sql, worker, leaseTtlMs, log } = this.#options
     const taken = await takeLeases(sql, {
       worker: worker.id,
       startedAt: this.#startedAt,
       ttlMs: leaseTtlMs,
       limit: room,
+      ...(only && { only }),
     })
     for (const leased of taken) {
       const begin = async () => {
         // stop() has handed over what there was: nobody would end this one.
         if (this.#stopping) return releaseLease(sql, leased)
-        const session = this.#options.createSession(leased)
+        const session = this.#options.createSession(leased, { isErrand: only === 'errands' })
         this.#sessions.set(leased.id, session)
         log.info('session taken', { sessionId: leased.id, fence: leased.fence })
         void session.ended.then(() => {

@@ -9,7 +9,12 @@ const worker = Joi.object<WorkerReport, true>({
   pid: Joi.number().integer().required(),
   alive: Joi.boolean().required().description('Heard of within the last minute'),
   capacity: Joi.number().integer().required().description('Sessions it takes at the most'),
-  owned: Joi.number().integer().required().description('Sessions it owns, of all workspaces'),
+  owned: Joi.number()
+    .integer()
+    .required()
+    .description(
+      'Sessions it owns, of all workspaces; one above its capacity while it logs one out',
+    ),
   sessions: Joi.array()
     .items(
       Joi.object({

@@ -124,7 +124,7 @@ void t.test('commands write what is wanted, as often as one likes', async (t) =>
     ['start', 'running'],
     ['stop', 'stopped'],
     ['restart', 'running'],
-    ['logout', 'running'],
+    ['logout', 'stopped'],
   ] as const) {
     for (const time of ['once', 'twice']) {
       const answer = await call('POST', `${base}/${id}/${command}`)

@@ -1,17 +1,24 @@
 import { spawn } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import t from 'tap'
 import type { Test } from 'tap'
+import type { Sql } from '../../shared/db.ts'
 import { root } from '../../shared/root.ts'
+import { until } from '../../shared/test/until.ts'
 import { filesOf, flipBit, givenProfile, key, vaultRig } from '../../wa-worker/test/vault-rig.ts'
 
 /** Runs `npm run sessions -- …` over the rig's database and folder. */
 async function given(t: Test) {
   const rig = await vaultRig(t)
-  const run = async (args: string[], env: Record<string, string> = {}) => {
+  const run = async (
+    args: string[],
+    env: Record<string, string> = {},
+    onSpawn: (child: ChildProcess) => void = () => {},
+  ) => {
     const child = spawn(process.execPath, ['--import', 'tsx', 'scripts/sessions.ts', ...args], {
       cwd: root,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -27,6 +34,7 @@ async function given(t: Test) {
         ...env,
       },
     })
+    onSpawn(child)
     const [out, err, [code]] = await Promise.all([
       text(child.stdout),
       text(child.stderr),
@@ -45,11 +53,28 @@ async function given(t: Test) {
 
 await t.test('says how it is used', async (t) => {
   const { run } = await given(t)
-  const wrong = [[], ['restore'], ['restore', 'a', '--generation', 'x'], ['list', '--what']]
-  for (const { code, err } of await Promise.all(wrong.map((args) => run(args)))) {
-    t.equal(code, 2)
-    t.match(err, /npm run sessions -- <command>/)
-  }
+  const wrong: [string[], string[]][] = [
+    [[], ['a command is missing']],
+    [['reset', 'a'], ['"reset" is no command']],
+    [['restore'], ['restore: <session> is missing']],
+    [
+      ['export', 'a', '--generation', 'x'],
+      ['export: <file> is missing', '--generation must be a number from 1, not "x"'],
+    ],
+    [
+      ['list', 'a', 'b', '--generation=2'],
+      ['list: "a" and "b" are too many', 'list takes no --generation'],
+    ],
+    [['list', '--what'], ["Unknown option '--what'"]],
+  ]
+  await Promise.all(
+    wrong.map(async ([args, faults]) => {
+      const { code, err } = await run(args)
+      t.equal(code, 2)
+      t.match(err, /npm run sessions -- <command>/)
+      for (const fault of faults) t.ok(err.includes(fault), `${args.join(' ')}: ${fault}`)
+    }),
+  )
   t.match(await run(['snapshots', 'nobody']), { code: 1, err: 'There is no session nobody.\n' })
   t.match(await run(['list'], { SESSION_ENCRYPTION_KEY: 'x' }), {
     code: 78,
@@ -138,4 +163,43 @@ await t.test('keys are sealed anew', async (t) => {
   t.match(await rig.run(['rotate'], keys), { code: 0, out: '2 snapshots sealed anew.\n' })
   const lost = await rig.run(['rotate'], { SESSION_ENCRYPTION_KEY: key('k3') })
   t.match(lost, { code: 1, err: /Key "k2" is needed/ })
+})
+
+await t.test('a file that is no login is said to be none', async (t) => {
+  const { run, stop, folder } = await given(t)
+  await stop()
+  const heads = ['', 'x', '{"format":"awfar-login-1",', '{"format":"awfar-login-1","engine":1}']
+  await Promise.all(
+    heads.map(async (head, index) => {
+      const file = join(folder, `login-${index}`)
+      writeFileSync(file, `${head}\n`)
+      const { code, err } = await run(['import', 'a', file])
+      t.equal(code, 1)
+      t.equal(err, `${file} is no exported login.\n`)
+    }),
+  )
+})
+
+await t.test('a command that is broken off gives the session back', async (t) => {
+  const { run, stop, sql } = await given(t)
+  await stop()
+  let child: ChildProcess | undefined
+  const owners = (tx: Sql) =>
+    tx<{
+      owner: string | null
+      leaseUntil: Date | null
+    }>`select owner, lease_until from wa_sessions`
+  const ended = await sql.begin(async (tx) => {
+    // It waits for the list of snapshots.
+    await tx`lock table wa_snapshots in access exclusive mode`
+    const running = run(['restore', 'a'], {}, (spawned) => (child = spawned))
+    await until('the session is owned', async () =>
+      (await owners(tx))[0]?.owner?.startsWith('sessions:'),
+    )
+    child?.kill('SIGINT')
+    await until('the session is given back', async () => (await owners(tx))[0]?.owner === null)
+    return running
+  })
+  t.equal(ended.code, 130)
+  t.match(await owners(sql), [{ owner: null, leaseUntil: null }])
 })

@@ -64,6 +64,7 @@ void t.test('reasons are told, and what needs a person stops', async (t) => {
   t.match(next('WORKING', { type: 'linkLost' }), { reason: 'LINK_LOST' })
   t.match(next('SCAN_QR_CODE', { type: 'qrTimeout' }), { reason: 'QR_TIMEOUT', stops: true })
   t.match(next('WORKING', { type: 'loggedOut', reason: 'LOGGED_OUT_ON_PHONE' }), { stops: true })
+  t.match(next('WORKING', { type: 'loggedOut', reason: 'LOGGED_OUT_BY_REQUEST' }), { stops: false })
   t.match(next('STARTING', { type: 'ready' }), { reason: null, stops: false })
 })
 

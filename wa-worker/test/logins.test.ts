@@ -4,6 +4,7 @@ import t from 'tap'
 import { testDb } from '../../shared/test/db.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { deleteSession, sessionHistory } from '../../shared/wa-sessions.ts'
+import type { SimulatorEngine } from '../engine/simulator.ts'
 import { until } from './waiting.ts'
 import { accept, customer, givenSession, startWorker, untilMessage, untilStatus } from './worker.ts'
 
@@ -79,6 +80,44 @@ void t.test('a login that turns out to be worth nothing is replaced by its snaps
     'nobody was asked to scan again',
   )
 })
+
+void t.test(
+  'a login that is logged out as soon as it starts gets a try with its snapshots',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { workspaceId, sessionId } = await givenSession(sql)
+    const dataDir = t.testdir()
+    const first = startWorker(t, sql, { dataDir })
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    await first.stop()
+    const steps = async () => {
+      const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+      return data.filter(({ to, reason }) => to === 'LOGGED_OUT' || reason === 'LOGIN_LOST')
+    }
+    let refused = 0
+    const refuse = (engine: SimulatorEngine, times: number) => {
+      if (refused === times) return engine
+      refused += 1
+      return Object.assign(engine, { start: async () => void engine.emit('loggedOut') })
+    }
+
+    const second = startWorker(t, sql, { dataDir, changeEngine: (engine) => refuse(engine, 1) })
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    t.match(await steps(), [
+      { to: 'RECONNECTING', reason: 'LOGIN_LOST', detail: /unlinked. Restored snapshot/ },
+    ])
+    await second.stop()
+
+    refused = 0
+    startWorker(t, sql, { dataDir, changeEngine: (engine) => refuse(engine, Infinity) })
+    t.match(await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT'), {
+      reason: 'LOGGED_OUT_ON_PHONE',
+      desiredState: 'stopped',
+    })
+    const snapshots = await sql`select 1 from wa_snapshots where state = 'archived'`
+    t.equal(refused, 1 + snapshots.length, 'what was on the disk, and each snapshot once')
+  },
+)
 
 void t.test('a snapshot without a login in it is passed over, and not asked twice', async (t) => {
   const { sql } = await testDb(t)

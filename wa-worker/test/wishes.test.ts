@@ -1,6 +1,5 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import pg from 'pg'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { askToExpire } from '../../shared/jobs.ts'
@@ -16,6 +15,8 @@ import {
   wantRunning,
   wantStopped,
 } from '../../shared/wa-sessions.ts'
+import type { SessionStatus } from '../../shared/wa-sessions.ts'
+import { failAlways, failOnce, script } from './failing-rows.ts'
 import { until } from './waiting.ts'
 import { givenSession, startWorker, untilStatus } from './worker.ts'
 
@@ -312,26 +313,151 @@ void t.test('first aid is there again after a stable while', async (t) => {
   t.equal(worker.engines.length, 1, 'the page was loaded anew each time')
 })
 
-/** The next write of such a row fails, once; the code says whether that is an outage. */
-async function failOnce(url: string, table: string, when: string, code: string): Promise<void> {
-  await script(
-    url,
-    `drop trigger if exists fail_once on ${table};
-     drop sequence if exists failures;
-     create sequence failures;
-     create or replace function fail_once() returns trigger language plpgsql as $$ begin
-       if nextval('failures') = 1 then raise exception 'made to fail' using errcode = '${code}'; end if;
-       return new;
-     end $$;
-     create trigger fail_once before insert or update on ${table} for each row when (${when}) execute function fail_once()`,
-  )
-}
+void t.test('a wish that keeps failing is tried ever more rarely', async (t) => {
+  const { url, sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql, false)
+  const failures: number[] = []
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    backoff: (count) => {
+      failures.push(count)
+      return count < 3 ? 10 : 60_000
+    },
+  })
+  await failAlways(url, 'wa_session_history', `new.to_status = 'LOGGED_OUT'`)
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  await until('three tries', () => failures.length >= 3)
+  // Its worker looks at it at least once meanwhile.
+  const beside = await givenSession(sql)
+  await untilStatus(sql, beside.workspaceId, beside.sessionId, 'WORKING')
+  t.same(failures, [1, 2, 3])
 
-async function script(url: string, text: string): Promise<void> {
-  const client = new pg.Client({ connectionString: url })
-  await client.connect()
-  await client.query(text).finally(() => client.end())
-}
+  await deleteSession(sql, workspaceId, sessionId)
+  await until('another wish is tried at once', () => failures.length >= 4)
+  t.equal(failures[3], 1)
+})
+
+void t.test('a stop that fails again and again leaves nothing that claims to work', async (t) => {
+  const { url, sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await failAlways(url, 'wa_session_history', `new.to_status = 'STOPPED'`)
+  await wantStopped(sql, workspaceId, sessionId)
+  t.match(await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING'), { reason: 'WORKER_LOST' })
+  await t.rejects(worker.engine().probe(), 'its engine has ended')
+})
+
+void t.test('what is asked for last is what comes', async (t) => {
+  const { sql } = await testDb(t)
+  const orders: [string[], SessionStatus][] = [
+    [['logout', 'start'], 'WORKING'],
+    [['logout', 'restart'], 'WORKING'],
+    [['start', 'logout'], 'LOGGED_OUT'],
+    [['restart', 'logout'], 'LOGGED_OUT'],
+    [['logout', 'start', 'stop'], 'LOGGED_OUT'],
+    [['stop', 'start'], 'WORKING'],
+  ]
+  const dataDir = t.testdir()
+  for (const [commands, status] of orders) {
+    const { workspaceId, sessionId } = await givenSession(sql)
+    const before = startWorker(t, sql, { dataDir })
+    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    await before.stop()
+    for (const command of commands) {
+      if (command === 'start') await wantRunning(sql, workspaceId, sessionId, 30)
+      else if (command === 'stop') await wantStopped(sql, workspaceId, sessionId)
+      else await request(sql, workspaceId, sessionId, command as 'logout' | 'restart', 30)
+    }
+    const worker = startWorker(t, sql, { dataDir })
+    const what = `${commands.join(', ')}: ${status}`
+    await until(what, async () => {
+      const open = await sql`select 1 from wa_session_requests where done_at is null`
+      const session = await findSession(sql, workspaceId, sessionId)
+      return open.length === 0 && session?.status === status
+    })
+    const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+    t.equal(
+      data.some(({ to }) => to === 'LOGGED_OUT'),
+      commands.includes('logout'),
+      what,
+    )
+    await worker.stop()
+    await sql`delete from wa_sessions`
+  }
+})
+
+void t.test('a restart asked for while the codes run out is heard', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let stopping = 0
+  let release = () => {}
+  const closing = new Promise<void>((resolve) => (release = resolve))
+  t.teardown(() => release())
+  const worker = startWorker(t, sql, {
+    dataDir: t.testdir(),
+    scanMs: 60_000,
+    maxQrCodes: 1,
+    changeEngine: (engine) => {
+      const stop = engine.stop.bind(engine)
+      return Object.assign(engine, {
+        stop: async () => {
+          stopping += 1
+          await closing
+          return stop()
+        },
+      })
+    },
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  worker.engine().emit('qr', { value: '2@x', attempt: 2, expiresAt: new Date() })
+  await until('the browser is being closed', () => stopping === 1)
+  await request(sql, workspaceId, sessionId, 'restart', 30)
+  release()
+  await until('a second engine', () => worker.engines.length === 2)
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  const { data } = await sessionHistory(sql, workspaceId, sessionId, { limit: 50 })
+  t.match(
+    data.map(({ reason }) => reason),
+    [null, 'RESTART_REQUESTED', 'QR_TIMEOUT', null, null],
+  )
+})
+
+void t.test('a logout that WhatsApp did not confirm is not told as one that it did', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) =>
+      Object.assign(engine, { logout: () => Promise.reject(new Error('no answer')) }),
+  })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  t.match(await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT'), {
+    reason: 'LOGOUT_UNCONFIRMED',
+  })
+})
+
+void t.test('a session does not work while its next owner unlinks the device', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const dataDir = t.testdir()
+  const first = startWorker(t, sql, { dataDir })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await first.stop()
+  await sql`
+    update wa_sessions set status = 'WORKING', owner = 'dead', lease_until = now() - interval '1 second'`
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  const worker = startWorker(t, sql, {
+    dataDir,
+    changeEngine: (engine) => Object.assign(engine, { start: () => Promise.resolve() }),
+  })
+  await until('the login is being unlinked', () => worker.engines.length === 1)
+  t.match(await findSession(sql, workspaceId, sessionId), {
+    status: 'RECONNECTING',
+    reason: 'WORKER_LOST',
+  })
+})
 
 /** A worker whose store does not answer when it is asked for a login, while that is switched on. */
 async function withHangingStore(

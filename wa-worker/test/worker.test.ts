@@ -384,6 +384,10 @@ void t.test('without a worker nothing is said to work', async (t) => {
   t.equal(message.heldBy, 'SESSION_RECONNECTING')
   await sql`update wa_sessions set status = 'SCAN_QR_CODE', qr = 'x'`
   t.match(await findSession(sql, workspaceId, sessionId), { status: 'STARTING' })
+  for (const status of ['STARTING', 'RECONNECTING']) {
+    await sql`update wa_sessions set status = ${status}, reason = 'BROWSER_CRASHED'`
+    t.match(await findSession(sql, workspaceId, sessionId), { status, reason: 'WORKER_LOST' })
+  }
 })
 
 void t.test('one wish to restart is one restart, however slow', async (t) => {

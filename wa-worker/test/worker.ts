@@ -78,8 +78,9 @@ export function startWorker(
     mediaStore,
     reading = {},
     historyDays = 0,
+    capacity = 10,
     ...deps
-  }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes' | 'stableMs'>> & {
+  }: Partial<Pick<SessionDeps, 'startTimeoutMs' | 'maxQrCodes' | 'stableMs' | 'backoff'>> & {
     dataDir: string
     /** Where snapshots lie; in dataDir unless workers of several machines are to share them. */
     objectsDir?: string
@@ -98,6 +99,7 @@ export function startWorker(
       'afterMs' | 'maxChats' | 'limitPerChat' | 'deadlineMs' | 'maxAcks' | 'acksEveryMs'
     >
     historyDays?: number
+    capacity?: number
   },
 ): TestWorker {
   const id = `test-${randomUUID()}`
@@ -151,12 +153,13 @@ export function startWorker(
   const supervisor = new Supervisor({
     sql,
     log,
-    worker: { id, host: 'test', pid: process.pid, capacity: 10 },
+    worker: { id, host: 'test', pid: process.pid, capacity },
     leaseTtlMs,
     expiryDays: 30,
     pollMs: 50,
-    createSession: (leased) => {
+    createSession: (leased, how) => {
       const session = new Session(leased, {
+        ...how,
         sql,
         log,
         worker: id,
