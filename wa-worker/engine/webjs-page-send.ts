@@ -175,6 +175,9 @@ export function installSending(): void {
     // extraOptions is spread over the message last, so our key replaces the one the library makes up. What the
     // library answers is the message of its own key, undefined: the truth is in the collection.
     const key = keyFor(chat, keyId)
+    // The chat may have an address the page had forgotten before it asked for the chat.
+    const before = await awfar.byId(key._serialized)
+    if (before) return receipt(before)
     const options = { ...message.options, extraOptions: { ...attributes, id: key } } as Record<
       string,
       unknown
@@ -291,8 +294,15 @@ export function installSending(): void {
           return { failure: 'NOT_REVOCABLE', error: 'WhatsApp Web does not let it be deleted' }
         const chat = awfar.chatOf(addressOf(message.id.remote))
         if (!chat) return { failure: 'MESSAGE_NOT_FOUND', error: 'its chat is gone' }
-        const what = { list: [message], type: 'message' }
-        await window.require('WAWebCmd').Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
+        // As the library asks for it; before 2.3000 the arguments were others.
+        const { Cmd } = window.require('WAWebCmd')
+        if (window.WWebJS!.compareWwebVersions(window.Debug.VERSION, '>=', '2.3000.0')) {
+          const what = { list: [message], type: 'message' }
+          await Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
+        } else {
+          const type = target.fromMe ? 'Sender' : 'Admin'
+          await Cmd.sendRevokeMsgs(chat, [message], { clearMedia: true, type })
+        }
         return done
       }),
 
