@@ -268,6 +268,9 @@ export class Session {
       await this.#transition({ type: 'qrTimeout' })
       return this.#leave()
     }
+    // The page that worked said it was not paired any more, and the login is gone with it: no older one would be taken either.
+    if (this.#status === 'RECONNECTING' && this.#reason === 'STATE_UNPAIRED')
+      return this.#loggedOut()
     if (await this.#tryOlderLogin()) return
     // With the change of state, so that whoever sees SCAN_QR_CODE finds a code.
     if (this.#status !== 'SCAN_QR_CODE') await this.#transition({ type: 'qr' }, { qr })
