@@ -94,7 +94,7 @@ await t.test(
       const target = { fromMe: true, chatId, id: '3EB0TEXT', participant: '' }
       await t.rejects(engine.send({ ...text('3EB0REPLY'), quoted: target }), {
         certainty: 'transient',
-        code: 'MODULE_MISSING',
+        code: 'KIND_UNAVAILABLE',
         message: /WAWebMsgReply/,
       })
       await t.rejects(engine.react({ target, emoji: '👍' }), { code: 'MODULE_MISSING' })
@@ -143,6 +143,18 @@ await t.test(
       whatsapp.deliver({ to: account, from: customer, body: 'after the sync' })
       await nextEvent(engine, 'message', ({ body }) => body === 'after the sync')
       t.equal((await engine.probe()).unreported, 0)
+    })
+
+    await t.test('a page without WhatsApp is alive, and not online', async (t) => {
+      const lost = nextEvent(engine, 'link', (state) => state === 'lost')
+      whatsapp.setServing({ page: 'maintenance' })
+      await whatsapp.reload(account)
+      await lost
+      t.same(await engine.probe(), { online: false, unreported: 0 })
+      whatsapp.setServing({ page: 'normal' })
+      const restored = nextEvent(engine, 'link', (state) => state === 'restored')
+      await engine.reload()
+      await restored
     })
 
     await t.test('a refusal without a reason is one all the same', async (t) => {

@@ -19,6 +19,7 @@ await t.test(
         'namesByGetter',
         'chatsWithoutTime',
         'quotesByModule',
+        'repliesByMessage',
         'isOlder',
         'unpairsFirst',
       ]),

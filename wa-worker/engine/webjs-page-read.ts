@@ -128,7 +128,9 @@ export function installReading(): void {
     const wids = window.require('WAWebWidFactory')
     const addresses = awfar.addressesOf(waId)
     const { Contact } = window.require('WAWebCollections')
-    const known = addresses.flatMap((address) => Contact?.get(wids.createWid(address)) ?? [])
+    const known = Contact?.get
+      ? addresses.flatMap((address) => Contact.get!(wids.createWid(address)) ?? [])
+      : (Contact?.getModelsArray?.() ?? []).filter(({ id }) => addresses.includes(id._serialized))
     // As the library reads them; the attributes are where they were before.
     const getters = awfar.missing(['WAWebContactGetters']).length === 0
     const { getName, getPushname } = getters ? window.require('WAWebContactGetters') : {}
@@ -192,7 +194,7 @@ export function installReading(): void {
         if (awfar.addressesOf(waId).length === 1) {
           // Only WhatsApp knows the other address; it may not know this one either.
           const found = await window.require('WAWebQueryExistsJob').queryWidExists(asked)
-          if (!found?.wid && !window.require('WAWebCollections').Contact?.get(asked)) return null
+          if (!found?.wid && !window.require('WAWebCollections').Contact?.get?.(asked)) return null
         }
         return personOf(waId)
       } catch (error) {

@@ -5,7 +5,7 @@ import type { LookUpApi, PageChat, PageMessage, PageWindow, Wid } from './webjs-
 type MsgKeyClass = new (parts: object) => PageMessage['id']
 export interface SendingModules {
   WAWebMsgKey: MsgKeyClass
-  WAWebMsgReply: { canReplyMsg(message: PageMessage): boolean }
+  WAWebMsgReply: { canReplyMsg(message: PageMessage): boolean } | null | undefined
   WAWebSendReactionMsgAction: { sendReactionToMsg(message: PageMessage, emoji: string): unknown }
   WAWebMsgActionCapability: Record<
     'canEditText' | 'canEditCaption' | 'canSenderRevokeMsg' | 'canAdminRevokeMsg',
@@ -56,6 +56,7 @@ export interface PageFailure {
     | 'failed'
     | 'vanished'
     | 'MODULE_MISSING'
+    | 'KIND_UNAVAILABLE'
     | 'QUOTED_NOT_FOUND'
     | 'MESSAGE_NOT_FOUND'
     | 'NOT_EDITABLE'
@@ -162,7 +163,7 @@ export function installSending(): void {
     const known = await awfar.lookUp(own, false)
     if (known) return receipt(known)
     const missing = missingModules(modules)
-    if (missing) return missing
+    if (missing) return { ...missing, failure: 'KIND_UNAVAILABLE' }
 
     let chat: PageChat | null
     try {
@@ -183,12 +184,18 @@ export function installSending(): void {
       unknown
     >
     if (quoted) {
+      let replies: SendingModules['WAWebMsgReply']
+      try {
+        replies = window.require('WAWebMsgReply')
+      } catch {
+        return { failure: 'KIND_UNAVAILABLE', error: 'WAWebMsgReply' }
+      }
       const answered = await awfar.lookUp(quoted, true)
-      // The library would leave the quotation out in silence.
-      if (
-        !answered ||
-        !window.require('WAWebMsgReply').canReplyMsg(answered.unsafe?.() ?? answered)
-      )
+      // As the library asks, which would leave the quotation out in silence.
+      const can = replies
+        ? answered && replies.canReplyMsg(answered.unsafe?.() ?? answered)
+        : answered?.canReply?.()
+      if (!answered || !can)
         return { failure: 'QUOTED_NOT_FOUND', error: `${quoted.id} cannot be answered` }
       options['quotedMessageId'] = answered.id._serialized
       options['ignoreQuoteErrors'] = false

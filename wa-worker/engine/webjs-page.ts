@@ -30,6 +30,7 @@ export interface PageMessage {
   author?: Wid | string
   from?: Wid | string
   unsafe?(): PageMessage
+  canReply?(): boolean
 }
 export interface PageChat {
   id: Wid
@@ -66,7 +67,10 @@ interface Modules extends SendingModules, ReadingModules {
   WAWebCollections: {
     Msg: MsgCollection
     Chat: { get(wid: Wid): PageChat | undefined; getModelsArray(): PageChat[] }
-    Contact?: { get(wid: Wid): PageContact | undefined }
+    Contact?: {
+      get?(wid: Wid): PageContact | undefined
+      getModelsArray?(): PageContact[]
+    }
     GroupMetadata?: GroupMetadata
     WAWebGroupMetadataCollection?: GroupMetadata
   }

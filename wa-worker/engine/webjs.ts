@@ -253,13 +253,16 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     const pulse = await within(
       deadlines.probe,
       'PAGE_UNRESPONSIVE',
-      page.evaluate(() => ({
-        state: window.require('WAWebSocketModel').Socket.state,
-        shown: window.awfar?.shown,
-      })),
+      page.evaluate(
+        () =>
+          window.awfar && {
+            state: window.require('WAWebSocketModel').Socket.state,
+            shown: window.awfar.shown,
+          },
+      ),
     )
-    // The page was replaced and nobody has injected anything into the new one yet.
-    if (pulse.shown === undefined) return { online: false, unreported: 0 }
+    // The page was replaced and nobody has injected anything into the new one yet; it may not even have modules.
+    if (!pulse) return { online: false, unreported: 0 }
     return { online: pulse.state === 'CONNECTED', unreported: pulse.shown - reported }
   }
 

@@ -5,7 +5,7 @@
 /* global Blob, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
 import { Msg, MsgModel } from './messages.js'
-import { requireModule } from './modules.js'
+import { define, requireModule } from './modules.js'
 import { me, Socket } from './session.js'
 
 /** The address without the parts that a walk over own properties would find. */
@@ -54,10 +54,16 @@ const variations = {
     }
   },
 
-  /** Names are what the getters say, and no attributes. */
+  /** Contacts have the methods the library calls, and their names are what the getters say. */
   namesByGetter() {
     const getters = requireModule('WAWebContactGetters')
-    hide(requireModule('WAWebCollections').Contact, 'name', 'pushname')
+    const collections = requireModule('WAWebCollections')
+    const { Contact } = collections
+    hide(Contact, 'name', 'pushname')
+    collections.Contact = {
+      find: (wid) => Contact.find(wid),
+      getModelsArray: () => Contact.getModelsArray(),
+    }
     getters.getName = ({ attributes }) => attributes.name
     getters.getPushname = ({ attributes }) => attributes.pushname
   },
@@ -84,6 +90,11 @@ const variations = {
       if (wid.isUser()) await queryWidExists(wid)
       return find(requireModule('WAWebApiContact').getCurrentLid(wid) ?? wid)
     }
+  },
+
+  /** Whether a message can be answered is asked of the message. */
+  repliesByMessage() {
+    define({ WAWebMsgReply: undefined })
   },
 
   /** The arguments of a deletion were others before 2.3000. */

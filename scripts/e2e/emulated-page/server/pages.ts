@@ -13,6 +13,7 @@ export type Variation =
   | 'chatsWithoutTime'
   | 'quotesByModule'
   | 'chatsByLid'
+  | 'repliesByMessage'
   | 'isOlder'
   | 'unpairsFirst'
 
