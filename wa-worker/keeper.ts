@@ -255,6 +255,9 @@ export class Keeper {
       await this.#state.happened({ type: 'qrTimeout' })
       return this.#kept.leave()
     }
+    // The page that worked said it was not paired any more, and the login is gone with it: no older one would be taken either.
+    const { status, reason } = this.#state
+    if (status === 'RECONNECTING' && reason === 'STATE_UNPAIRED') return this.#unlinked()
     if (await this.#tryOlderLogin('WhatsApp asks for a scan.')) return
     // With the change of state, so that whoever sees SCAN_QR_CODE finds a code.
     if (this.#state.status !== 'SCAN_QR_CODE') await this.#state.happened({ type: 'qr' }, { qr })
@@ -393,6 +396,11 @@ export class Keeper {
   async #loggedOut(): Promise<void> {
     const said = 'WhatsApp says that the device is unlinked.'
     if (!this.#linked && (await this.#tryOlderLogin(said))) return
+    return this.#unlinked()
+  }
+
+  /** Somebody unlinked the device on the phone. */
+  async #unlinked(): Promise<void> {
     const reason = 'LOGGED_OUT_ON_PHONE'
     await this.stop()
     await this.#state.write(() => this.#deps.logins.archive(this.#session, reason))

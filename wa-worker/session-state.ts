@@ -41,6 +41,11 @@ export class SessionState {
     return this.#status
   }
 
+  /** Why it is in this state. */
+  get reason(): string | null {
+    return this.#reason
+  }
+
   /** What the row says is only true while an engine runs. */
   get needsEngine(): boolean {
     return ['WORKING', 'SCAN_QR_CODE', 'PASSKEY_REQUIRED'].includes(this.#status)

@@ -282,6 +282,7 @@ export type Certainty = 'permanent' | 'transient' | 'unknown'
  * - MEDIA_UPLOAD_FAILED      the file did not get to WhatsApp
  * - DOWNLOAD_FAILED          the file did not come; another try may bring it
  * - MODULE_MISSING           WhatsApp Web no longer has a part this needs; the message names it
+ * - KIND_UNAVAILABLE         the same of a part that messages of this kind need and others do not: they go on
  * - BROWSER_MISSING, START_FAILED, PROFILE_UNREADABLE   the engine did not start
  *
  * unknown

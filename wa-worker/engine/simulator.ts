@@ -401,11 +401,12 @@ export class SimulatorEngine extends EventEmitter<EngineEvents> implements Engin
     }
   }
 
-  /** The device is unlinked on the phone. */
-  logoutFromPhone(): void {
+  /** The device is unlinked on the phone. The page may say so, or only that it is no longer paired. */
+  logoutFromPhone(says: 'loggedOut' | 'unpaired' = 'loggedOut'): void {
     this.#login = undefined
     void this.#save()
-    this.emit('loggedOut')
+    if (says === 'loggedOut') this.emit('loggedOut')
+    else this.emit('closed', { reason: 'STATE_UNPAIRED' })
   }
 
   /** The engine dies, as a browser does. */

@@ -29,6 +29,7 @@ export interface MessageModel {
   size?: number | string
   filename?: string
   duration?: number | string
+  quotedMsg?: object
   quotedStanzaID?: string
   quotedParticipant?: Address
   mentionedJidList?: Address[]

@@ -49,7 +49,6 @@ export async function sendMessage(page: Page, message: OutgoingMessage): Promise
     ...parts,
     options: { mentionedJidList: mentions, ...parts.options },
     quoted: quoted ?? null,
-    modules: [...parts.modules, ...(quoted ? ['WAWebMsgReply'] : [])],
   }
   const size = 'path' in content ? await sizeOf(content) : 0
   const input = 'path' in content ? await inputWith(page, content.path) : null
@@ -253,6 +252,8 @@ function sendFailure(
       return new EngineError('unknown', 'SEND_VANISHED', error)
     case 'MEDIA_UNREADABLE':
       return unreadable(error)
+    case 'KIND_UNAVAILABLE':
+      return new EngineError('transient', failure, `WhatsApp Web no longer has ${error}.`)
     case 'refused':
     case 'failed':
       if (isMedia && failure === 'failed') {

@@ -31,6 +31,11 @@ export interface ReadingModules {
     downloadManager: { downloadAndMaybeDecrypt(download: Download): Promise<ArrayBuffer> }
   }
   WAWebLidMigrationUtils: { toPn?(wid: Wid): Wid | undefined }
+  WAWebContactGetters: Record<
+    'getName' | 'getPushname',
+    (contact: PageContact) => string | undefined
+  >
+  WAWebQuotedMsgModelUtils: { getQuotedMsgObj(message: PageMessage): PageMessage | undefined }
 }
 
 export interface PageChatInfo {
@@ -108,8 +113,9 @@ export function installReading(): void {
           signal: abort.signal,
           downloadQpl: qpl,
         } as Download)
-      fetched.set(key.id, new Blob([bytes]))
-      return { size: bytes.byteLength }
+      const blob = new Blob([bytes])
+      fetched.set(key.id, blob)
+      return { size: blob.size }
     } catch (error) {
       const status = (error as { status?: unknown } | null)?.status
       return status === 404 || status === 410 ? 'expired' : failed(error)
@@ -122,11 +128,17 @@ export function installReading(): void {
     const wids = window.require('WAWebWidFactory')
     const addresses = awfar.addressesOf(waId)
     const { Contact } = window.require('WAWebCollections')
-    const known = addresses.flatMap((address) => Contact?.get(wids.createWid(address)) ?? [])
+    const known = Contact?.get
+      ? addresses.flatMap((address) => Contact.get!(wids.createWid(address)) ?? [])
+      : (Contact?.getModelsArray?.() ?? []).filter(({ id }) => addresses.includes(id._serialized))
+    // As the library reads them; the attributes are where they were before.
+    const getters = awfar.missing(['WAWebContactGetters']).length === 0
+    const { getName, getPushname } = getters ? window.require('WAWebContactGetters') : {}
+    const first = (names: (string | undefined)[]) => names.find((name) => name) ?? null
     return {
       addresses,
-      name: known.find(({ name }) => name)?.name ?? null,
-      pushName: known.find(({ pushname }) => pushname)?.pushname ?? null,
+      name: first(known.map((one) => getName?.(one) ?? one.name)),
+      pushName: first(known.map((one) => getPushname?.(one) ?? one.pushname)),
       isBusiness: known.some(({ isBusiness }) => isBusiness === true),
     }
   }
@@ -158,7 +170,10 @@ export function installReading(): void {
         const hasPn = awfar.missing(['WAWebLidMigrationUtils']).length === 0
         const pnOf = (wid: Wid) =>
           (hasPn && window.require('WAWebLidMigrationUtils').toPn?.(wid)) || wid
-        const members = chat.groupMetadata?.participants?.getModelsArray?.() ?? []
+        const { participants = [] } = chat.groupMetadata ?? {}
+        const members = Array.isArray(participants)
+          ? participants
+          : (participants.getModelsArray?.() ?? [])
         return {
           name: nameOf(chat),
           isGroup: true,
@@ -179,7 +194,7 @@ export function installReading(): void {
         if (awfar.addressesOf(waId).length === 1) {
           // Only WhatsApp knows the other address; it may not know this one either.
           const found = await window.require('WAWebQueryExistsJob').queryWidExists(asked)
-          if (!found?.wid && !window.require('WAWebCollections').Contact?.get(asked)) return null
+          if (!found?.wid && !window.require('WAWebCollections').Contact?.get?.(asked)) return null
         }
         return personOf(waId)
       } catch (error) {
@@ -199,10 +214,14 @@ export function installReading(): void {
 
     activeChats(since) {
       const { Chat } = window.require('WAWebCollections')
+      const last = ({ t, msgs }: PageChat) =>
+        t ?? Math.max(0, ...(msgs?.getModelsArray?.() ?? []).map((message) => message.t ?? 0))
       return Chat.getModelsArray()
-        .filter(({ id, t }) => (t ?? 0) >= since && /@(c\.us|lid|g\.us)$/.test(id._serialized))
-        .sort((a, b) => (b.t ?? 0) - (a.t ?? 0))
-        .map((chat) => ({
+        .filter(({ id }) => /@(c\.us|lid|g\.us)$/.test(id._serialized))
+        .map((chat) => ({ chat, t: last(chat) }))
+        .filter(({ t }) => t >= since)
+        .sort((a, b) => b.t - a.t)
+        .map(({ chat }) => ({
           chatId: chat.id._serialized,
           name: nameOf(chat),
           isGroup: chat.id.isGroup?.() === true,
@@ -220,11 +239,12 @@ export function installReading(): void {
             .sort((a, b) => (a.t ?? 0) - (b.t ?? 0))
         let older = true
         let beginning = false
+        const canLoad = awfar.missing(['WAWebChatLoadMessages']).length === 0
         // Loading may never end by itself, so there are three ends to it.
         while (older && !beginning && Date.now() < end) {
           const messages = loaded()
           if ((messages[0]?.t ?? Infinity) < since) older = false
-          else if (messages.filter(({ t }) => (t ?? 0) >= since).length >= limit) break
+          else if (!canLoad || messages.filter(({ t }) => (t ?? 0) >= since).length >= limit) break
           else {
             const got = await Promise.race([
               window.require('WAWebChatLoadMessages').loadEarlierMsgs({ chat }),
@@ -251,4 +271,28 @@ export function installReading(): void {
     },
   }
   Object.assign(awfar, api)
+
+  // What a message answers is an attribute of it, or known to a module only.
+  const library = window.WWebJS!
+  const modelOf = library.getMessageModel
+  const serialized = (wid: Wid | string | null | undefined) =>
+    (typeof wid === 'string' ? wid : wid?._serialized) ?? null
+  const quotationOf = (message: PageMessage) => {
+    const quoted = window.require('WAWebQuotedMsgModelUtils').getQuotedMsgObj(message)
+    if (!quoted) return {}
+    const { getMaybeMePnUser, getMaybeMeLidUser } = window.require('WAWebUserPrefsMeUser')
+    const author = quoted.id.fromMe
+      ? (getMaybeMePnUser() ?? getMaybeMeLidUser())
+      : (quoted.author ?? quoted.from)
+    return { quotedStanzaID: quoted.id.id, quotedParticipant: serialized(author) }
+  }
+  library.getMessageModel = (message) => {
+    const model = modelOf(message) as MessageModel
+    if (!model.quotedMsg || model.quotedStanzaID) return model
+    try {
+      return { ...model, ...quotationOf(message) }
+    } catch {
+      return model // the message itself is worth more than what it answers
+    }
+  }
 }

@@ -5,7 +5,7 @@ import type { LookUpApi, PageChat, PageMessage, PageWindow, Wid } from './webjs-
 type MsgKeyClass = new (parts: object) => PageMessage['id']
 export interface SendingModules {
   WAWebMsgKey: MsgKeyClass
-  WAWebMsgReply: { canReplyMsg(message: PageMessage): boolean }
+  WAWebMsgReply: { canReplyMsg(message: PageMessage): boolean } | null | undefined
   WAWebSendReactionMsgAction: { sendReactionToMsg(message: PageMessage, emoji: string): unknown }
   WAWebMsgActionCapability: Record<
     'canEditText' | 'canEditCaption' | 'canSenderRevokeMsg' | 'canAdminRevokeMsg',
@@ -56,6 +56,7 @@ export interface PageFailure {
     | 'failed'
     | 'vanished'
     | 'MODULE_MISSING'
+    | 'KIND_UNAVAILABLE'
     | 'QUOTED_NOT_FOUND'
     | 'MESSAGE_NOT_FOUND'
     | 'NOT_EDITABLE'
@@ -162,7 +163,7 @@ export function installSending(): void {
     const known = await awfar.lookUp(own, false)
     if (known) return receipt(known)
     const missing = missingModules(modules)
-    if (missing) return missing
+    if (missing) return { ...missing, failure: 'KIND_UNAVAILABLE' }
 
     let chat: PageChat | null
     try {
@@ -175,17 +176,26 @@ export function installSending(): void {
     // extraOptions is spread over the message last, so our key replaces the one the library makes up. What the
     // library answers is the message of its own key, undefined: the truth is in the collection.
     const key = keyFor(chat, keyId)
+    // The chat may have an address the page had forgotten before it asked for the chat.
+    const before = await awfar.byId(key._serialized)
+    if (before) return receipt(before)
     const options = { ...message.options, extraOptions: { ...attributes, id: key } } as Record<
       string,
       unknown
     >
     if (quoted) {
+      let replies: SendingModules['WAWebMsgReply']
+      try {
+        replies = window.require('WAWebMsgReply')
+      } catch {
+        return { failure: 'KIND_UNAVAILABLE', error: 'WAWebMsgReply' }
+      }
       const answered = await awfar.lookUp(quoted, true)
-      // The library would leave the quotation out in silence.
-      if (
-        !answered ||
-        !window.require('WAWebMsgReply').canReplyMsg(answered.unsafe?.() ?? answered)
-      )
+      // As the library asks, which would leave the quotation out in silence.
+      const can = replies
+        ? answered && replies.canReplyMsg(answered.unsafe?.() ?? answered)
+        : answered?.canReply?.()
+      if (!answered || !can)
         return { failure: 'QUOTED_NOT_FOUND', error: `${quoted.id} cannot be answered` }
       options['quotedMessageId'] = answered.id._serialized
       options['ignoreQuoteErrors'] = false
@@ -291,8 +301,15 @@ export function installSending(): void {
           return { failure: 'NOT_REVOCABLE', error: 'WhatsApp Web does not let it be deleted' }
         const chat = awfar.chatOf(addressOf(message.id.remote))
         if (!chat) return { failure: 'MESSAGE_NOT_FOUND', error: 'its chat is gone' }
-        const what = { list: [message], type: 'message' }
-        await window.require('WAWebCmd').Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
+        // As the library asks for it; before 2.3000 the arguments were others.
+        const { Cmd } = window.require('WAWebCmd')
+        if (window.WWebJS!.compareWwebVersions(window.Debug.VERSION, '>=', '2.3000.0')) {
+          const what = { list: [message], type: 'message' }
+          await Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
+        } else {
+          const type = target.fromMe ? 'Sender' : 'Admin'
+          await Cmd.sendRevokeMsgs(chat, [message], { clearMedia: true, type })
+        }
         return done
       }),
 

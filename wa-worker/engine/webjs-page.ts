@@ -27,7 +27,10 @@ export interface PageMessage {
   caption?: string
   t?: number
   isNotification?: boolean
+  author?: Wid | string
+  from?: Wid | string
   unsafe?(): PageMessage
+  canReply?(): boolean
 }
 export interface PageChat {
   id: Wid
@@ -39,7 +42,7 @@ export interface PageChat {
   groupMetadata?: {
     isLidAddressingMode?: boolean
     subject?: string
-    participants?: { getModelsArray?(): GroupMember[] }
+    participants?: GroupMember[] | { getModelsArray?(): GroupMember[] }
   }
 }
 interface GroupMember {
@@ -64,12 +67,21 @@ interface Modules extends SendingModules, ReadingModules {
   WAWebCollections: {
     Msg: MsgCollection
     Chat: { get(wid: Wid): PageChat | undefined; getModelsArray(): PageChat[] }
-    Contact?: { get(wid: Wid): PageContact | undefined }
+    Contact?: {
+      get?(wid: Wid): PageContact | undefined
+      getModelsArray?(): PageContact[]
+    }
     GroupMetadata?: GroupMetadata
     WAWebGroupMetadataCollection?: GroupMetadata
   }
-  WAWebWidFactory: { createWid(id: string): Wid; asUserWidOrThrow(wid: Wid | null): Wid }
-  WAWebUserPrefsMeUser: { getMaybeMeLidUser(): Wid | null; getMaybeMePnUser(): Wid | null }
+  WAWebWidFactory: {
+    createWid(id: string): Wid
+    asUserWidOrThrow(wid: Wid | null | undefined): Wid
+  }
+  WAWebUserPrefsMeUser: Record<
+    'getMaybeMeLidUser' | 'getMaybeMePnUser',
+    () => Wid | null | undefined
+  >
   WAWebApiContact: {
     getCurrentLid?(wid: Wid): Wid | undefined
     getPhoneNumber?(wid: Wid): Wid | undefined
@@ -86,8 +98,10 @@ export interface PageWindow {
     editMessage(message: PageMessage, body: string, options: object): Promise<unknown>
     sendSeen(chatId: string): Promise<boolean>
     mediaInfoToFile(media: { file: File }): File
-    getMessageModel(message: PageMessage): object
+    getMessageModel: (message: PageMessage) => object
+    compareWwebVersions(one: string, operator: '>=', other: string): boolean
   }
+  Debug: { VERSION: string }
   AuthStore?: unknown
   onAppStateHasSyncedEvent?(): void
   awfar?: LookUpApi & SendingApi & ReadingApi
@@ -100,6 +114,8 @@ export interface LookUpApi {
   addressesOf(id: string): string[]
   /** The open chat with this id, under any of its addresses. */
   chatOf(id: string): PageChat | undefined
+  /** A message by the whole of its id: in memory or in the page's database. */
+  byId(id: string): Promise<PageMessage | undefined>
   /** A message under any address of its chat and author: in memory or in the page's database; `deep` also loads earlier ones of its chat. */
   lookUp(key: MessageKey, deep: boolean): Promise<PageMessage | undefined>
   /** Those of these modules the page does not have (any more). */
@@ -143,9 +159,28 @@ export function installLookUps(): void {
     if (!chatId.endsWith('@g.us')) return ['']
     if (!fromMe) return ['', ...(participant ? addressesOf(participant) : [])]
     const me = window.require('WAWebUserPrefsMeUser')
-    return ['', me.getMaybeMePnUser(), me.getMaybeMeLidUser()].flatMap((wid) =>
-      wid === null ? [] : typeof wid === 'string' ? wid : wid._serialized,
-    )
+    return [
+      '',
+      ...[me.getMaybeMePnUser(), me.getMaybeMeLidUser()].flatMap((wid) => wid?._serialized ?? []),
+    ]
+  }
+
+  /**
+   * What the page's database has under an id: there a message is after a restart. `unsaid` where the page throws, which it may also do for a message it
+   * does not have. The library asks for one at a time, and so do we.
+   */
+  const stored = async (id: string): Promise<PageMessage | 'unsaid' | undefined> => {
+    try {
+      const found = await window.require('WAWebCollections').Msg.getMessagesById?.([id])
+      return found?.messages?.find((message) => message)
+    } catch {
+      return 'unsaid'
+    }
+  }
+
+  const byId = async (id: string): Promise<PageMessage | undefined> => {
+    const message = window.require('WAWebCollections').Msg.get(id) ?? (await stored(id))
+    return message === 'unsaid' ? undefined : message
   }
 
   const lookUp = async (key: MessageKey, deep: boolean): Promise<PageMessage | undefined> => {
@@ -164,9 +199,13 @@ export function installLookUps(): void {
       const message = inChat(chat)
       if (message) return message
     }
-    // Not in memory, but perhaps in the page's database: so it is after a restart.
-    const stored = (await Msg.getMessagesById?.(ids))?.messages?.find((message) => message)
-    if (stored || !deep) return stored
+    let sure = true
+    for (const id of ids) {
+      const message = await stored(id)
+      if (message === 'unsaid') sure = false
+      else if (message) return message
+    }
+    if (!deep || (sure && api.missing(['WAWebChatLoadMessages']).length > 0)) return undefined
     for (const chat of chats) {
       await window.require('WAWebChatLoadMessages').loadEarlierMsgs({ chat })
       const message = inChat(chat)
@@ -179,6 +218,7 @@ export function installLookUps(): void {
     shown: 0,
     addressesOf,
     chatOf: (id) => chatsOf(id)[0],
+    byId,
     lookUp,
     missing: (names) =>
       names.filter((name) => {

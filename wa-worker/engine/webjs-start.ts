@@ -1,9 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Page } from 'puppeteer'
 import type { ClientInfo } from 'whatsapp-web.js'
+import { phoneOf } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { deadlines, within } from './webjs-call.ts'
-import { nameOf } from './webjs-messages.ts'
+import { addressOf, nameOf } from './webjs-messages.ts'
 import { installLookUps, missingModules, reportPasskeys } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
 import { installReading } from './webjs-page-read.ts'
@@ -28,20 +29,19 @@ export async function watchForPasskey(page: Page, onAsked: () => void): Promise<
 }
 
 /** The account the page is linked to. */
-export async function readAccount(page: Page, { wid, pushname }: ClientInfo): Promise<Account> {
-  const lid = await within(
+export async function readAccount(page: Page, { pushname }: ClientInfo): Promise<Account> {
+  // Read in the page: of an address, the library hands over what a walk over its own properties finds, which need not be all of it.
+  const { pn, lid } = await within(
     deadlines.call,
     'PAGE_UNRESPONSIVE',
-    page.evaluate(
-      () => window.require('WAWebUserPrefsMeUser').getMaybeMeLidUser()?._serialized ?? null,
-    ),
+    page.evaluate(() => {
+      const { getMaybeMePnUser, getMaybeMeLidUser } = window.require('WAWebUserPrefsMeUser')
+      return { pn: getMaybeMePnUser()?._serialized, lid: getMaybeMeLidUser()?._serialized ?? null }
+    }),
   )
-  return {
-    waId: wid._serialized,
-    lid,
-    phone: wid.server === 'c.us' ? `+${wid.user}` : null,
-    pushName: nameOf(pushname),
-  }
+  const waId = addressOf(pn ?? lid)
+  if (waId === undefined) throw new Error('WhatsApp Web does not say whose account it is.')
+  return { waId, lid, phone: phoneOf(waId), pushName: nameOf(pushname) }
 }
 
 /** How far the page is; one whose codes have run out is asked for new ones. */

@@ -253,13 +253,16 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     const pulse = await within(
       deadlines.probe,
       'PAGE_UNRESPONSIVE',
-      page.evaluate(() => ({
-        state: window.require('WAWebSocketModel').Socket.state,
-        shown: window.awfar?.shown,
-      })),
+      page.evaluate(
+        () =>
+          window.awfar && {
+            state: window.require('WAWebSocketModel').Socket.state,
+            shown: window.awfar.shown,
+          },
+      ),
     )
-    // The page was replaced and nobody has injected anything into the new one yet.
-    if (pulse.shown === undefined) return { online: false, unreported: 0 }
+    // The page was replaced and nobody has injected anything into the new one yet; it may not even have modules.
+    if (!pulse) return { online: false, unreported: 0 }
     return { online: pulse.state === 'CONNECTED', unreported: pulse.shown - reported }
   }
 
@@ -277,9 +280,11 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     on('qr', (value: string) => this.#showQr(value))
     on('ready', () => void this.#becomeReady())
     on('change_state', (state: string) => this.#stateChanged(state))
-    on('disconnected', (state: string) =>
-      this.#closed(state === 'CONFLICT' ? state : `STATE_${state}`),
-    )
+    on('disconnected', (state: string) => {
+      // The page said so before, and may be UNPAIRED before it loads itself anew.
+      if (client.lastLoggedOut) this.#loggedOut()
+      else this.#closed(state === 'CONFLICT' ? state : `STATE_${state}`)
+    })
     on('message_create', () => (this.#reported += 1))
     listenToMessages(
       on,
@@ -335,9 +340,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
 
   async #navigated(page: Page, url: string): Promise<void> {
     if (url.includes('post_logout=1') || this.#client!.lastLoggedOut) {
-      this.#dead = true
-      this.emit('loggedOut')
-      return
+      return this.#loggedOut()
     }
     const injected = await within(
       deadlines.call,
@@ -432,6 +435,12 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     if (this.#dead || this.#stopping) return
     if (this.#ready) this.emit('trouble', { reason, detail })
     else this.#closed(reason, detail)
+  }
+
+  #loggedOut(): void {
+    if (this.#dead || this.#stopping) return
+    this.#dead = true
+    this.emit('loggedOut')
   }
 
   #closed(reason: string, detail?: string): void {

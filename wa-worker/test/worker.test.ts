@@ -266,6 +266,21 @@ void t.test('a device unlinked on the phone waits for a person', async (t) => {
   await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
 })
 
+void t.test('a page that is unpaired and then asks for a scan was logged out', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const worker = startWorker(t, sql, { dataDir: t.testdir() })
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await until(
+    'there is a snapshot',
+    async () => (await sql`select 1 from wa_snapshots where state = 'verified'`).length > 0,
+  )
+  worker.engine().logoutFromPhone('unpaired')
+  const out = await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
+  t.match(out, { reason: 'LOGGED_OUT_ON_PHONE', desiredState: 'stopped' })
+  t.equal(worker.engines.length, 2, 'no older login is tried')
+})
+
 void t.test(
   'logout unlinks, also when the session is stopped; delete removes the login',
   async (t) => {

@@ -28,6 +28,7 @@ export type { Phone } from './server/accounts.ts'
 export type { AckMode, AckRule } from './server/acks.ts'
 export type { Received, Signal, Stanza } from './server/book.ts'
 export type { Delivered, InboundMessage, PhoneMessage } from './server/exchange.ts'
+export type { Variation } from './server/pages.ts'
 
 export interface EmulatedWhatsAppOptions extends Partial<QrTiming>, Partial<PageSettings> {
   /** Of the HTTPS server; 0 or absent: any free one. */
@@ -69,11 +70,11 @@ export class EmulatedWhatsApp {
   constructor(options: EmulatedWhatsAppOptions) {
     this.#options = options
     const { qrFirstMs = 60_000, qrIntervalMs = 20_000, qrRefs = 6 } = options
-    const { syncMs = 100, syncWaitsForListener = true, logoutMs = 100 } = options
+    const { syncMs = 100, syncWaitsForListener = true, logoutMs = 100, variations = [] } = options
     this.#numbers = new Numbers(options.everyoneRegistered ?? false)
     this.#pairing = new Pairing({ qrFirstMs, qrIntervalMs, qrRefs })
     this.#pages = new Pages(
-      { syncMs, syncWaitsForListener, logoutMs },
+      { syncMs, syncWaitsForListener, logoutMs, variations },
       (noise) => this.#accounts.byNoise(noise)?.number,
     )
     const parts = {

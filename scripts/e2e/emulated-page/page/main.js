@@ -13,6 +13,7 @@ import { Reactions } from './reactions.js'
 import { enterState, launch, onEvent, resync } from './session.js'
 import './sending.js'
 import './text.js'
+import { vary } from './variations.js'
 
 const WAWebCallCollection = Object.assign(new Emitter(), { calls: new Map() })
 // Through the map, because that is where the library listens.
@@ -55,4 +56,5 @@ setFaults(settings.faults)
 removeModules(settings.removedModules)
 window.require = requireModule
 window.Debug = { VERSION }
+vary(settings.variations)
 launch(keys, settings, ({ noise }) => control.rename(noise))

@@ -3,6 +3,20 @@ import type { WebSocket } from 'ws'
 export type Fault =
   { kind: 'hang' } | { kind: 'fail'; message: string; status?: number; matching?: string }
 
+/** What another page may do otherwise; see page/variations.js. */
+export type Variation =
+  | 'looksUpStrictly'
+  | 'hidesAccount'
+  | 'downloadsBlobs'
+  | 'listsMembers'
+  | 'namesByGetter'
+  | 'chatsWithoutTime'
+  | 'quotesByModule'
+  | 'chatsByLid'
+  | 'repliesByMessage'
+  | 'isOlder'
+  | 'unpairsFirst'
+
 export interface PageSettings {
   /** How long the first sync takes after the connection. */
   syncMs: number
@@ -10,6 +24,7 @@ export interface PageSettings {
   syncWaitsForListener: boolean
   /** From the logout to the page's navigation. */
   logoutMs: number
+  variations: Variation[]
 }
 
 interface Reply {
