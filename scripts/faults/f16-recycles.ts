@@ -101,7 +101,7 @@ interface Sample extends Measured {
 async function sample(worker: Program): Promise<Sample> {
   const measured = await worker.measure()
   // A browser's own helpers come and go; the number of browsers does not.
-  const browsers = familyOf(worker.pid, await listProcesses()).filter(
+  const browsers = familyOf(worker.pid, listProcesses()).filter(
     ({ command }) => command.includes('--user-data-dir=') && !command.includes(' --type='),
   )
   return { ...measured, browsers: browsers.length }

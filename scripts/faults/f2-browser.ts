@@ -122,7 +122,7 @@ async function run(lab: Lab): Promise<Row[]> {
 async function one(scene: Scene, subject: Subject, kind: Kind, delayMs: number): Promise<void> {
   const { world, outcomes, sent, meanwhile, leftovers } = scene
   const { detected, recovered, inbound } = outcomes.get(kind)!
-  const browser = await world.browser(subject.id)
+  const browser = world.browser(subject.id)
   if (!browser || browser.renderers.length === 0) return detected.failed('no browser runs')
   const heard = await inbound.attempt(() => world.hears(subject))
   const mark = await world.mark(subject.id)
@@ -146,7 +146,7 @@ async function one(scene: Scene, subject: Subject, kind: Kind, delayMs: number):
   else inbound.failed('it never worked again')
   await leftovers.attempt(async () => {
     const broken = victims.includes(browser.main) ? browser.all : victims
-    const gone = async () => (await stillRunning(broken)).length === 0
+    const gone = () => stillRunning(broken).length === 0
     await eventually('the broken processes are gone', gone, 10_000)
   })
 }

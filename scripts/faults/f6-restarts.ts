@@ -45,12 +45,12 @@ const causes: Cause[] = [
   {
     what: 'worker SIGKILL',
     inflict: async (scene) => {
-      const before = familyOf(scene.worker.pid, await listProcesses())
+      const before = familyOf(scene.worker.pid, listProcesses())
       await scene.worker.end('SIGKILL')
       await scene.orphans.attempt(async () => {
         await eventually(
           'no browser outlives its worker',
-          async () => (await stillRunning(before)).length === 0,
+          () => stillRunning(before).length === 0,
           orphanedMs,
         )
       })
@@ -61,7 +61,7 @@ const causes: Cause[] = [
     what: 'browser SIGKILL',
     inflict: async ({ world, subjects, worker }) => {
       for (const { id } of subjects) {
-        const browser = await world.browser(id)
+        const browser = world.browser(id)
         if (browser) signal(browser.main.pid, 'SIGKILL')
       }
       return worker

@@ -248,7 +248,7 @@ export class World {
     return join(this.folder, disk, 'profiles', id)
   }
 
-  async browser(id: string, disk = 'data'): Promise<Browser | undefined> {
+  browser(id: string, disk = 'data'): Browser | undefined {
     return browserOn(this.profile(id, disk))
   }
 
@@ -374,7 +374,7 @@ export class World {
   /** Ends everything, and names what is left then: processes, and files that a running browser has. What is left is ended, too. */
   async close(): Promise<string[]> {
     this.#lab.worlds.delete(this)
-    const before = await this.#processes()
+    const before = this.#processes()
     for (const worker of this.workers) worker.kill('SIGCONT')
     await Promise.all(
       this.workers.map(async (worker) => worker.ended ?? (await worker.end('SIGTERM'))),
@@ -383,16 +383,16 @@ export class World {
     await this.whatsapp.close()
     await this.sql.close()
     // A browser's helpers outlive it by a moment.
-    const gone = async () => (await stillRunning(before)).length === 0
+    const gone = () => stillRunning(before).length === 0
     await eventually('the processes are gone', gone, 5_000).catch(() => {})
-    const left = await stillRunning([...before, ...(await this.#processes())])
+    const left = stillRunning([...before, ...this.#processes()])
     for (const { pid } of left) signal(pid, 'SIGKILL')
     return [...left.map(({ pid, command }) => `${pid} ${command}`), ...(await this.#files())]
   }
 
   /** Ours, and whatever they started, even if those that started it are gone. */
-  async #processes(): Promise<Listed[]> {
-    const all = await listProcesses()
+  #processes(): Listed[] {
+    const all = listProcesses()
     const roots = [
       ...[...this.workers, this.#api].filter(({ ended }) => !ended).map(({ pid }) => pid),
       ...all.filter(({ command }) => command.includes(`${this.folder}/`)).map(({ pid }) => pid),
@@ -416,9 +416,9 @@ export class World {
 
   /** At once, whatever state it is in: the run is being broken off. */
   async abort(): Promise<void> {
-    const all = await this.#processes()
+    const all = this.#processes()
     for (const program of [...this.workers, this.#api]) program.kill('SIGKILL')
-    for (const { pid } of await stillRunning(all)) signal(pid, 'SIGKILL')
+    for (const { pid } of stillRunning(all)) signal(pid, 'SIGKILL')
     await this.whatsapp.close()
     await this.sql.close()
   }
