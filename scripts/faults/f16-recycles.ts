@@ -27,7 +27,7 @@ async function recycle(
   times: number,
   sessions: number,
 ): Promise<Row[]> {
-  const where = engine === 'webjs' ? 'Chromium' : 'simulator'
+  const where = engine === 'webjs' ? 'the headless shell' : 'simulator'
   const world = await World.open(lab, `f16-${engine}`, { engine })
   const cycles = new Trials('F16', `stop and start on ${where}: WORKING again without a code`)
   const leaks = new Trials(

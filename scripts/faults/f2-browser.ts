@@ -58,7 +58,7 @@ interface Sent {
 export const browserFaults: Family = { id: 'F2', run }
 
 async function run(lab: Lab): Promise<Row[]> {
-  const world = await World.open(lab, 'f2')
+  const world = await World.open(lab, 'f2', { browser: 'chromium' })
   // A message stays in flight long enough to be hit.
   world.whatsapp.setAcks({ serverMs: 150, deliveredMs: 200, readMs: 250 })
   const worker = await world.startWorker('worker-a')

@@ -10,6 +10,7 @@ import { startEmulatedWhatsApp } from '../e2e/emulated-page/server.ts'
 import type { EmulatedWhatsApp, EmulatedWhatsAppOptions } from '../e2e/emulated-page/server.ts'
 import { freePort } from '../e2e/processes.ts'
 import { watchWrites } from './audit.ts'
+import type { BrowserKind } from './browsers.ts'
 import type { Lab } from './lab.ts'
 import { browserOn, familyOf, listProcesses, signal, stillRunning } from './proc.ts'
 import type { Browser, Listed } from './proc.ts'
@@ -19,6 +20,8 @@ import { eventually, inParallel } from './waiting.ts'
 
 export interface WorldOptions {
   engine?: 'webjs' | 'simulator'
+  /** The headless shell, unless the fault is one of the browser's own machinery. */
+  browser?: BrowserKind
   settings?: Record<string, string>
   whatsapp?: EmulatedWhatsAppOptions
 }
@@ -90,6 +93,8 @@ export class World {
 
   static async open(lab: Lab, name: string, options: WorldOptions = {}): Promise<World> {
     lab.signal.throwIfAborted()
+    const { engine = 'webjs', browser = 'shell' } = options
+    if (engine === 'webjs') lab.used.add(browser)
     const folder = join(lab.folder, name)
     for (const inner of ['', 'tmp']) await mkdir(join(folder, inner), { recursive: true })
     const url = await lab.createDatabase()
@@ -113,14 +118,12 @@ export class World {
       RATE_LIMIT_GENERAL: 'off',
       RATE_LIMIT_AUTH: 'off',
       RATE_LIMIT_MESSAGES: 'off',
-      WA_ENGINE: options.engine ?? 'webjs',
+      WA_ENGINE: engine,
+      PUPPETEER_EXECUTABLE_PATH: lab.browsers[browser].path,
       WA_SIMULATOR_SCAN_MS: '50',
       WA_BROWSER_ARGS: whatsapp.browserArgs.join(' '),
       WA_MAX_SESSIONS: '50',
       WA_RECONNECT_DELAY_MS: '500',
-      ...(process.env['PUPPETEER_EXECUTABLE_PATH'] !== undefined && {
-        PUPPETEER_EXECUTABLE_PATH: process.env['PUPPETEER_EXECUTABLE_PATH'],
-      }),
       ...options.settings,
     }
     const api = await Program.start(lab.root, 'api/server.js', {
