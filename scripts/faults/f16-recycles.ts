@@ -15,10 +15,10 @@ const spareHeap = (cycles: number) => Math.max(4_194_304, cycles * 10_240)
 
 export const recycles: Family = {
   id: 'F16',
-  run: async (lab) => [
-    ...(await recycle(lab, 'simulator', 300, 10)),
-    ...(await recycle(lab, 'webjs', 40, 4)),
-  ],
+  run: async (lab) => {
+    const both = [recycle(lab, 'simulator', 300, 10), recycle(lab, 'webjs', 40, 4)]
+    return (await Promise.all(both)).flat()
+  },
 }
 
 async function recycle(

@@ -90,8 +90,8 @@ const order = [
   'SSE',
   'HOOKS',
 ]
-/** Families that run at the same time: one waits while another starts browsers, and two cores start only so many at once. */
-const width = 2
+/** Families that run at the same time: one waits while others start browsers, and two cores are to have something to do all the time. */
+const width = 3
 const quickShare = 0.1
 
 const { values: options } = parseArgs({
