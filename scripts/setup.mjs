@@ -1,4 +1,4 @@
-// Makes a clone ready to run; npm runs it before start, test and the like: node scripts/setup.mjs [--browser]
+// Makes a clone ready to run; npm runs it before start, test and the like: node scripts/setup.mjs [--browser] [--headless-shell]
 // It does only what is missing, says one line for each thing it did, and nothing when there was nothing to do.
 // It needs nothing but Node: it is what installs the rest.
 import { spawn } from 'node:child_process'
@@ -46,9 +46,35 @@ const nodeModules = at('node_modules')
 const dist = at('dist')
 const installStamp = join(nodeModules, '.setup-stamp')
 const buildStamp = join(dist, '.setup-stamp')
-const browserStamp = join(dist, '.setup-browser')
 const buildInfo = join(dist, '.tsbuildinfo')
 const lockFile = join(dist, '.setup-lock')
+
+/** What sessions run on. */
+const browser = {
+  name: 'browser',
+  places: browsers,
+  debian: 'chromium',
+  download: 'chrome',
+  stamp: join(dist, '.setup-browser'),
+  downloaded: (puppeteer) => puppeteer.executablePath(),
+  advice: `Awfar runs, but its WhatsApp sessions end in BROWSER_MISSING. Do one of these:
+  sudo apt-get install -y chromium        Debian; elsewhere install Chromium or Google Chrome
+  npm run browser:install                 downloads Chrome for this user
+  PUPPETEER_EXECUTABLE_PATH=<file>        in .env, when there is a browser somewhere else`,
+}
+
+/** What most sessions of the fault suite run on: the same places as in scripts/faults/browsers.ts. */
+const headlessShell = {
+  name: 'headless shell',
+  places: ['/usr/lib/chromium/chromium-headless-shell'],
+  debian: 'chromium-headless-shell',
+  download: 'chrome-headless-shell',
+  stamp: join(dist, '.setup-headless-shell'),
+  downloaded: (puppeteer) => puppeteer.executablePath({ headless: 'shell' }),
+  advice: `The fault suite needs one. Do one of these:
+  sudo apt-get install -y chromium-headless-shell           Debian
+  npx puppeteer browsers install chrome-headless-shell      downloads it for this user`,
+}
 
 /** A failure explained to the user; anything else is a fault of this script and keeps its stack. */
 class SetupError extends Error {}
@@ -67,17 +93,20 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
 process.on('exit', unlock)
 
 try {
-  await main(process.argv.includes('--browser'))
+  await main([
+    ...(process.argv.includes('--browser') ? [browser] : []),
+    ...(process.argv.includes('--headless-shell') ? [headlessShell] : []),
+  ])
 } catch (error) {
   if (!(error instanceof SetupError) && !isAccessError(error)) throw error
   console.error(`setup: ${isAccessError(error) ? accessSentence(error) : error.message}`)
   process.exitCode = 1
 }
 
-async function main(withBrowser) {
+async function main(wanted) {
   checkNode()
   if (isInstalled() && isBuilt() && !lacksEnv()) {
-    if (withBrowser) await ensureBrowser()
+    for (const kind of wanted) await ensureBrowser(kind)
     return
   }
   await lock()
@@ -85,7 +114,7 @@ async function main(withBrowser) {
   if (!isBuilt()) await step('built', build).catch(unlessTestsWillTell)
   if (lacksEnv()) writeEnv()
   unlock()
-  if (withBrowser) await ensureBrowser()
+  for (const kind of wanted) await ensureBrowser(kind)
 }
 
 function checkNode() {
@@ -234,51 +263,46 @@ JWT_SECRET=${randomBytes(48).toString('base64url')}
   console.log('setup: .env written, with a new JWT_SECRET')
 }
 
-// Browser
+// Browsers
 
-async function ensureBrowser() {
+async function ensureBrowser(kind) {
   const env = { ...parseEnv(readIfThere(at('.env')) ?? ''), ...process.env }
   // A path that is set is not second-guessed: the worker says so when nothing is there.
-  if (env.WA_ENGINE === 'simulator' || env.PUPPETEER_EXECUTABLE_PATH) return
-  if (await hasBrowser()) return
-  if (
-    Date.now() - (statSync(browserStamp, { throwIfNoEntry: false })?.mtimeMs ?? 0) >
-    browserRetryMs
-  ) {
+  const isSettled = env.WA_ENGINE === 'simulator' || env.PUPPETEER_EXECUTABLE_PATH
+  if ((kind === browser && isSettled) || (await isThere(kind))) return
+  const triedAt = statSync(kind.stamp, { throwIfNoEntry: false })?.mtimeMs ?? 0
+  if (Date.now() - triedAt > browserRetryMs) {
     await lock()
     try {
-      if (await hasBrowser()) return // another process was waited for, and installed one
-      const failure = await installBrowser()
+      if (await isThere(kind)) return // another process was waited for, and installed one
+      const failure = await installBrowser(kind)
       if (failure === undefined) return
       console.error(failure)
-      writeStamp(browserStamp, '')
+      writeStamp(kind.stamp, '')
     } finally {
       unlock()
     }
   }
-  console.error(`setup: no browser found. Awfar runs, but its WhatsApp sessions end in BROWSER_MISSING. Do one of these:
-  sudo apt-get install -y chromium        Debian; elsewhere install Chromium or Google Chrome
-  npm run browser:install                 downloads Chrome for this user
-  PUPPETEER_EXECUTABLE_PATH=<file>        in .env, when there is a browser somewhere else`)
+  console.error(`setup: no ${kind.name} found. ${kind.advice}`)
 }
 
-async function hasBrowser() {
-  if (browsers.some(existsSync)) return true
+async function isThere({ places, downloaded }) {
+  if (places.some(existsSync)) return true
   const { default: puppeteer } = await import('puppeteer')
-  return existsSync(puppeteer.executablePath())
+  return existsSync(downloaded(puppeteer))
 }
 
 /** Tries what this user may do. Answers why nothing helped, or undefined. */
-async function installBrowser() {
+async function installBrowser({ name, debian, download }) {
   const failures = []
   if (process.getuid?.() === 0 && isOnPath('apt-get')) {
-    console.log('setup: no browser found, installing chromium with apt-get')
+    console.log(`setup: no ${name} found, installing ${debian} with apt-get`)
     const aptEnv = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-    const install = ['install', '-y', '--no-install-recommends', 'chromium']
+    const install = ['install', '-y', '--no-install-recommends', debian]
     try {
-      await step('chromium installed', async () => {
+      await step(`${debian} installed`, async () => {
         await run('apt-get', ['update'], { what: 'apt-get update failed', env: aptEnv })
-        await run('apt-get', install, { what: 'apt-get install chromium failed', env: aptEnv })
+        await run('apt-get', install, { what: `apt-get install ${debian} failed`, env: aptEnv })
       })
       return undefined
     } catch (error) {
@@ -286,11 +310,11 @@ async function installBrowser() {
     }
   }
   const puppeteer = join(nodeModules, 'puppeteer', 'lib', 'cjs', 'puppeteer', 'node', 'cli.js')
-  console.log('setup: no browser found, downloading Chrome')
+  console.log(`setup: no ${name} found, downloading ${download}`)
   try {
-    await step('Chrome downloaded', () =>
-      run(process.execPath, [puppeteer, 'browsers', 'install', 'chrome'], {
-        what: 'the download of Chrome failed',
+    await step(`${download} downloaded`, () =>
+      run(process.execPath, [puppeteer, 'browsers', 'install', download], {
+        what: `the download of ${download} failed`,
         failure: /^Error/, // after a page on how to use the command
       }),
     )

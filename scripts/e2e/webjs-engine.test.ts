@@ -73,13 +73,13 @@ await t.test(
       whatsapp.stanzas.filter(({ id }) => id === keyId).length
 
     await t.test('Chromium keeps no page but WhatsApp’s', async (t) => {
-      const ours = (await listProcesses()).filter(({ command }) => command.includes(folder))
+      const ours = listProcesses().filter(({ command }) => command.includes(folder))
       t.ok(ours.some(({ command }) => command.includes('--type=renderer')))
       t.notOk(ours.find(({ command }) => command.includes('--top-chrome-webui')))
     })
 
     await t.test('the profile tells which browser runs on it', async (t) => {
-      const main = (await listProcesses()).find(
+      const main = listProcesses().find(
         ({ command }) =>
           command.includes(`--user-data-dir=${folder}/profile`) && !command.includes('--type='),
       )

@@ -49,13 +49,13 @@ async function run(lab: Lab): Promise<Row[]> {
     for (let index = 0; index < workers; index++) {
       await sleep(random.between(300, 1_500)) // the instant is part of the fault
       const worker = running[index]!
-      const before = familyOf(worker.pid, await listProcesses())
+      const before = familyOf(worker.pid, listProcesses())
       const at = performance.now()
       const { code, signal } = await worker.end('SIGTERM')
       const ms = performance.now() - at
       if (code === 0) exits.kept(ms)
       else exits.failed(`ended with ${code ?? signal} after ${Math.round(ms)} ms`)
-      const left = await stillRunning(before)
+      const left = stillRunning(before)
       clean.check(left.length === 0, `${left.length} processes left`)
       running[index] = await start()
     }

@@ -15,10 +15,10 @@ const spareHeap = (cycles: number) => Math.max(4_194_304, cycles * 10_240)
 
 export const recycles: Family = {
   id: 'F16',
-  run: async (lab) => [
-    ...(await recycle(lab, 'simulator', 300, 10)),
-    ...(await recycle(lab, 'webjs', 40, 4)),
-  ],
+  run: async (lab) => {
+    const both = [recycle(lab, 'simulator', 300, 10), recycle(lab, 'webjs', 40, 4)]
+    return (await Promise.all(both)).flat()
+  },
 }
 
 async function recycle(
@@ -27,7 +27,7 @@ async function recycle(
   times: number,
   sessions: number,
 ): Promise<Row[]> {
-  const where = engine === 'webjs' ? 'Chromium' : 'simulator'
+  const where = engine === 'webjs' ? 'the headless shell' : 'simulator'
   const world = await World.open(lab, `f16-${engine}`, { engine })
   const cycles = new Trials('F16', `stop and start on ${where}: WORKING again without a code`)
   const leaks = new Trials(
@@ -101,7 +101,7 @@ interface Sample extends Measured {
 async function sample(worker: Program): Promise<Sample> {
   const measured = await worker.measure()
   // A browser's own helpers come and go; the number of browsers does not.
-  const browsers = familyOf(worker.pid, await listProcesses()).filter(
+  const browsers = familyOf(worker.pid, listProcesses()).filter(
     ({ command }) => command.includes('--user-data-dir=') && !command.includes(' --type='),
   )
   return { ...measured, browsers: browsers.length }

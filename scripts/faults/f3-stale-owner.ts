@@ -16,11 +16,15 @@ const ttlMs = 3_000
 
 export const staleOwner: Family = {
   id: 'F3',
-  run: async (lab) => [
-    ...(await oneDisk(lab)),
-    ...(await twoDisks(lab)),
-    await stalledAlmostTooLong(lab),
-  ],
+  run: async (lab) => {
+    // Most of each is waiting for a lease to run out.
+    const [one, two, alone] = await Promise.all([
+      oneDisk(lab),
+      twoDisks(lab),
+      stalledAlmostTooLong(lab),
+    ])
+    return [...one, ...two, alone]
+  },
 }
 
 /** On one disk the new owner finds the old one's browser and ends it. */
@@ -66,7 +70,7 @@ async function rounds(lab: Lab, where: string, disks: [string, string]): Promise
     await sleep(random.between(0, 60)) // the instant is part of the fault
     const stoppedAt = Date.now()
     owner.program.kill('SIGSTOP')
-    const watching = watchBrowsers(world, mine)
+    const watching = watchBrowsers(world, mine, lab.signal)
     // Every second time it wakes up while the new owner may still be starting, else only when it has been replaced.
     const early = round++ % 2 === 1
     const wakeAfterMs = ttlMs + random.between(700, 4_000) - (Date.now() - stoppedAt)
@@ -104,9 +108,8 @@ async function rounds(lab: Lab, where: string, disks: [string, string]): Promise
       )
       sends.check(stale.length === 0, `${stale.length} sent by an owner that had lost the session`)
     }
-    await eventually('the old owner has let go', async () => {
-      const counts = await Promise.all(mine.map(({ id }) => browsersOf(world, id)))
-      return counts.every((browsers) => browsers <= 1)
+    await eventually('the old owner has let go', () => {
+      return browsersOf(world, mine).every((browsers) => browsers <= 1)
     })
     overlapMs += await watching.stop()
     if (owner.program.ended) taken.failed(`the old owner died:\n${owner.program.output}`)
@@ -194,28 +197,35 @@ async function received(world: World): Promise<number> {
   return row!.count
 }
 
-/** How many browsers run on the login of this session, on any disk. */
-async function browsersOf(world: World, sessionId: string): Promise<number> {
-  const processes = await listProcesses()
-  return processes.filter(
+/** How many browsers run on the login of each of these sessions, on any disk. */
+function browsersOf(world: World, subjects: Subject[]): number[] {
+  const browsers = listProcesses().filter(
     ({ command, zombie }) =>
       !zombie &&
       command.includes(`--user-data-dir=${world.folder}/`) &&
-      command.includes(`/profiles/${sessionId} `) &&
       !command.includes(' --type='),
-  ).length
+  )
+  return subjects.map(
+    ({ id }) => browsers.filter(({ command }) => command.includes(`/profiles/${id} `)).length,
+  )
 }
 
 /** Adds up for how long two browsers of one login live. */
-function watchBrowsers(world: World, subjects: Subject[]): { stop(): Promise<number> } {
+function watchBrowsers(
+  world: World,
+  subjects: Subject[],
+  signal: AbortSignal,
+): { stop(): Promise<number> } {
   let watching = true
   let totalMs = 0
   const done = (async () => {
     let before = performance.now()
-    while (watching) {
-      await sleep(100)
+    while (watching && !signal.aborted) {
+      await sleep(250)
       const now = performance.now()
-      for (const { id } of subjects) if ((await browsersOf(world, id)) > 1) totalMs += now - before
+      for (const browsers of browsersOf(world, subjects)) {
+        if (browsers > 1) totalMs += now - before
+      }
       before = now
     }
   })()

@@ -1,6 +1,7 @@
 /** F6: however a session's run ends, the next one needs no code. */
 import { chmod, readFile, readlink, rm, symlink, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import type { BrowserKind } from './browsers.ts'
 import type { Family, Lab } from './lab.ts'
 import { familyOf, listProcesses, signal, stillRunning } from './proc.ts'
 import type { Program } from './program.ts'
@@ -15,7 +16,16 @@ const sessions = 5
 /** Chromium over a pipe ends within a second of its parent; this is the slowest that is still "by itself". */
 const orphanedMs = 5_000
 
-export const restarts: Family = { id: 'F6', run: async (lab) => run(lab, causes) }
+export const restarts: Family = {
+  id: 'F6',
+  run: async (lab) => {
+    const on = (browser: BrowserKind) => causes.filter((cause) => cause.browser === browser)
+    return [
+      ...(await run(lab, on('chromium'), 'chromium')),
+      ...(await run(lab, on('shell'), 'shell')),
+    ]
+  },
+}
 
 interface Scene {
   world: World
@@ -29,6 +39,8 @@ interface Scene {
 /** Ends the run of every session of the scene; resolves to the worker that is to bring them back. */
 interface Cause {
   what: string
+  /** Where the browser's own pipe, death or lock is the subject, customers' own. */
+  browser: BrowserKind
   inflict(scene: Scene): Promise<Program>
 }
 
@@ -37,6 +49,7 @@ const startNext = ({ world }: Scene) => world.startWorker('worker-a')
 const causes: Cause[] = [
   {
     what: 'worker SIGTERM',
+    browser: 'shell',
     inflict: async (scene) => {
       await scene.worker.end('SIGTERM')
       return startNext(scene)
@@ -44,13 +57,14 @@ const causes: Cause[] = [
   },
   {
     what: 'worker SIGKILL',
+    browser: 'chromium',
     inflict: async (scene) => {
-      const before = familyOf(scene.worker.pid, await listProcesses())
+      const before = familyOf(scene.worker.pid, listProcesses())
       await scene.worker.end('SIGKILL')
       await scene.orphans.attempt(async () => {
         await eventually(
           'no browser outlives its worker',
-          async () => (await stillRunning(before)).length === 0,
+          () => stillRunning(before).length === 0,
           orphanedMs,
         )
       })
@@ -59,9 +73,10 @@ const causes: Cause[] = [
   },
   {
     what: 'browser SIGKILL',
+    browser: 'chromium',
     inflict: async ({ world, subjects, worker }) => {
       for (const { id } of subjects) {
-        const browser = await world.browser(id)
+        const browser = world.browser(id)
         if (browser) signal(browser.main.pid, 'SIGKILL')
       }
       return worker
@@ -69,6 +84,7 @@ const causes: Cause[] = [
   },
   {
     what: 'stale lock of another host',
+    browser: 'chromium',
     inflict: async (scene) => {
       await scene.worker.end('SIGTERM')
       for (const { id } of scene.subjects) await lockElsewhere(scene.world.profile(id))
@@ -77,6 +93,7 @@ const causes: Cause[] = [
   },
   {
     what: 'local disk lost',
+    browser: 'shell',
     inflict: async (scene) => {
       await scene.world.loginsInVault(scene.subjects)
       await scene.worker.end('SIGKILL')
@@ -86,6 +103,7 @@ const causes: Cause[] = [
   },
   {
     what: 'newest snapshot corrupted, disk lost',
+    browser: 'shell',
     inflict: async (scene) => {
       await scene.world.loginsInVault(scene.subjects, 2)
       await scene.worker.end('SIGTERM')
@@ -121,8 +139,9 @@ async function lockElsewhere(profile: string): Promise<void> {
   if ((await readlink(lock)) !== 'another-host-4711') throw new Error('the lock was not placed')
 }
 
-async function run(lab: Lab, some: Cause[]): Promise<Row[]> {
-  const world = await World.open(lab, 'f6', {
+async function run(lab: Lab, some: Cause[], browser: BrowserKind): Promise<Row[]> {
+  const world = await World.open(lab, `f6-${browser}`, {
+    browser,
     settings: { WA_LEASE_TTL_MS: '3000', WA_SNAPSHOT_INTERVAL_MS: '5000' },
   })
   const orphans = new Trials('F6', 'worker SIGKILL: no browser outlives it by 5 s')
@@ -133,6 +152,7 @@ async function run(lab: Lab, some: Cause[]): Promise<Row[]> {
   const rows: Row[] = []
   for (const cause of some) {
     const trials = new Trials('F6', `restart without a code: ${cause.what}`)
+    trials.note = browser === 'chromium' ? 'on Chromium' : 'on its headless shell'
     for (let round = 0; round < Math.ceil(lab.scaled(20) / sessions); round++) {
       const marks = await Promise.all(subjects.map(({ id }) => world.mark(id)))
       const at = Date.now()
@@ -150,9 +170,10 @@ async function run(lab: Lab, some: Cause[]): Promise<Row[]> {
   return [...rows, orphans.row()].filter(({ n }) => n > 0)
 }
 
-/** Broken twins need only one of the causes. */
+/** Broken twins need only one of the causes; what they lack both browsers miss. */
 export const only = (lab: Lab, what: string) =>
   run(
     lab,
     causes.filter((cause) => cause.what === what),
+    'shell',
   )

@@ -9,7 +9,6 @@ import type { Family, Lab } from './lab.ts'
 import type { Random } from './random.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
-import { eventually, inParallel } from './waiting.ts'
 
 const steps = [
   'before the upload',
@@ -24,6 +23,8 @@ const steps = [
 const headLength = 20
 const sealLength = 16
 const timeoutMs = 60_000
+/** Logins under way in one process when it is killed: four trials for the start of one. */
+const loginsOfVictim = 4
 
 export const snapshots: Family = { id: 'F7', run: (lab) => run(lab) }
 
@@ -92,25 +93,27 @@ interface Scene {
 async function killed(scene: Scene): Promise<Row> {
   const { lab, place, keeper } = scene
   const trials = new Trials('F7', `SIGKILL at each of ${steps.length} steps: restorable`)
-  await inParallel([0, 1], 2, async () => {
-    const login = await givenLogin(scene)
-    for (let round = 0; round < Math.ceil(lab.scaled(16) / 2); round++) {
-      for (const step of steps) {
-        await trials.attempt(async () => {
-          const what = step === 'in a restore' ? 'restore' : 'take'
-          const files = await writeProfile(scene, login.profile, 60_000)
-          lab.signal.throwIfAborted()
-          const victim = await Keeper.start(place)
-          await victim.stopAt({ what, step, ...login })
-          await victim.kill()
-          if (step === 'after the flip') login.book = files
-          await comesBack(keeper, login).catch((error: Error) => {
+  const logins = await Promise.all(Array.from({ length: loginsOfVictim }, () => givenLogin(scene)))
+  for (let round = 0; round < Math.ceil(lab.scaled(16) / loginsOfVictim); round++) {
+    for (const step of steps) {
+      const what = step === 'in a restore' ? 'restore' : 'take'
+      const books = await Promise.all(
+        logins.map(({ profile }) => writeProfile(scene, profile, 60_000)),
+      )
+      lab.signal.throwIfAborted()
+      const victim = await Keeper.start(place)
+      await victim.stopAt(logins.map((login) => ({ what, step, ...login })))
+      await victim.kill()
+      for (const [index, login] of logins.entries()) {
+        if (step === 'after the flip') login.book = books[index]!
+        await trials.attempt(() =>
+          comesBack(keeper, login).catch((error: Error) => {
             throw new Error(`${step}: ${error.message}`, { cause: error })
-          })
-        })
+          }),
+        )
       }
     }
-  })
+  }
   return trials.row()
 }
 
@@ -331,10 +334,13 @@ class Keeper {
     return result!
   }
 
-  /** Resolves when the step is reached. */
-  async stopAt(task: Task): Promise<void> {
-    const { stopped, error } = await this.ask(task)
-    if (!stopped) throw new Error(`${task.step} was not reached: ${error ?? 'it was done before'}`)
+  /** Resolves when all of them have reached their step. */
+  async stopAt(tasks: Task[]): Promise<void> {
+    for (const task of tasks) this.#child.send(task)
+    for (const { step } of tasks) {
+      const { stopped, error } = await this.#next()
+      if (!stopped) throw new Error(`${step} was not reached: ${error ?? 'it was done before'}`)
+    }
   }
 
   async kill(): Promise<void> {
@@ -343,8 +349,10 @@ class Keeper {
   }
 
   async #next(): Promise<Answer> {
-    const arrived = () => this.#answers.length > 0 || this.#ended
-    await eventually('an answer of the vault', arrived, timeoutMs)
+    if (this.#answers.length === 0 && !this.#ended) {
+      const signal = AbortSignal.timeout(timeoutMs)
+      await Promise.race([once(this.#child, 'message', { signal }), this.#exited])
+    }
     const answer = this.#answers.shift()
     if (!answer) throw new Error('the process with the vault ended')
     return answer

@@ -12,7 +12,8 @@ import { eventually, inParallel } from './waiting.ts'
 import { World } from './world.ts'
 import type { HistoryRow, Subject } from './world.ts'
 
-const lanes = 4
+/** Each has an API and a worker of its own, which cost as much as three cases. */
+const lanes = 3
 const startTimeoutMs = 20_000
 /** Before a person helps. */
 const byItselfMs = 10_000
@@ -35,7 +36,7 @@ interface Case {
   whatsapp?: EmulatedWhatsAppOptions
   /** What makes the page well again; the session must then work, started again by a person where that was the state's advice. */
   cure?(scene: Scene): void | Promise<void>
-  /** The login is gone for good. */
+  /** The login is gone for good: nothing else can be tried in its lane. */
   final?: boolean
 }
 
@@ -53,8 +54,8 @@ async function run(lab: Lab): Promise<Row[]> {
   }
   for (const [group] of cases) trialsOf(group)
   const lists = cases.map(([group, list]) => list.map((one) => ({ group, one }))).flat()
-  const usual = lists.filter(({ one }) => !one.whatsapp && !one.final)
-  const own = lists.filter(({ one }) => one.whatsapp ?? one.final)
+  const own = lists.filter(({ one }) => one.whatsapp)
+  const usual = lists.filter(({ one }) => !one.whatsapp)
 
   const shared = Array.from({ length: Math.min(lanes, usual.length) }, (_, lane) => async () => {
     const setting = await stage(lab, `f8-${lane}`, {})
@@ -189,6 +190,7 @@ async function casesOf(lab: Lab): Promise<[string, Case[]][]> {
     ['socket states (M7): reason names it, login kept', states.map(stateEntered)],
     ['navigation and loading: recovered, or named', navigations],
     ['start and ready (M1, M4, M6): recovered', starts],
+    // Last, one in a lane.
     ['logout on the phone and post_logout: named', logouts],
   ]
 }

@@ -1,3 +1,4 @@
+import type { BrowserKind, Browsers } from './browsers.ts'
 import type { Random } from './random.ts'
 import type { Row } from './trials.ts'
 import type { World } from './world.ts'
@@ -7,6 +8,9 @@ export interface Lab {
   /** The product under test: `dist` lies in it. */
   root: string
   folder: string
+  browsers: Browsers
+  /** Which of them a family has run sessions on. */
+  used: Set<BrowserKind>
   /** Open ones, for when the run is broken off. */
   worlds: Set<World>
   /** Aborted when the run is broken off: nothing new may be started then. */

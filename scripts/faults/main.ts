@@ -8,8 +8,9 @@ import { availableParallelism, loadavg } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { root } from '../../shared/root.ts'
-import { findBrowser } from '../../wa-worker/browser.ts'
 import { writeFigures } from '../markdown.ts'
+import { findBrowsers } from './browsers.ts'
+import type { BrowserKind } from './browsers.ts'
 import { Cluster } from './cluster.ts'
 import { kills } from './f1-kills.ts'
 import { killsInPage } from './f1-page.ts'
@@ -64,7 +65,7 @@ const families: Family[] = [
   eventStreams,
   webhookConsumers,
 ]
-/** F5's promise is a time that two browsers at once can keep on two cores: nothing runs beside it. */
+/** F5's promise is a time that a few browsers at once can keep on two cores: no other family runs beside it. */
 const alone = ['F5']
 /** The others, the long ones first. */
 const order = [
@@ -89,8 +90,8 @@ const order = [
   'SSE',
   'HOOKS',
 ]
-/** Families that run at the same time: one waits while another starts browsers, and two cores start only so many at once. */
-const width = 2
+/** Families that run at the same time: one waits while others start browsers, and two cores are to have something to do all the time. */
+const width = 3
 const quickShare = 0.1
 
 const { values: options } = parseArgs({
@@ -111,8 +112,9 @@ const breakOff = new AbortController()
 
 if (!Number.isSafeInteger(seed)) fail(`--seed ${options.seed} is not a whole number`)
 if (chosen.length === 0) fail(`--only ${options.only} names none of ${list(families)}`)
-const browser = findBrowser(process.env['PUPPETEER_EXECUTABLE_PATH'])
-if ('missing' in browser) fail(browser.missing)
+const browsers = await findBrowsers(process.env['PUPPETEER_EXECUTABLE_PATH']).catch(
+  (error: Error) => fail(error.message),
+)
 if (!existsSync(join(root, 'dist', 'api', 'server.js'))) fail('Nothing is built: npm run build')
 
 const startedAt = performance.now()
@@ -161,9 +163,11 @@ async function runAll(): Promise<Report> {
   const product = `${cluster.folder}/product`
   await copyProduct(root, product)
   const results = new Map<string, Report['rows']>()
+  const used = new Map<string, Set<BrowserKind>>()
   const one = async (family: Family) => {
     const begun = performance.now()
-    const rows = await runFamily(family, folder, product)
+    used.set(family.id, new Set())
+    const rows = await runFamily(family, { folder, product, used: used.get(family.id)! })
     const seconds = Math.round((performance.now() - begun) / 1_000)
     results.set(family.id, rows)
     say(`${family.id}: ${rows.filter(isKept).length} of ${rows.length} promises kept, ${seconds} s`)
@@ -179,15 +183,24 @@ async function runAll(): Promise<Report> {
     date: new Date().toISOString().slice(0, 10),
     machine: `${availableParallelism()} cores, load ${loadavg()[0]!.toFixed(1)}, Node ${process.versions.node}`,
     seconds: Math.round((performance.now() - startedAt) / 1_000),
+    browsers: (['chromium', 'shell'] as const).map((kind) => ({
+      name: `${kind === 'shell' ? 'its headless shell' : 'Chromium'} ${browsers[kind].version}`,
+      families: chosen.map(({ id }) => id).filter((id) => used.get(id)!.has(kind)),
+    })),
     rows: chosen.flatMap(({ id }) => results.get(id)!),
   }
 }
 
-async function runFamily(family: Family, folder: string, product: string): Promise<Row[]> {
+async function runFamily(
+  family: Family,
+  { folder, product, used }: { folder: string; product: string; used: Set<BrowserKind> },
+): Promise<Row[]> {
   const giveUp = new AbortController()
   const lab: Lab = {
     root: product,
     folder,
+    browsers,
+    used,
     worlds: new Set(),
     signal: AbortSignal.any([breakOff.signal, giveUp.signal]),
     say,

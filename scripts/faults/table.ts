@@ -8,6 +8,8 @@ export interface Report {
   date: string
   machine: string
   seconds: number
+  /** Which families ran sessions on which browser; one may have used both. */
+  browsers: { name: string; families: string[] }[]
   rows: Row[]
 }
 
@@ -34,10 +36,14 @@ export function markdown(report: Report): string {
 }
 
 /** Every figure below is one of the emulated page: said in the same breath as the figures. */
-function introduction({ date, seed, seconds, machine, quick }: Report): string {
+function introduction({ date, seed, seconds, machine, quick, browsers }: Report): string {
+  const ran = browsers
+    .filter(({ families }) => families.length > 0)
+    .map(({ name, families }) => `${families.join(', ')} on ${name}`)
   return [
     `${date}, seed ${seed}, ${machine}, ${seconds} s in all${quick ? ', a short run' : ''}.`,
-    'Real processes and a real Chromium on an emulated WhatsApp Web, or the simulator where a note says so: not figures of WhatsApp.',
+    'Real processes and real browsers on an emulated WhatsApp Web, or the simulator where a note says so: not figures of WhatsApp.',
+    ...(ran.length > 0 ? [`${ran.join('; ')}.`] : []),
     'What was kept N of N times fails, with 95 % confidence, in less than 3/N of such cases.',
   ].join(' ')
 }

@@ -9,6 +9,7 @@ import { copyProduct } from './product.ts'
 import type { Edit } from './product.ts'
 import { isKept, Trials } from './trials.ts'
 import type { Row } from './trials.ts'
+import { inParallel } from './waiting.ts'
 
 interface Twin {
   without: string
@@ -86,7 +87,7 @@ export const brokenTwins: Family = {
   id: 'TWINS',
   async run(lab) {
     const caught = new Trials('twins', 'guard taken out: the fault that is named for it fails')
-    for (const [index, twin] of twins.entries()) {
+    await inParallel(twins, 2, async (twin, index) => {
       // Short: the path of a browser's socket has little room.
       const folder = join(lab.folder, `t${index}`)
       await mkdir(folder)
@@ -98,7 +99,7 @@ export const brokenTwins: Family = {
       const named = broken.filter((what) => what.startsWith(twin.breaks))
       caught.check(named.length > 0, `without ${twin.without} "${twin.breaks}" holds all the same`)
       lab.say(`twin without ${twin.without}: ${broken.join('; ') || 'nothing fails'}`)
-    }
+    })
     const row = caught.row()
     const list = twins.map(({ without }) => without).join('; ')
     return [{ ...row, note: `${row.kept} of ${row.n} caught: without ${list}` }]

@@ -13,7 +13,7 @@ const { createLogger } = await load('shared/logger.js')
 const { LocalObjectStore } = await load('shared/object-store-local.js')
 const { Vault } = await load('wa-worker/vault.js')
 
-const database = connect(url, { applicationName: 'vault-task', max: 2 })
+const database = connect(url, { applicationName: 'vault-task', max: 4 })
 const objects = new LocalObjectStore(join(folder, 'objects'))
 const keys = KeyRing.parse(Buffer.alloc(32, 'fault suite').toString('base64'))
 const log = createLogger('vault-task', { level: 'fatal', stdout: false })

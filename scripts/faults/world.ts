@@ -10,6 +10,7 @@ import { startEmulatedWhatsApp } from '../e2e/emulated-page/server.ts'
 import type { EmulatedWhatsApp, EmulatedWhatsAppOptions } from '../e2e/emulated-page/server.ts'
 import { freePort } from '../e2e/processes.ts'
 import { watchWrites } from './audit.ts'
+import type { BrowserKind } from './browsers.ts'
 import type { Lab } from './lab.ts'
 import { browserOn, familyOf, listProcesses, signal, stillRunning } from './proc.ts'
 import type { Browser, Listed } from './proc.ts'
@@ -19,6 +20,8 @@ import { eventually, inParallel } from './waiting.ts'
 
 export interface WorldOptions {
   engine?: 'webjs' | 'simulator'
+  /** The headless shell, unless the fault is one of the browser's own machinery. */
+  browser?: BrowserKind
   settings?: Record<string, string>
   whatsapp?: EmulatedWhatsAppOptions
 }
@@ -90,6 +93,8 @@ export class World {
 
   static async open(lab: Lab, name: string, options: WorldOptions = {}): Promise<World> {
     lab.signal.throwIfAborted()
+    const { engine = 'webjs', browser = 'shell' } = options
+    if (engine === 'webjs') lab.used.add(browser)
     const folder = join(lab.folder, name)
     for (const inner of ['', 'tmp']) await mkdir(join(folder, inner), { recursive: true })
     const url = await lab.createDatabase()
@@ -113,14 +118,12 @@ export class World {
       RATE_LIMIT_GENERAL: 'off',
       RATE_LIMIT_AUTH: 'off',
       RATE_LIMIT_MESSAGES: 'off',
-      WA_ENGINE: options.engine ?? 'webjs',
+      WA_ENGINE: engine,
+      PUPPETEER_EXECUTABLE_PATH: lab.browsers[browser].path,
       WA_SIMULATOR_SCAN_MS: '50',
       WA_BROWSER_ARGS: whatsapp.browserArgs.join(' '),
       WA_MAX_SESSIONS: '50',
       WA_RECONNECT_DELAY_MS: '500',
-      ...(process.env['PUPPETEER_EXECUTABLE_PATH'] !== undefined && {
-        PUPPETEER_EXECUTABLE_PATH: process.env['PUPPETEER_EXECUTABLE_PATH'],
-      }),
       ...options.settings,
     }
     const api = await Program.start(lab.root, 'api/server.js', {
@@ -248,7 +251,7 @@ export class World {
     return join(this.folder, disk, 'profiles', id)
   }
 
-  async browser(id: string, disk = 'data'): Promise<Browser | undefined> {
+  browser(id: string, disk = 'data'): Browser | undefined {
     return browserOn(this.profile(id, disk))
   }
 
@@ -374,7 +377,7 @@ export class World {
   /** Ends everything, and names what is left then: processes, and files that a running browser has. What is left is ended, too. */
   async close(): Promise<string[]> {
     this.#lab.worlds.delete(this)
-    const before = await this.#processes()
+    const before = this.#processes()
     for (const worker of this.workers) worker.kill('SIGCONT')
     await Promise.all(
       this.workers.map(async (worker) => worker.ended ?? (await worker.end('SIGTERM'))),
@@ -383,16 +386,16 @@ export class World {
     await this.whatsapp.close()
     await this.sql.close()
     // A browser's helpers outlive it by a moment.
-    const gone = async () => (await stillRunning(before)).length === 0
+    const gone = () => stillRunning(before).length === 0
     await eventually('the processes are gone', gone, 5_000).catch(() => {})
-    const left = await stillRunning([...before, ...(await this.#processes())])
+    const left = stillRunning([...before, ...this.#processes()])
     for (const { pid } of left) signal(pid, 'SIGKILL')
     return [...left.map(({ pid, command }) => `${pid} ${command}`), ...(await this.#files())]
   }
 
   /** Ours, and whatever they started, even if those that started it are gone. */
-  async #processes(): Promise<Listed[]> {
-    const all = await listProcesses()
+  #processes(): Listed[] {
+    const all = listProcesses()
     const roots = [
       ...[...this.workers, this.#api].filter(({ ended }) => !ended).map(({ pid }) => pid),
       ...all.filter(({ command }) => command.includes(`${this.folder}/`)).map(({ pid }) => pid),
@@ -416,9 +419,9 @@ export class World {
 
   /** At once, whatever state it is in: the run is being broken off. */
   async abort(): Promise<void> {
-    const all = await this.#processes()
+    const all = this.#processes()
     for (const program of [...this.workers, this.#api]) program.kill('SIGKILL')
-    for (const { pid } of await stillRunning(all)) signal(pid, 'SIGKILL')
+    for (const { pid } of stillRunning(all)) signal(pid, 'SIGKILL')
     await this.whatsapp.close()
     await this.sql.close()
   }

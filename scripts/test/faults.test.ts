@@ -49,9 +49,16 @@ void t.test('the table takes its place in a README, and the next one takes the s
   broken.failed('because')
   const report = {
     ...{ seed: 7, quick: false, date: '2026-01-02', machine: '2 cores', seconds: 9 },
+    browsers: [
+      { name: 'Chromium 1', families: ['F0', 'F1'] },
+      { name: 'its headless shell 1', families: ['F1'] },
+      { name: 'another', families: [] },
+    ],
     rows: [broken.row()],
   }
   t.match(plain(report), /seed 7[^]*F0 +a promise +1 +0 .* BROKEN[^]*1 × because/)
+  t.match(plain(report), /\. F0, F1 on Chromium 1; F1 on its headless shell 1\. /)
+  t.notMatch(plain(report), 'another')
   const readme = 'before\n<!-- faults: begin -->\nold\n<!-- faults: end -->\nafter\n'
   const placed = placeIn(readme, 'faults', markdown(report))
   t.match(placed, /^before\n[^]*\| F0 \| a promise \|[^]*\nafter\n$/)
