@@ -9,7 +9,7 @@ import { clock, createSessions } from './world.ts'
 
 const sessionCount = 100
 /** Messages that go ahead and are not counted: connections are opened and statements planned with them. */
-const warmUps = 100
+const warmUps = 600
 
 export interface PickupOptions {
   sql: Db
