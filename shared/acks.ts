@@ -19,6 +19,10 @@ export interface Ack {
   until?: Date | undefined
 }
 
+/** As it is kept. WhatsApp Web knows more of them: kinds of refusal below −1, and above 4 what went to the account's own devices only. */
+export const keptAck = (ack: number): -1 | 0 | 1 | 2 | 3 | 4 =>
+  (ack < 0 ? -1 : ack > 4 ? 1 : ack) as -1 | 0 | 1 | 2 | 3 | 4
+
 /** An acknowledgement, and the session that was told. */
 export interface AckReport {
   session: { id: string; workspaceId: string; fence: number }
@@ -50,7 +54,7 @@ export async function recordAcks(
   sql: Sql,
   reports: AckReport[],
 ): Promise<(string | undefined | LeaseLost)[]> {
-  const acks = reports.map(({ ack }) => ack)
+  const acks = reports.map(({ ack }) => ({ ...ack, ack: keptAck(ack.ack) }))
   return sql.begin(async (tx) => {
     await planOnce(tx)
     const rows = await tx<Acked>`

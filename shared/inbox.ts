@@ -1,3 +1,4 @@
+import { keptAck } from './acks.ts'
 import { findChats } from './chats.ts'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
@@ -130,7 +131,7 @@ async function insertMessages(
         ${column(({ fromMe }) => fromMe)}::boolean[], ${column(({ waChatId }) => chatIds.get(waChatId))}::uuid[],
         ${column(({ fromMe, source = 'live' }) => (fromMe && source === 'live' ? 'phone' : source))}::text[],
         ${column(({ type }) => type)}::text[], ${column(({ body }) => body)}::text[],
-        ${column(({ fromMe, ack }) => (fromMe ? statuses[ackOf(ack)] : 'received'))}::text[], ${column(({ fromMe, ack }) => (fromMe ? ackOf(ack) : null))}::smallint[],
+        ${column(({ fromMe, ack }) => (fromMe ? statuses[keptAck(ack)] : 'received'))}::text[], ${column(({ fromMe, ack }) => (fromMe ? keptAck(ack) : null))}::smallint[],
         ${column(({ keyId }) => keyId)}::text[], ${column(({ participant }) => participant)}::text[], ${column(({ waMessageId }) => waMessageId)}::text[],
         ${column((message) => authorOf(message) ?? null)}::text[], ${column((message) => (authorOf(message) === undefined ? null : message.senderName))}::text[],
         ${column(({ content = null }) => content && JSON.stringify(content))}::jsonb[], ${column(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
@@ -306,9 +307,6 @@ async function tell(
     })),
   ])
 }
-
-/** WhatsApp Web has more of them: kinds of refusal below −1, and above 4 what went to the account's own devices only. */
-const ackOf = (ack: number) => (ack < 0 ? -1 : ack > 4 ? 1 : ack) as keyof typeof statuses
 
 const statuses = {
   [-1]: 'failed',

@@ -137,6 +137,10 @@ export interface Message {
   readAt: Date | null
 }
 
+/** What comes as JSON, with its times written as all others are. */
+const dated = <T extends { at: string }>(rows: T[] | null): T[] =>
+  (rows ?? []).map((row) => ({ ...row, at: new Date(row.at).toISOString() }))
+
 export function messageResource(row: MessageRow): Message {
   const hold = row.status === 'queued' ? holdOf(row) : { heldBy: null, notBefore: null }
   return {
@@ -151,7 +155,7 @@ export function messageResource(row: MessageRow): Message {
     body: row.body,
     location: row.type === 'location' ? row.content : null,
     contactCard: row.type === 'contact' ? row.content : null,
-    poll: row.type === 'poll' ? { ...row.content, votes: row.votes ?? [] } : null,
+    poll: row.type === 'poll' ? { ...row.content, votes: dated(row.votes) } : null,
     mentions: row.mentions,
     media: row.media,
     status: row.status,
@@ -167,8 +171,8 @@ export function messageResource(row: MessageRow): Message {
         ? null
         : { waId: row.authorWaId, name: row.authorName, contactId: row.authorContactId },
     sentBy: row.sentBy === null ? null : { id: row.sentBy, fullName: row.sentByName ?? '' },
-    reactions: row.reactions ?? [],
-    actions: row.actions ?? [],
+    reactions: dated(row.reactions),
+    actions: dated(row.actions),
     editedAt: row.editedAt,
     revokedAt: row.revokedAt,
     createdAt: row.createdAt,

@@ -20,6 +20,7 @@ await t.test(
         'chatsWithoutTime',
         'quotesByModule',
         'repliesByMessage',
+        'revokesUnderAnotherId',
         'isOlder',
         'unpairsFirst',
       ]),

@@ -42,8 +42,8 @@ async function givenClaimed(sql: Db, workspaceId: string, name: string) {
 void t.test('acks of many sessions are recorded together, each for itself', async (t) => {
   const { sql } = await testDb(t)
   const workspaceId = await createWorkspace(sql, 'Bakery')
-  const names = ['sent', 'lost', 'refused', 'taken', 'foreign']
-  const [sent, lost, refused, taken, foreign] = await Promise.all(
+  const names = ['sent', 'lost', 'refused', 'taken', 'foreign', 'expired', 'peer']
+  const [sent, lost, refused, taken, foreign, expired, peer] = await Promise.all(
     names.map((name) => givenClaimed(sql, workspaceId, name)),
   )
   await sql`update wa_sessions set fence = 2 where id = ${lost!.session.id}`
@@ -53,6 +53,8 @@ void t.test('acks of many sessions are recorded together, each for itself', asyn
     { session: lost!.session, ack: { keyId: lost!.keyId, ack: 1 } },
     { session: refused!.session, ack: { keyId: refused!.keyId, ack: -1 } },
     { session: taken!.session, ack: { keyId: taken!.keyId, ack: 0 } },
+    { session: expired!.session, ack: { keyId: expired!.keyId, ack: -3 } },
+    { session: peer!.session, ack: { keyId: peer!.keyId, ack: 5 } },
   ])
   t.type(outcomes[2], LeaseLost)
   t.strictSame(outcomes.toSpliced(2, 1), [
@@ -60,12 +62,16 @@ void t.test('acks of many sessions are recorded together, each for itself', asyn
     sent!.messageId,
     refused!.messageId,
     taken!.messageId,
+    expired!.messageId,
+    peer!.messageId,
   ])
   const read = async ({ messageId }: { messageId: string }) =>
     messageResource((await findMessage(sql, workspaceId, messageId))!)
   t.match(await read(sent!), { status: 'sent', ack: 1, waMessageId: 'x', attempts: 1 })
   t.match(await read(lost!), { status: 'sending', ack: null })
   t.match(await read(refused!), { status: 'failed', error: { code: 'REFUSED_BY_WHATSAPP' } })
+  t.match(await read(expired!), { status: 'failed', ack: -1 }, 'a refusal of another kind')
+  t.match(await read(peer!), { status: 'sent', ack: 1 })
   t.match(await read(taken!), { status: 'sending', ack: 0 })
   const left = await sql<{ messageId: string }>`select message_id from outbox order by id`
   t.same(
@@ -76,7 +82,15 @@ void t.test('acks of many sessions are recorded together, each for itself', asyn
     select payload from events where type = 'message.ack' order by id`
   t.strictSame(
     events.map(({ payload }) => payload),
-    JSON.parse(JSON.stringify([await read(sent!), await read(refused!), await read(taken!)])),
+    JSON.parse(
+      JSON.stringify([
+        await read(sent!),
+        await read(refused!),
+        await read(taken!),
+        await read(expired!),
+        await read(peer!),
+      ]),
+    ),
     'each event tells what the API would answer',
   )
 })

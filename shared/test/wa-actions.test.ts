@@ -79,7 +79,11 @@ void t.test('what is asked for is shown until it is made', async (t) => {
   await actionDone(sql, lane, (await due())!)
   t.match((await read()).actions, [{ kind: 'reaction', status: 'pending' }])
   await actionDone(sql, lane, (await due())!)
-  t.match(await read(), { body: 'Hello', reactions: [{ emoji: '👍' }], actions: [] })
+  t.match(await read(), {
+    body: 'Hello',
+    reactions: [{ emoji: '👍', at: /T\d\d:\d\d:\d\d\.\d{3}Z$/ }],
+    actions: [],
+  })
   t.strictSame(await events(), ['message.edited', 'message.reaction'])
 })
 

@@ -1,5 +1,5 @@
 import type { EngineEvents } from './engine.ts'
-import { addressOf, bodyOf, identify, incomingMessage, storable, typeOf } from './webjs-messages.ts'
+import { addressOf, bodyOf, identify, idOf, incomingMessage, storable, typeOf } from './webjs-messages.ts'
 import type { LibraryId, LibraryMessage } from './webjs-messages.ts'
 
 type Emit = <K extends keyof EngineEvents>(event: K, ...args: EngineEvents[K]) => void
@@ -51,7 +51,7 @@ export function listenToMessages(on: On, emit: Emit, me: () => string[]): void {
   })
 
   on('message_revoke_everyone', ({ _data }: LibraryMessage) => {
-    const identity = identify(_data.protocolMessageKey ?? _data.id, _data.author)
+    const identity = identify(idOf(_data), _data.author)
     if (identity) emit('revoke', { key: identity.key, at: new Date() })
   })
 

@@ -83,7 +83,7 @@ const internal = new Set([
  * this account.
  */
 export function incomingMessage(model: MessageModel, me: string[]): IncomingMessage | undefined {
-  const identity = identify(model.id, model.author)
+  const identity = identify(idOf(model), model.author)
   if (!identity || internal.has(model.type ?? '')) return undefined
   if (!/@(c\.us|lid|g\.us)$/.test(identity.key.chatId)) return undefined
   const type = types[model.type ?? ''] ?? 'unknown'
@@ -126,6 +126,10 @@ export function bodyOf(
   if (type === 'poll') return storable(pollName ?? '')
   return body === undefined ? null : storable(body)
 }
+
+/** Under which id a message came. Once it is revoked its model has the id of the revocation. */
+export const idOf = ({ type, id, protocolMessageKey }: MessageModel): LibraryId =>
+  type === 'revoked' ? (protocolMessageKey ?? id) : id
 
 export const typeOf = (model: MessageModel): MessageType => types[model.type ?? ''] ?? 'unknown'
 

@@ -295,7 +295,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       const identity = identify(message._data.id, message._data.author)
       if (!identity?.key.fromMe || !incomingMessage(message._data, this.#me)) return
       const { key, waMessageId } = identity
-      if (ack === -1) void this.#refused(key, waMessageId)
+      if (ack < 0) void this.#refused(key, waMessageId)
       else this.emit('ack', { keyId: key.id, waMessageId, ack })
     })
   }

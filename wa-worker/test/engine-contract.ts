@@ -407,6 +407,7 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     t.equal(await engine.chat('120363999999999999@g.us'), null)
   })
 
+  const gone: string[] = []
   await t.test('tells of what is done to messages afterwards, here and there', async (t) => {
     const { key } = await receive({ from: rig.customer, content: text('tomato') })
     const edited = nextEvent(engine, 'edit', (edit) => edit.key.id === key.id)
@@ -438,6 +439,7 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     await engine.revoke({ target: ownKey(own) })
     await until('both are told', () => changes.length === 2)
     t.same(changes, ['changed', 'revoked'])
+    gone.push(key.id, own.keyId)
   })
 
   await t.test('tells of a call', async (t) => {
@@ -518,7 +520,8 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
       t.equal(chat?.complete, true)
       t.match(chat?.messages.at(-1), { key, body: 'newest', pending: false })
       t.ok(chat?.messages.some((message) => message.key.fromMe))
-      t.ok(chat?.messages.some((message) => message.revoked))
+      const revoked = chat?.messages.filter((message) => message.revoked)
+      for (const id of gone) t.ok(revoked?.some((message) => message.key.id === id))
 
       const few = await engine.recent({ sinceSeconds, limitPerChat: 2, maxChats: 1 })
       t.equal(few.truncated, true)

@@ -81,6 +81,16 @@ const variations = {
     }
   },
 
+  /** A revoked message has the id of its revocation, and names the message that is gone in a field of its own. */
+  revokesUnderAnotherId() {
+    const { serialize } = MsgModel.prototype
+    MsgModel.prototype.serialize = function () {
+      const model = serialize.call(this)
+      if (model.type !== 'revoked') return model
+      return { ...model, id: { ...model.id, id: `R${model.id.id}` }, protocolMessageKey: model.id }
+    }
+  },
+
   /** New chats are known under the LID. */
   chatsByLid() {
     const chats = requireModule('WAWebFindChatAction')

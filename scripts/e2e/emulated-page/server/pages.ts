@@ -14,6 +14,7 @@ export type Variation =
   | 'quotesByModule'
   | 'chatsByLid'
   | 'repliesByMessage'
+  | 'revokesUnderAnotherId'
   | 'isOlder'
   | 'unpairsFirst'
 
