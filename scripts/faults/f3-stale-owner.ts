@@ -1,6 +1,7 @@
 /** F3: an owner that stalls for longer than its lease, is replaced, and wakes up again. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { staleWrites, takeovers } from './audit.ts'
+import type { BrowserKind } from './browsers.ts'
 import type { Family, Lab } from './lab.ts'
 import { listProcesses } from './proc.ts'
 import type { Program } from './program.ts'
@@ -27,18 +28,24 @@ export const staleOwner: Family = {
   },
 }
 
-/** On one disk the new owner finds the old one's browser and ends it. */
-export const oneDisk = (lab: Lab) => rounds(lab, 'one disk', ['data', 'data'])
+/** On one disk the new owner finds the old one's browser and ends it; the lock on the profile, which the shell does not know, is in its way until then. */
+export const oneDisk = (lab: Lab) => rounds(lab, 'one disk', ['data', 'data'], 'chromium')
 /** With a disk each the login comes out of the vault, and nothing but the fence stands between the two. */
-const twoDisks = (lab: Lab) => rounds(lab, 'a disk each', ['data', 'data-b'])
+const twoDisks = (lab: Lab) => rounds(lab, 'a disk each', ['data', 'data-b'], 'shell')
 
 interface Contender {
   name: string
   program: Program
 }
 
-async function rounds(lab: Lab, where: string, disks: [string, string]): Promise<Row[]> {
+async function rounds(
+  lab: Lab,
+  where: string,
+  disks: [string, string],
+  browser: BrowserKind,
+): Promise<Row[]> {
   const world = await World.open(lab, `f3 ${where}`.replaceAll(' ', '-'), {
+    browser,
     settings: { WA_LEASE_TTL_MS: String(ttlMs) },
   })
   const random = lab.random(`F3 ${where}`)
