@@ -1,5 +1,7 @@
 import type { Sql } from './db.ts'
 import { AppError } from './errors.ts'
+import { isSealFault } from './key-ring.ts'
+import type { KeyRing } from './key-ring.ts'
 
 /** A request that carries an Idempotency-Key. The fingerprint tells it from other requests with the same key. */
 export interface KeyedRequest {
@@ -12,6 +14,31 @@ export interface KeyedRequest {
 export interface StoredAnswer {
   statusCode: number
   body: string
+  /** The key the body is sealed with, when it holds a secret. */
+  sealedWith: string | null
+}
+
+const context = ({ workspaceId, key }: Pick<KeyedRequest, 'workspaceId' | 'key'>) =>
+  `answer\n${workspaceId}\n${key}`
+
+/** The answer to a request, with its body sealed. */
+export function sealAnswer(
+  keys: KeyRing,
+  request: KeyedRequest,
+  { statusCode, body }: StoredAnswer,
+): StoredAnswer {
+  const { keyId, box } = keys.seal(Buffer.from(body), context(request))
+  return { statusCode, body: box, sealedWith: keyId }
+}
+
+/** The body of a stored answer as it went out. Throws UnknownKey or SealBroken. */
+export function bodyOf(
+  keys: KeyRing,
+  request: Pick<KeyedRequest, 'workspaceId' | 'key'>,
+  { body, sealedWith }: Pick<StoredAnswer, 'body' | 'sealedWith'>,
+): string {
+  if (sealedWith === null) return body
+  return keys.open({ keyId: sealedWith, box: body }, context(request)).toString()
 }
 
 /**
@@ -34,8 +61,13 @@ export async function findAnswer(
   sql: Sql,
   { workspaceId, key, fingerprint }: KeyedRequest,
 ): Promise<StoredAnswer | 'taken' | undefined> {
-  const [row] = await sql<{ fingerprint: Buffer; statusCode: number | null; body: string | null }>`
-    select fingerprint, status_code, body from idempotency_keys
+  const [row] = await sql<{
+    fingerprint: Buffer
+    statusCode: number | null
+    body: string | null
+    sealedWith: string | null
+  }>`
+    select fingerprint, status_code, body, sealed_with from idempotency_keys
     where workspace_id = ${workspaceId} and key = ${key} and expires_at > now()`
   if (!row) return undefined
   if (!row.fingerprint.equals(fingerprint)) {
@@ -45,22 +77,22 @@ export async function findAnswer(
       'The Idempotency-Key was used for another request: take a new key for each.',
     )
   }
-  const { statusCode, body } = row
-  return statusCode === null || body === null ? 'taken' : { statusCode, body }
+  const { statusCode, body, sealedWith } = row
+  return statusCode === null || body === null ? 'taken' : { statusCode, body, sealedWith }
 }
 
 /** Stores the answer of a request, in the transaction that took its key. */
 export async function storeAnswer(
   tx: Sql,
   { workspaceId, key, fingerprint }: KeyedRequest,
-  { statusCode, body }: StoredAnswer,
+  { statusCode, body, sealedWith }: StoredAnswer,
   ttlHours: number,
 ): Promise<void> {
   await tx`
-    insert into idempotency_keys as k (workspace_id, key, fingerprint, status_code, body, expires_at)
-    values (${workspaceId}, ${key}, ${fingerprint}, ${statusCode}, ${body}, now() + ${ttlHours} * interval '1 hour')
+    insert into idempotency_keys as k (workspace_id, key, fingerprint, status_code, body, sealed_with, expires_at)
+    values (${workspaceId}, ${key}, ${fingerprint}, ${statusCode}, ${body}, ${sealedWith}, now() + ${ttlHours} * interval '1 hour')
     on conflict (workspace_id, key) do update
-    set fingerprint = excluded.fingerprint, status_code = excluded.status_code, body = excluded.body, claim = null,
+    set fingerprint = excluded.fingerprint, status_code = excluded.status_code, body = excluded.body, sealed_with = excluded.sealed_with, claim = null,
       created_at = now(), expires_at = excluded.expires_at`
 }
 
@@ -77,7 +109,7 @@ export async function claimKey(
     insert into idempotency_keys as k (workspace_id, key, fingerprint, claim, expires_at)
     values (${workspaceId}, ${key}, ${fingerprint}, gen_random_uuid(), now() + ${seconds} * interval '1 second')
     on conflict (workspace_id, key) do update
-    set fingerprint = excluded.fingerprint, status_code = null, body = null, claim = excluded.claim,
+    set fingerprint = excluded.fingerprint, status_code = null, body = null, sealed_with = null, claim = excluded.claim,
       created_at = now(), expires_at = excluded.expires_at
     returning claim`
   return row!.claim
@@ -112,6 +144,31 @@ export async function dropClaim(
   await sql`
     delete from idempotency_keys
     where workspace_id = ${workspaceId} and key = ${key} and claim = ${claim}`
+}
+
+/** Answers sealed with another key than the current one are sealed with it. Answers how many, and the keys of which did not open. */
+export async function resealAnswers(
+  sql: Sql,
+  keys: KeyRing,
+): Promise<{ resealed: number; failed: string[] }> {
+  const rows = await sql<KeyedRequest & StoredAnswer>`
+    select workspace_id, key, fingerprint, status_code, body, sealed_with from idempotency_keys
+    where sealed_with <> ${keys.current} and expires_at > now()`
+  const failed: string[] = []
+  let resealed = 0
+  for (const row of rows) {
+    try {
+      const { body, sealedWith } = sealAnswer(keys, row, { ...row, body: bodyOf(keys, row, row) })
+      const changed = await sql`
+        update idempotency_keys set body = ${body}, sealed_with = ${sealedWith}
+        where workspace_id = ${row.workspaceId} and key = ${row.key} and body = ${row.body} returning key`
+      resealed += changed.length
+    } catch (error) {
+      if (!isSealFault(error)) throw error
+      failed.push(row.key)
+    }
+  }
+  return { resealed, failed }
 }
 
 /** Removes the keys whose time is over, some thousands at a time. Answers how many. */

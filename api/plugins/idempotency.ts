@@ -6,9 +6,11 @@ import Joi from 'joi'
 import type { Sql } from '../../shared/db.ts'
 import { AppError } from '../../shared/errors.ts'
 import {
+  bodyOf,
   claimKey,
   dropClaim,
   findAnswer,
+  sealAnswer,
   settleClaim,
   storeAnswer,
   takeKey,
@@ -26,13 +28,15 @@ declare module 'fastify' {
     /**
      * Sends what `work` answers. With an Idempotency-Key it is done once: `work` and the storing of its answer are one transaction,
      * so that whoever repeats the request, however the first one ended, gets the stored answer or does the work himself. `work` must use
-     * the connection it is given, and what it throws undoes all of it. Without a key it is run as it is, on a connection of the pool.
+     * the connection it is given, and what it throws undoes all of it. Without a key it is run as it is, on a connection of the pool. With
+     * `secret` the answer holds one: it is stored sealed, and nothing between here and the caller is to keep it.
      * Throws 422 IDEMPOTENCY_KEY_REUSED, and 409 IDEMPOTENCY_IN_PROGRESS when another request with the key takes long.
      */
     answerOnce(
       request: FastifyRequest,
       reply: FastifyReply,
       work: (sql: Sql) => Promise<Answer>,
+      options?: { secret?: boolean },
     ): Promise<void>
     /**
      * The same for work that waits for others and fits into no transaction: it has `longWorkSeconds`. A process that dies in
@@ -84,12 +88,13 @@ type Attempt = (request: KeyedRequest) => Promise<Outcome | 'taken'>
 /** Answers requests with an Idempotency-Key once: see `answerOnce` and `answerLongWorkOnce`. */
 export default fp(
   async function idempotency(app) {
-    const { sql, log } = app
+    const { sql, log, keys } = app
     const ttlHours = app.config.IDEMPOTENCY_TTL_HOURS
     /** The attempts of this process, by workspace and key. They never reject. */
     const running = new Map<string, Promise<unknown>>()
 
-    app.decorate('answerOnce', async (request, reply, work) => {
+    app.decorate('answerOnce', async (request, reply, work, { secret = false } = {}) => {
+      if (secret) reply.header('cache-control', 'no-store')
       const keyed = keyedRequest(request)
       if (!keyed) return send(reply, stored(await work(sql)))
       await sendOnce(reply, keyed, () =>
@@ -98,7 +103,8 @@ export default fp(
           if (earlier === 'taken') return earlier
           if (earlier) return { ...earlier, replayed: true }
           const answer = stored(await work(tx))
-          await storeAnswer(tx, keyed, answer, ttlHours)
+          const kept = secret ? sealAnswer(keys, keyed, answer) : answer
+          await storeAnswer(tx, keyed, kept, ttlHours)
           return { ...answer, replayed: false }
         }),
       )
@@ -140,8 +146,9 @@ export default fp(
           'Another request with this Idempotency-Key is still running; try again.',
         )
       }
-      if (outcome.replayed) reply.header('idempotency-replayed', 'true')
-      send(reply, outcome)
+      if (!outcome.replayed) return send(reply, outcome)
+      reply.header('idempotency-replayed', 'true')
+      send(reply, { ...outcome, body: bodyOf(keys, request, outcome) })
     }
 
     /** One attempt at a time in this process; who waits for it holds no connection. Against other processes the attempt itself is safe. */
@@ -193,13 +200,14 @@ async function settles(promise: Promise<unknown>, ms: number): Promise<boolean> 
 }
 
 /** Sent as text: Fastify adds nothing to it, and the first answer is the same, to the byte, as those told again. */
-function send(reply: FastifyReply, { statusCode, body }: StoredAnswer): void {
+function send(reply: FastifyReply, { statusCode, body }: Omit<StoredAnswer, 'sealedWith'>): void {
   void reply.code(statusCode).type('application/json; charset=utf-8').send(body)
 }
 
 const stored = ({ statusCode, body }: Answer): StoredAnswer => ({
   statusCode,
   body: JSON.stringify(body),
+  sealedWith: null,
 })
 
 /** Undefined when the request carries no key. */

@@ -6,7 +6,9 @@ import {
   listApiKeys,
 } from '../../shared/api-keys.ts'
 import type { ApiKey, Scope } from '../../shared/api-keys.ts'
+import type { Sql } from '../../shared/db.ts'
 import { notFound } from '../../shared/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 
@@ -76,6 +78,7 @@ export const apiKeys: Routes = async (app) => {
         description:
           'It acts for you within its scopes, is sent as `X-Api-Key`, and ends when you leave. `key` is shown this once.',
         tags,
+        headers: idempotent,
         body: newKey,
         response: {
           201: Joi.object<ApiKey & { key: string }, true>({ ...fields, key: Joi.string() }),
@@ -84,16 +87,16 @@ export const apiKeys: Routes = async (app) => {
     },
     async (request, reply) => {
       const { user, body } = request
-      const made = await sql.begin(async (tx) => {
+      const make = async (tx: Sql) => {
         const made = await createApiKey(tx, user, body)
         const { id: targetId, name, scopes, expiresAt, allowedIps } = made
         const after = { name, scopes, expiresAt, allowedIps }
         const target = { targetType: 'api_key', targetId, after }
         await app.audit(request, { action: 'api_key.created', ...target }, { tx })
-        return made
-      })
-      reply.header('cache-control', 'no-store')
-      return reply.code(201).send(made)
+        return { statusCode: 201, body: made }
+      }
+      await app.answerOnce(request, reply, (sql) => sql.begin(make), { secret: true })
+      return reply
     },
   )
 

@@ -1,4 +1,5 @@
 import Joi from 'joi'
+import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import {
   invite,
@@ -14,6 +15,7 @@ import { noteLogin } from '../lockout.ts'
 import { assertStrong, hashPassword, newPassword } from '../passwords.ts'
 import type { Transport } from '../plugins/cookies.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, text } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 import { signedIn, transport } from '../plugins/sign-in.ts'
@@ -46,6 +48,7 @@ export const invitations: Routes = async (app) => {
         description:
           'The token is shown here once. It is sent by e-mail, too, when SMTP_URL is set.',
         tags,
+        headers: idempotent,
         body: Joi.object<{ email: string; role: Role }, true>({
           email: email().required(),
           role: role.default('agent'),
@@ -64,7 +67,8 @@ export const invitations: Routes = async (app) => {
       if (body.role === 'owner' && user.role !== 'owner') {
         throw new AppError(403, 'FORBIDDEN', 'Only owners make owners.')
       }
-      const made = await sql.begin(async (tx) => {
+      let token: string | undefined
+      const make = async (tx: Sql) => {
         const made = await invite(tx, user, body)
         if (!made) {
           throw new AppError(409, 'EMAIL_TAKEN', 'Somebody of the workspace has this address.')
@@ -76,11 +80,13 @@ export const invitations: Routes = async (app) => {
           after: { email: body.email, role: body.role },
         }
         await app.audit(request, deed, { tx })
-        return made
-      })
-      mailer.send({ to: body.email, subject: 'You are invited', text: letter(made.token) })
-      reply.header('cache-control', 'no-store')
-      return reply.code(201).send(made)
+        token = made.token
+        return { statusCode: 201, body: made }
+      }
+      await app.answerOnce(request, reply, (sql) => sql.begin(make), { secret: true })
+      if (token !== undefined)
+        mailer.send({ to: body.email, subject: 'You are invited', text: letter(token) })
+      return reply
     },
   )
 

@@ -1,4 +1,5 @@
 import Joi from 'joi'
+import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import { eventTypes } from '../../shared/events.ts'
 import { hostOf, PrivateAddress, resolveHost } from '../../shared/webhook-address.ts'
@@ -162,6 +163,7 @@ export const webhooks: Routes = async (app) => {
         description:
           'Events from now on are posted to it, signed as Standard Webhooks says; `secret` is shown this once. An answer that is no 2xx, a redirect, or none within 12 seconds is tried again, ever more rarely, for 24 hours.',
         tags,
+        headers: idempotent,
         body: newWebhook,
         response: { 201: withSecret, 409: errorBody, 422: errorBody },
       },
@@ -169,15 +171,15 @@ export const webhooks: Routes = async (app) => {
     async (request, reply) => {
       const { user, body } = request
       await assertPublic(body.url)
-      const made = await sql.begin(async (tx) => {
+      const make = async (tx: Sql) => {
         const made = await createWebhook(tx, keys, user.workspaceId, body)
         const { id: targetId, url, events, enabled } = made
         const target = { targetType: 'webhook', targetId, after: { url, events, enabled } }
         await app.audit(request, { action: 'webhook.created', ...target }, { tx })
-        return made
-      })
-      reply.header('cache-control', 'no-store')
-      return reply.code(201).send(made)
+        return { statusCode: 201, body: made }
+      }
+      await app.answerOnce(request, reply, (sql) => sql.begin(make), { secret: true })
+      return reply
     },
   )
 
@@ -277,13 +279,14 @@ export const webhooks: Routes = async (app) => {
           'Deliveries are signed with both until the old one counts no longer: `webhook-signature` then holds two signatures.',
         tags,
         params: byId,
+        headers: idempotent,
         body: rotation,
         response: { 200: withSecret },
       },
     },
     async (request, reply) => {
       const { user, params, body } = request
-      const rotated = await sql.begin(async (tx) => {
+      const rotate = async (tx: Sql) => {
         const rotated = await rotateSecret(tx, keys, user.workspaceId, params.id, {
           secret: body?.secret,
           keepHours: body?.keepHours ?? 24,
@@ -291,10 +294,10 @@ export const webhooks: Routes = async (app) => {
         if (!rotated) throw notFound('Webhook')
         const target = { targetType: 'webhook', targetId: params.id }
         await app.audit(request, { action: 'webhook.secret_rotated', ...target }, { tx })
-        return rotated
-      })
-      reply.header('cache-control', 'no-store')
-      return rotated
+        return { statusCode: 200, body: rotated }
+      }
+      await app.answerOnce(request, reply, (sql) => sql.begin(rotate), { secret: true })
+      return reply
     },
   )
 

@@ -4,7 +4,8 @@ import type { AddressInfo } from 'node:net'
 import type { FastifyInstance, LightMyRequestResponse } from 'fastify'
 import t from 'tap'
 import { connect } from '../../shared/db.ts'
-import { claimKey, removeExpiredKeys, takeKey } from '../../shared/idempotency.ts'
+import { claimKey, removeExpiredKeys, resealAnswers, takeKey } from '../../shared/idempotency.ts'
+import { KeyRing } from '../../shared/key-ring.ts'
 import { appOver, errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -453,6 +454,48 @@ void t.test(
   },
 )
 
+const webhook = { url: 'https://93.184.216.34/hook', events: ['message'] }
+
+void t.test(
+  'an answer that holds a secret is told again, and stands nowhere in the clear',
+  async (t) => {
+    const person = await withSession()
+    const first = await post(person, '/api/webhooks', 'make', webhook)
+    const { id, secret } = first.json<{ id: string; secret: string }>()
+    const rotations = []
+    for (const key of ['rotate', 'rotate', 'rotate-once-more'])
+      rotations.push(await post(person, `/api/webhooks/${id}/rotate-secret`, key, {}))
+    const [rotated, again, other] = rotations
+    t.equal(again!.body, rotated!.body)
+    t.not(other!.body, rotated!.body)
+    t.equal(rotated!.headers['cache-control'], 'no-store')
+
+    const rows = await it.sql<{ body: string; sealedWith: string }>`
+    select body, sealed_with from idempotency_keys where workspace_id = ${person.workspaceId}`
+    t.equal(rows.length, 3)
+    for (const { body, sealedWith } of rows) {
+      t.equal(sealedWith, it.app.keys.current)
+      t.notMatch(body, secret)
+      t.notMatch(Buffer.from(body, 'base64').toString(), 'whsec_')
+    }
+
+    const newer = KeyRing.parse(`newer:${Buffer.alloc(32, 'newer').toString('base64')}`).with(
+      it.app.keys,
+    )
+    t.strictSame(await resealAnswers(it.sql, newer), { resealed: 3, failed: [] })
+    t.match(
+      await post(person, '/api/webhooks', 'make', webhook),
+      { statusCode: 500 },
+      'its key is not here',
+    )
+    t.strictSame(await resealAnswers(it.sql, it.app.keys.with(newer)), { resealed: 3, failed: [] })
+    const repeated = await post(person, '/api/webhooks', 'make', webhook)
+    t.ok(isReplay(repeated))
+    t.equal(repeated.body, first.body)
+    t.equal((await person.call('GET', '/api/webhooks')).json<{ data: [] }>().data.length, 1)
+  },
+)
+
 /** POST routes that are called without a key, and why. */
 const exempt: Record<string, string> = {
   '/api/auth/logout-all': 'signed out twice is signed out',
@@ -462,13 +505,8 @@ const exempt: Record<string, string> = {
   '/api/auth/2fa/disable': 'a code holds once',
   '/api/auth/2fa/backup-codes': 'its answer is a secret, which is stored nowhere',
   '/api/users/:id/2fa/reset': 'reset twice is reset',
-  '/api/invitations':
-    'its answer is a secret, which is stored nowhere; asked again, a new one takes its place',
-  '/api/api-keys': 'its answer is a secret, which is stored nowhere',
   '/api/contacts/:id/unmerge': 'what was taken apart cannot be once more',
   '/api/contacts/:id/merge': 'one person is one person',
-  '/api/webhooks': 'its answer is a secret, which is stored sealed only',
-  '/api/webhooks/:id/rotate-secret': 'its answer is a secret, which is stored sealed only',
   '/api/chats/:id/seen': 'seen twice is seen',
   '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
   '/api/whatsapp/check-number': 'asks, and changes nothing',
@@ -487,6 +525,9 @@ interface Samples {
 const samples: Record<string, (ids: Samples) => { url?: string; body?: object }> = {
   [sends]: () => ({ body: hello }),
   [sessions]: () => ({ body: { name: 'Another' } }),
+  '/api/api-keys': () => ({ body: { name: 'Robot', scopes: ['read'] } }),
+  '/api/invitations': () => ({ body: { email: 'new@bakery.example', role: 'agent' } }),
+  '/api/webhooks': () => ({ body: webhook }),
   '/api/labels': () => ({ body: { name: 'Urgent', color: '#ff0000' } }),
   '/api/chats/:id/notes': ({ chatId }) => ({
     url: `/api/chats/${chatId}/notes`,
@@ -514,6 +555,7 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
 const shownElsewhere = [
   `${sessions}/:id/pairing-code`,
   '/api/upload/media',
+  '/api/webhooks/:id/rotate-secret',
   '/api/webhooks/:id/deliveries/:deliveryId/redeliver',
 ]
 
