@@ -14,14 +14,19 @@ export async function startReset(
   email: string,
 ): Promise<{ token: string; profileId: string; workspaceId: string; email: string } | undefined> {
   const token = newToken()
-  const [row] = await sql<{ profileId: string; workspaceId: string; email: string }>`
-    with person as (select id, workspace_id, email from profiles where lower(email) = lower(${email})),
-    made as (
-      insert into password_resets (token_hash, workspace_id, profile_id, expires_at)
-      select ${hashToken(token)}, workspace_id, id, now() + ${lifeMinutes} * interval '1 minute' from person
-      where (select count(*) from password_resets r where r.profile_id = person.id and r.expires_at > now()) < ${maxOpen}
-      returning profile_id, workspace_id)
-    select made.profile_id, made.workspace_id, person.email from made join person on person.id = made.profile_id`
+  const row = await sql.begin(async (tx) => {
+    // One at a time for a person. A statement of its own: one that locks and counts would count what was there before it had the lock.
+    await tx`select from profiles where lower(email) = lower(${email}) for no key update`
+    const [row] = await tx<{ profileId: string; workspaceId: string; email: string }>`
+      with person as (select id, workspace_id, email from profiles where lower(email) = lower(${email})),
+      made as (
+        insert into password_resets (token_hash, workspace_id, profile_id, expires_at)
+        select ${hashToken(token)}, workspace_id, id, now() + ${lifeMinutes} * interval '1 minute' from person
+        where (select count(*) from password_resets r where r.profile_id = person.id and r.expires_at > now()) < ${maxOpen}
+        returning profile_id, workspace_id)
+      select made.profile_id, made.workspace_id, person.email from made join person on person.id = made.profile_id`
+    return row
+  })
   return row && { token, ...row }
 }
 

@@ -87,6 +87,16 @@ void t.test('an invitation has one winner', async (t) => {
   t.equal(won, rounds)
 })
 
+void t.test('however many resets are asked for at once, three are open', async (t) => {
+  const won = await race(
+    async () => void (await sql`delete from password_resets where profile_id = ${profile.id}`),
+    async () => (await startReset(sql, profile.email)) !== undefined,
+    3,
+  )
+  t.equal(won, rounds)
+  await sql`delete from password_resets where profile_id = ${profile.id}`
+})
+
 void t.test('a password reset has one winner', async (t) => {
   const won = await race(
     async () => (await startReset(sql, profile.email))!.token,
