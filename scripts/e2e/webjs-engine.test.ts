@@ -145,6 +145,29 @@ await t.test(
       t.equal((await engine.probe()).unreported, 0)
     })
 
+    await t.test(
+      'a page that is loaded anew while it is being attached to is attached to',
+      async (t) => {
+        const closed: unknown[] = []
+        engine.on('closed', (reason) => closed.push(reason))
+        for (let times = 0; times < 20; times++) {
+          const reload = () =>
+            whatsapp.reload(account).then(
+              () => true,
+              () => false, // not open again yet
+            )
+          await until('it is loaded once more', reload)
+        }
+        await until('it works', () =>
+          engine.probe().then(
+            ({ online }) => online,
+            () => false, // between two pages
+          ),
+        )
+        t.strictSame(closed, [])
+      },
+    )
+
     await t.test('a page without WhatsApp is alive, and not online', async (t) => {
       const lost = nextEvent(engine, 'link', (state) => state === 'lost')
       whatsapp.setServing({ page: 'maintenance' })

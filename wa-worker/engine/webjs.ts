@@ -54,6 +54,12 @@ export interface WebjsOptions {
 const qrLifeMs = (attempt: number) => (attempt === 1 ? 60_000 : 20_000)
 
 const pairingCodeLifeMs = 180_000
+/** A page that is just being loaded is soon there. */
+const attachTries = 5
+const attachPauseMs = 200
+/** The page a call was meant for is gone, and another one comes. */
+const isBetweenPages = (error: unknown) =>
+  /Execution context was destroyed|Cannot find context|detached Frame/.test(errorText(error))
 
 declare const window: PageWindow
 
@@ -71,6 +77,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   /** How often the page was loaded anew, and at which of these the library had attached itself last. */
   #load = 0
   #attachedTo = -1
+  /** How often we were told of another page. */
+  #navigations = 0
   #qrAttempt = 0
   /** Messages the library told of since the page API was installed. */
   #reported = 0
@@ -342,6 +350,20 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     if (url.includes('post_logout=1') || this.#client!.lastLoggedOut) {
       return this.#loggedOut()
     }
+    const navigation = (this.#navigations += 1)
+    for (let tries = 1; navigation === this.#navigations; tries++) {
+      try {
+        return await this.#attach(page)
+      } catch (error) {
+        // The page is being loaded once more, of which we are about to be told, or we were told of this one before it could be asked anything.
+        if (!isBetweenPages(error) || tries === attachTries) throw error
+        await sleep(attachPauseMs)
+      }
+    }
+  }
+
+  /** Injects the library into a page that has just been loaded. */
+  async #attach(page: Page): Promise<void> {
     const injected = await within(
       deadlines.call,
       'PAGE_UNRESPONSIVE',
@@ -380,7 +402,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       this.#ready = true
       this.emit('ready', account)
     } catch (error) {
-      this.#closed('START_FAILED', errorText(error))
+      // The page that comes will say so, too.
+      if (!isBetweenPages(error)) this.#closed('START_FAILED', errorText(error))
     }
   }
 
