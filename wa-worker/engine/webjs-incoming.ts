@@ -1,5 +1,13 @@
 import type { EngineEvents } from './engine.ts'
-import { addressOf, bodyOf, identify, idOf, incomingMessage, storable, typeOf } from './webjs-messages.ts'
+import {
+  addressOf,
+  bodyOf,
+  identify,
+  idOf,
+  incomingMessage,
+  storable,
+  typeOf,
+} from './webjs-messages.ts'
 import type { LibraryId, LibraryMessage } from './webjs-messages.ts'
 
 type Emit = <K extends keyof EngineEvents>(event: K, ...args: EngineEvents[K]) => void
