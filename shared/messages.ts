@@ -141,6 +141,7 @@ export interface Message {
 const dated = <T extends { at: string }>(rows: T[] | null): T[] =>
   (rows ?? []).map((row) => ({ ...row, at: new Date(row.at).toISOString() }))
 
+/** A message as the API answers it, and events tell of it. */
 export function messageResource(row: MessageRow): Message {
   const hold = row.status === 'queued' ? holdOf(row) : { heldBy: null, notBefore: null }
   return {
