@@ -74,29 +74,16 @@ const joined = fragment`
   left join contacts k on k.id = c.contact_id
   left join messages q on q.id = m.quoted_message_id`
 
-function claimedOf({
-  type,
-  body,
-  content,
-  mediaId,
-  quotedId,
-  quotedFromMe,
-  quotedChatId,
-  quotedParticipant,
-  ...row
-}: ClaimedRow): Claimed {
+function claimedOf(row: ClaimedRow): Claimed {
+  const { quotedId: id, quotedFromMe, quotedChatId, quotedParticipant } = row
   return {
+    // All of it, since leaving out what it is not asked for takes longer than all the rest that is done with a row here.
     ...row,
-    content: contentOf({ type, body, content, mediaId }),
+    content: contentOf(row),
     quoted:
-      quotedId === null
+      id === null
         ? null
-        : {
-            fromMe: quotedFromMe,
-            chatId: quotedChatId,
-            id: quotedId,
-            participant: quotedParticipant,
-          },
+        : { fromMe: quotedFromMe, chatId: quotedChatId, id, participant: quotedParticipant },
   }
 }
 
