@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { holdFacts, holdOf } from './pacing.ts'
+import { chatInHand, holdFacts, holdOf } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -59,7 +59,7 @@ export async function foresee(
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
       (select least(coalesce(sum(b.waiting), 0), ${countedAhead})::int from (
-        select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) as ahead,
+        select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) - (${chatInHand} is not null)::int as ahead,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
       ${holdFacts(fragment`c.last_inbound_at`)}

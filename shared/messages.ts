@@ -1,5 +1,5 @@
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
 import type { MessageMedia } from './media.ts'
@@ -183,20 +183,17 @@ export function messageResource(row: MessageRow): Message {
   }
 }
 
-/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file, `fo` its object; `o`, `l`, `p` as holdColumns has them. */
-export const messageColumns = fragment`
-  m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
-    'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
-  m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name,
-  (select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = m.workspace_id and k.wa_id = m.author_wa_id) as author_contact_id,
-  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
+const authorContact = fragment`
+  (select coalesce(k.merged_into, k.id) from contacts k where k.workspace_id = m.workspace_id and k.wa_id = m.author_wa_id)`
+const reactions = fragment`
   (select json_agg(json_build_object('emoji', r.emoji, 'waId', r.wa_id, 'fromMe', r.wa_id = 'me', 'at', r.at) order by r.at, r.wa_id)
-   from message_reactions r where r.message_id = m.id and r.emoji <> '') as reactions,
+   from message_reactions r where r.message_id = m.id and r.emoji <> '')`
+const votes = fragment`
   case when m.type = 'poll' then
     (select json_agg(json_build_object('waId', v.wa_id, 'fromMe', v.wa_id = 'me', 'options', v.options, 'at', v.at) order by v.at, v.wa_id)
-     from poll_votes v where v.message_id = m.id and v.options <> '{}') end as votes,
-  -- A failure is of no interest any more once somebody has had his way.
+     from poll_votes v where v.message_id = m.id and v.options <> '{}') end`
+// A failure is of no interest any more once somebody has had his way.
+const actions = fragment`
   (select json_agg(json_build_object('kind', case a.kind when 'react' then 'reaction' when 'revoke' then 'deletion' else a.kind end,
       'value', coalesce(a.payload ->> 'body', a.payload ->> 'emoji'), 'status', case when a.done_at is null then 'pending' else 'failed' end,
       'error', case when a.error_code is not null then json_build_object('code', a.error_code, 'message', coalesce(a.error_message, '')) end,
@@ -204,8 +201,30 @@ export const messageColumns = fragment`
    from wa_actions a
    where a.message_id = m.id and (a.done_at is null or a.error_code is not null and not exists (
      select from wa_actions b
-     where b.message_id = a.message_id and b.kind = a.kind and b.id > a.id and b.done_at is not null and b.error_code is null))) as actions,
+     where b.message_id = a.message_id and b.kind = a.kind and b.id > a.id and b.done_at is not null and b.error_code is null)))`
+
+const columnsWith = (
+  others: Record<'authorContact' | 'reactions' | 'votes' | 'actions', Fragment>,
+) => fragment`
+  m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
+  m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
+    'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${others.authorContact} as author_contact_id,
+  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
+  ${others.reactions} as reactions, ${others.votes} as votes, ${others.actions} as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
+
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file, `fo` its object; `o`, `l`, `p` as holdColumns has them. */
+export const messageColumns = columnsWith({ authorContact, reactions, votes, actions })
+
+const none = fragment`null`
+/** The same of a message of ours that is written in this very statement: nobody can have said anything about it yet, so nobody is asked. */
+export const newMessageColumns = columnsWith({
+  authorContact: none,
+  reactions: none,
+  votes: none,
+  actions: none,
+})
 /** Joins to `m` what messageColumns speaks of. */
 export const messageJoins = fragment`
   join chats c on c.id = m.chat_id

@@ -74,43 +74,33 @@ const joined = fragment`
   left join contacts k on k.id = c.contact_id
   left join messages q on q.id = m.quoted_message_id`
 
-function claimedOf({
-  type,
-  body,
-  content,
-  mediaId,
-  quotedId,
-  quotedFromMe,
-  quotedChatId,
-  quotedParticipant,
-  ...row
-}: ClaimedRow): Claimed {
+function claimedOf(row: ClaimedRow): Claimed {
+  const { quotedId: id, quotedFromMe, quotedChatId, quotedParticipant } = row
   return {
+    // All of it, since leaving out what it is not asked for takes longer than all the rest that is done with a row here.
     ...row,
-    content: contentOf({ type, body, content, mediaId }),
+    content: contentOf(row),
     quoted:
-      quotedId === null
+      id === null
         ? null
-        : {
-            fromMe: quotedFromMe,
-            chatId: quotedChatId,
-            id: quotedId,
-            participant: quotedParticipant,
-          },
+        : { fromMe: quotedFromMe, chatId: quotedChatId, id, participant: quotedParticipant },
   }
 }
 
-/** The first message of each lane of `s` that is due. */
+/** The first message of each lane of `s` that is due; of none whose first message is on its way. */
 const laneHeads = fragment`
   select o.id, o.revision, l.cold, l.due_at
   from outbox_lanes l
-  cross join lateral (select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 'q' order by o.id limit 1) o
-  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now()`
+  cross join lateral (select o.id, o.revision, o.state from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id limit 1) o
+  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now() and o.state = 'q'`
 
 /**
  * Claims, for each of these idle sessions whose pace allows it, the oldest due message, in one round trip. Only a session whose fence still holds
  * and that is WORKING gives one, so a worker that lost a session claims nothing of it. The cost depends on the number of sessions, not
  * on what waits: a chat that backs off, waits for an ack or may not be opened today lies ahead in its lane and is not visited.
+ *
+ * What is on its way is named by its session's pace, which changes with each claim anyway. Its lane is put aside only when the session goes on to another chat
+ * before that ack: written with every claim, the lane and its indexes would be a third of the work.
  */
 export async function claim(
   sql: Sql,
@@ -120,7 +110,7 @@ export async function claim(
 ): Promise<FreshlyClaimed[]> {
   const rows = await sql<ClaimedRow & { waitMs: number }>`
     with head as (
-      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at
+      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight
       from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) u(id, fence)
       join wa_sessions s on s.id = u.id and s.fence = u.fence and s.owner = ${worker} and s.status = 'WORKING'
       join wa_session_pacing p on p.session_id = s.id and p.next_send_at <= now()
@@ -142,9 +132,11 @@ export async function claim(
       set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
-      returning o.*, head.linked_at, head.cold as opens
-    ), lane as (
-      update outbox_lanes l set due_at = 'infinity', cold = false from claimed where l.chat_id = claimed.chat_id
+      returning o.*, head.linked_at, head.cold as opens, head.in_flight
+    ), aside as (
+      -- Locked, and so looked at once more: if it was confirmed in this very moment, its lane is free.
+      update outbox_lanes l set due_at = 'infinity'
+      from (select b.chat_id from claimed join outbox b on b.id = claimed.in_flight where b.state = 's' for no key update of b) b where l.chat_id = b.chat_id
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
@@ -163,13 +155,17 @@ export async function unconfirmed(
 ): Promise<Claimed[]> {
   const rows = await sql<ClaimedRow>`
     select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
-    from outbox_lanes l
-    -- One at the most is on its way in a chat, and its lane says so.
-    cross join lateral (select * from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 's' limit 1) o
-    join wa_sessions s on s.id = l.session_id
-    join wa_session_pacing p on p.session_id = l.session_id ${joined}
-    where l.session_id = ${lane.id} and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity'
-      and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
+    from wa_session_pacing p
+    join wa_sessions s on s.id = p.session_id
+    -- One at the most is on its way in a chat, the first: of the chat the session is at, or of one that it has put aside.
+    cross join lateral (
+      select p.in_flight as id
+      union
+      select o.id from outbox_lanes l
+      cross join lateral (select o.id from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id limit 1) o
+      where l.session_id = p.session_id and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity') out
+    join outbox o on o.id = out.id ${joined}
+    where p.session_id = ${lane.id} and o.state = 's' and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
     order by o.id`
   return rows.map(claimedOf)
 }
@@ -202,7 +198,7 @@ export async function putBack(
         set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
             crashes = crashes + ${crashed}::boolean::int, doubts = doubts + ${doubted}::boolean::int
         where id = ${outboxId} and state = 's' returning chat_id)
-      update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms' from back where l.chat_id = back.chat_id`
+      update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id`
   })
 }
 
@@ -267,8 +263,9 @@ export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
-        -- What leaves from behind a message that is on its way does not let the chat go on.
-        due_at = case when l.due_at = 'infinity' and not g.sent then l.due_at else least(l.due_at, now()) end
+        -- What leaves from behind a message that is on its way does not let the chat go on. After one that was, the chat is the last of its session.
+        due_at = case when g.sent then now() when l.due_at = 'infinity' then l.due_at else least(l.due_at, now()) end,
+        cold = l.cold and not g.sent
     from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from ${lanes} group by chat_id) g
     where l.chat_id = g.chat_id
   )`

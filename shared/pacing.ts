@@ -77,12 +77,13 @@ const quietUntil = fragment`
 export const isQuiet = fragment`(${quietUntil} is not null)`
 
 /**
- * The statement that moves the pace of each session in `claimed` (session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
+ * The statement that moves the pace of each session in `claimed` (id, session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
  * the message's own id: the same message always waits as long. `n` has all columns of `claimed`.
  */
 export const movePace = (defaults: PacingConfig) => fragment`
   update wa_session_pacing p
-  set recent = n.recent,
+  set in_flight = n.id,
+      recent = n.recent,
       next_send_at = greatest(n.after_gap, n.after_minute),
       held_by = case when n.after_minute > n.after_gap then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
       new_on = n.today,
@@ -124,9 +125,12 @@ export interface HoldFacts {
   quietUntil: Date | null
 }
 
+/** The chat whose message the session of `p` has in its hands; null when it has none. */
+export const chatInHand = fragment`(select b.chat_id from outbox b where b.id = p.in_flight and b.state = 's')`
+
 /** Everything HoldFacts has beside the status, from `o` (outbox), `l` (outbox_lanes) and `p` (wa_session_pacing), any of which may be missing. */
 export const holdFacts = (lastInboundAt: Fragment) => fragment`
-  o.state as outbox_state, l.due_at = 'infinity' as lane_busy, l.cold as lane_cold,
+  o.state as outbox_state, l.due_at = 'infinity' or l.chat_id = ${chatInHand} as lane_busy, l.cold as lane_cold,
   case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
   case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by,
   case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by,

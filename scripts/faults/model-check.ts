@@ -48,6 +48,7 @@ async function check(lab: Lab): Promise<Row[]> {
       states += explored.states
       ends += explored.ends
       interleavings += explored.interleavings
+      lab.say(`${describe(scenario)}: ${explored.states} states, ${explored.ends} ends`)
       for (const [promise, of] of trials) {
         const broken = explored.violations.find((violation) => violation.promise === promise)
         of.check(

@@ -92,7 +92,8 @@ export async function explore(
         if (!violations.has(id)) violations.set(id, { promise, what, path: [...path] })
       }
     }
-    for (;;) {
+    // Without a guard, things may go round for ever.
+    while (!isEnough()) {
       // On the way to where the paths part everything has been seen.
       const known = taken.length < prefix.length - 1
       if (!known) {
@@ -289,15 +290,21 @@ class Play {
   async wrongNow(): Promise<Omit<Violation, 'path'>[]> {
     const wrong = await this.#sql<{ n: number }>`
       select count(*)::int as n from (
-        select from outbox_lanes l left join outbox o on o.chat_id = l.chat_id
+        select from outbox_lanes l left join outbox o on o.chat_id = l.chat_id join wa_session_pacing p on p.session_id = l.session_id
         where l.session_id = ${this.#sessionId}
         group by l.chat_id
         having l.waiting <> count(o.id) filter (where o.state <> 'z')
-          or (l.due_at = 'infinity') <> coalesce(bool_or(o.state = 's'), false)
+          or (l.due_at = 'infinity' or coalesce(bool_or(o.state = 's' and o.id = p.in_flight), false)) <> coalesce(bool_or(o.state = 's'), false)
+          or bool_or((o.state = 's') <> (o.claimed_by is not null))
           or count(*) filter (where o.state = 's') > 1) l`
     return wrong[0]!.n === 0
       ? []
-      : [{ promise: 'lanes', what: 'a lane does not count what is there, or is not busy as it is' }]
+      : [
+          {
+            promise: 'lanes',
+            what: 'a lane does not count what is there, or what is claimed is not marked as such, or neither in hand nor put aside',
+          },
+        ]
   }
 
   async wrongAtTheEnd(): Promise<Omit<Violation, 'path'>[]> {
@@ -342,8 +349,8 @@ class Play {
   async #dump(): Promise<string> {
     const [row] = await this.#sql<{ dump: object }>`
       select jsonb_build_array(
-        (select jsonb_agg(jsonb_build_array(m.body, m.status, m.ack, m.error_code, m.attempts, o.state, o.attempts, o.doubts, o.crashes, o.login_epoch, o.revision) order by m.seq)
-         from messages m left join outbox o on o.message_id = m.id where m.session_id = s.id),
+        (select jsonb_agg(jsonb_build_array(m.body, m.status, m.ack, m.error_code, m.attempts, o.state, o.attempts, o.doubts, o.crashes, o.login_epoch, o.revision, o.id = p.in_flight) order by m.seq)
+         from messages m left join outbox o on o.message_id = m.id left join wa_session_pacing p on p.session_id = m.session_id where m.session_id = s.id),
         (select jsonb_agg(jsonb_build_array(c.wa_chat_id, l.waiting, l.due_at = 'infinity') order by l.due_at)
          from outbox_lanes l join chats c on c.id = l.chat_id where l.session_id = s.id),
         s.fence, s.owner, s.login_epoch) as dump

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { recordAck } from '../acks.ts'
 import type { Sql } from '../db.ts'
 import { appendEvents } from '../events.ts'
 import { accept } from '../outbound.ts'
@@ -103,13 +104,40 @@ void t.test(
   },
 )
 
-async function queue(sql: Sql, session: { id: string; workspaceId: string }): Promise<void> {
+void t.test(
+  'a claim that waits for an ack does not put aside the chat that this ack sets free',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const session = await givenOwnedSession(sql)
+    await queue(sql, session)
+    const [first] = await claim(sql, 'first', [session], atOnce)
+    await queue(sql, session)
+    await queue(sql, session, '12025550101@c.us')
+    const { waited, claiming } = await sql.begin(async (tx) => {
+      await recordAck(tx, session, { keyId: first!.keyId, ack: 1 })
+      const claiming = claim(sql, 'first', [session], atOnce)
+      return { claiming, waited: await waitsForLock(sql, claiming) }
+    })
+    t.ok(waited, 'it has seen the message on its way')
+    t.match(await claiming, [{ waChatId: '12025550101@c.us' }])
+    t.same(await sql`select from outbox_lanes where due_at = 'infinity'`, [])
+    t.match(await claim(sql, 'first', [session], atOnce), [{ waChatId: ada }])
+  },
+)
+
+const ada = '12025550100@c.us'
+
+async function queue(
+  sql: Sql,
+  session: { id: string; workspaceId: string },
+  waChatId = ada,
+): Promise<void> {
   await accept(sql, {
     workspaceId: session.workspaceId,
     sessionId: session.id,
     sentBy: null,
     requestId: randomUUID(),
-    messages: [{ waChatId: '12025550100@c.us', content: { type: 'text', body: 'hello' } }],
+    messages: [{ waChatId, content: { type: 'text', body: 'hello' } }],
   })
 }
 

@@ -5,7 +5,7 @@ import { listen } from '../../../shared/listener.ts'
 import { createLogger } from '../../../shared/logger.ts'
 import { createNotifier } from '../../../shared/notify.ts'
 import { accept } from '../../../shared/outbound.ts'
-import { claim, takeOut } from '../../../shared/outbox.ts'
+import { claim, takingOut } from '../../../shared/outbox.ts'
 import { AckBook } from '../../../wa-worker/ack-book.ts'
 import { Sender } from '../../../wa-worker/sender.ts'
 import type { Consumer, ConsumerOptions, Contestant, Producer } from './contestant.ts'
@@ -19,7 +19,7 @@ export const pollMs = 1_000
 export const awfar: Contestant = { openProducer, openConsumer: openSender }
 
 /**
- * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed. No message is marked as sent, no event written.
+ * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed, by the statement of an ack. No message is marked as sent, no event written.
  */
 export const awfarQueue: Contestant = { openProducer, openConsumer: openQueue }
 
@@ -129,7 +129,8 @@ async function openQueue(options: ConsumerOptions): Promise<Consumer> {
         latest.set(chatId, Number(body))
         onMessage(body)
       }
-      await takeOut(sql, fragment`o.id = any(${claimed.map(({ outboxId }) => outboxId)}::bigint[])`)
+      const done = fragment`o.id = any(${claimed.map(({ outboxId }) => outboxId)}::bigint[])`
+      await sql`with ${takingOut(done)} select from gone`
     }
   }
   return {

@@ -104,8 +104,8 @@ async function scriptOf(sql: Db, worker: string, sessions: BenchSession[]): Prom
     select array_agg(o.session_id order by o.id) as sessions, array_agg(o.workspace_id order by o.id) as workspaces,
       array_agg(1) as ones, array_agg(m.wa_key_id order by o.id) as keys, array_agg('true_' || m.wa_key_id order by o.id) as wa_ids,
       array_agg('REFUSED_BY_WHATSAPP'::text) as codes, array_agg('message.ack'::text) as types, array_agg(:payload::text) as payloads
-    from outbox_lanes l join outbox o on o.chat_id = l.chat_id and o.send_at is null and o.state = 's' join messages m on m.id = o.message_id
-    where l.session_id = any(:lanes::uuid[]) and l.waiting > 0 and not l.cold and l.due_at = 'infinity' \\gset`
+    from wa_session_pacing p join outbox o on o.id = p.in_flight and o.state = 's' join messages m on m.id = o.message_id
+    where p.session_id = any(:lanes::uuid[]) \\gset`
   const [first, ...rest] = texts
   return {
     text: `${first};\n${ask}\nbegin;\n${rest.join(';\n')};\ncommit;\n`,

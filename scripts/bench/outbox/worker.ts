@@ -20,7 +20,7 @@ export interface Pickup {
   ms: number
 }
 
-/** What came of a window: messages handled since it was told to count, and milliseconds from the first to the last one; for those that carry their birth, how long they waited. */
+/** What came of a window: messages handled since it was told to count, and milliseconds from there to the last one; for those that carry their birth, how long they waited. */
 export interface Result {
   handled: number
   ms: number
@@ -30,7 +30,7 @@ export interface Result {
 
 let consumer: Awaited<ReturnType<(typeof awfar)['openConsumer']>> | undefined
 let handled = 0
-let firstAt = 0
+let countedFrom = 0
 let lastAt = 0
 let pickups: Pickup[] = []
 
@@ -44,7 +44,6 @@ async function obey(order: Order): Promise<Result | undefined> {
         onMessage: (body) => {
           lastAt = clock()
           handled += 1
-          if (handled === 1) firstAt = lastAt
           if (order.mode !== 'drain')
             pickups.push({ born: Number(body), ms: lastAt - Number(body) })
         },
@@ -56,9 +55,10 @@ async function obey(order: Order): Promise<Result | undefined> {
       return undefined
     case 'count':
       handled = 0
+      countedFrom = clock()
       return undefined
     case 'stop': {
-      const result = { handled, ms: lastAt - firstAt, pickups }
+      const result = { handled, ms: lastAt - countedFrom, pickups }
       return { ...result, ...(await consumer!.stop()) }
     }
   }
