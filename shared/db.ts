@@ -96,6 +96,9 @@ export function connect(url: string, options: ConnectOptions): Db {
     pipeline: named,
   })
   pool.on('error', (error) => options.onError?.(error))
+  // The pool listens to idle connections only. One that breaks in use is told by the statement that fails; without a listener it would end the process
+  // besides. From the first moment on, since it may break in the very read of the server's words that hands it from one to the next.
+  pool.on('connect', (client) => client.on('error', () => {}))
 
   const statements = Object.assign(tag(pool, named), {
     nudge: (channel: Channel) => notifier.nudge(channel),
@@ -106,10 +109,6 @@ export function connect(url: string, options: ConnectOptions): Db {
     last: statements,
     begin: async <T>(work: (tx: Transaction) => Promise<T>): Promise<T> => {
       const client = await pool.connect()
-      // The pool listens to idle connections only. One that breaks in here is told by the statement that fails; without a listener it would
-      // end the process besides.
-      const onError = () => {}
-      client.on('error', onError)
       let broken: Error | undefined
       try {
         const { result, nudges } = await transact(client, named, work)
@@ -125,7 +124,6 @@ export function connect(url: string, options: ConnectOptions): Db {
         }
         throw error
       } finally {
-        client.off('error', onError)
         client.release(broken)
       }
     },

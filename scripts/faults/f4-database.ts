@@ -67,16 +67,19 @@ async function breakAll(lab: Lab, direct: Db, proxy: Proxy): Promise<Row[]> {
   /** Answers whether it was accepted. */
   const post = async (subject: Subject) => {
     const { customer, body } = world.unique()
-    const {
-      status,
-      headers,
-      body: told,
-    } = await world.agent.call<{ id: string }>(
-      'POST',
-      '/api/whatsapp/send',
-      // These do not answer.
-      { sessionId: subject.id, to: `${customer.slice(0, -4)}0006`, message: body },
-    )
+    const answer = await world.agent
+      .call<{ id: string }>(
+        'POST',
+        '/api/whatsapp/send',
+        // These do not answer.
+        { sessionId: subject.id, to: `${customer.slice(0, -4)}0006`, message: body },
+      )
+      .catch((error: Error) => error)
+    if (answer instanceof Error) {
+      answers.check(false, `no answer: ${String(answer.cause ?? answer)}`)
+      return false
+    }
+    const { status, headers, body: told } = answer
     statuses.set(status, (statuses.get(status) ?? 0) + 1)
     answers.check(
       status === 202 || (status === 503 && headers.get('retry-after') !== null),

@@ -1,9 +1,12 @@
 import { once, EventEmitter } from 'node:events'
 import { mkdirSync, writeFileSync } from 'node:fs'
+import { connect as openSocket, createServer } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import { join } from 'node:path'
 import Joi from 'joi'
 import pg from 'pg'
 import t from 'tap'
+import type { Test } from 'tap'
 import { baseSchema, ConfigError, readEnv } from '../config.ts'
 import type { BaseConfig } from '../config.ts'
 import { connect, fragment, isDatabaseAway, pgCode, violated } from '../db.ts'
@@ -15,6 +18,7 @@ import { createNotifier } from '../notify.ts'
 import { encodeCursor, highestFirst, newestFirst, newestPage, numberedPage } from '../pagination.ts'
 import type { Page, PageWish } from '../pagination.ts'
 import { testDb } from './db.ts'
+import { until } from './until.ts'
 
 const log = createLogger('test', { level: 'fatal', stdout: false })
 
@@ -112,6 +116,62 @@ void t.test('a transaction whose connection is dead does not wait for it once mo
   t.not(await pid(), first, 'given up')
   t.strictSame(await sql`select to_regclass('half_done') as found`, [{ found: null }])
 })
+
+void t.test(
+  'a connection that breaks the moment a transaction gets it fails that one, and no process',
+  async (t) => {
+    const { url, sql: direct } = await testDb(t)
+    const { port, hold, release } = await holdingProxy(t, Number(new URL(url).port))
+    const proxied = new URL(url)
+    proxied.port = String(port)
+    const sql = connect(proxied.href, { applicationName: 'held', max: 1 })
+    t.teardown(() => sql.close())
+    await sql`select`
+    hold()
+    const before = sql`select 'the one before' as said`
+    const held = () => direct<{ pid: number; state: string; query: string }>`
+      select pid, state, query from pg_stat_activity where application_name = 'held'`
+    const { pid } = await until('its answer is held', async () =>
+      (await held()).find(
+        ({ state, query }) => state === 'idle' && query.includes('the one before'),
+      ),
+    )
+    const transaction = sql.begin((tx) => tx`select 1`)
+    await direct`select pg_terminate_backend(${pid}, 10000)`
+    await release()
+    t.strictSame(await before, [{ said: 'the one before' }])
+    const error: unknown = await transaction.catch((reason: unknown) => reason)
+    t.ok(isDatabaseAway(error), String(error))
+    t.strictSame(await sql`select 1 as one`, [{ one: 1 }])
+  },
+)
+
+/** Stands before a server on this machine. What that says after hold() is passed on by release(), all at once. */
+async function holdingProxy(t: Pick<Test, 'teardown'>, serverPort: number) {
+  let held: Buffer[] | undefined
+  let near: Socket | undefined
+  let ended: Promise<unknown> | undefined
+  const proxy = createServer((socket) => {
+    const far = openSocket(serverPort, '127.0.0.1')
+    near = socket
+    ended = once(far, 'close')
+    far.on('data', (data) => (held ? held.push(data) : socket.write(data)))
+    far.on('end', () => held ?? socket.end())
+    socket.on('data', (data) => far.write(data)).on('close', () => far.destroy())
+    for (const one of [socket, far]) one.on('error', () => {})
+  })
+  await once(proxy.listen(0, '127.0.0.1'), 'listening')
+  t.teardown(() => proxy.close())
+  return {
+    port: (proxy.address() as AddressInfo).port,
+    hold: () => void (held = []),
+    release: async () => {
+      await ended
+      near!.end(Buffer.concat(held!))
+      held = undefined
+    },
+  }
+}
 
 void t.test('failures are told apart', async (t) => {
   const { sql, url } = await testDb(t)
