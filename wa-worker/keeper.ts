@@ -117,7 +117,7 @@ export class Keeper {
       if (error instanceof LeaseLost) throw error
       // Whoever called it off comes next in the queue.
       if (this.#isCalledOff()) return
-      return this.#broke('VAULT_UNAVAILABLE', errorText(error))
+      return this.#broke(whyNoLogin(error), errorText(error))
     }
     // Abandoned meanwhile: nobody would stop this engine.
     if (this.#state.isLost) return
@@ -280,7 +280,7 @@ export class Keeper {
     } catch (error) {
       if (error instanceof LeaseLost) throw error
       if (this.#isCalledOff()) return true
-      await this.#broke('VAULT_UNAVAILABLE', errorText(error))
+      await this.#broke(whyNoLogin(error), errorText(error))
       return true
     }
     const detail = `${why} ${done}`
@@ -484,3 +484,7 @@ export class Keeper {
     })
   }
 }
+
+/** What keeps a login from its engine: the vault, or this machine's disk (errors of Node's file system name a path). */
+const whyNoLogin = (error: unknown) =>
+  error instanceof Error && 'path' in error ? 'DISK_FAILED' : 'VAULT_UNAVAILABLE'

@@ -1,23 +1,23 @@
-import { randomBytes } from 'node:crypto'
-import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { mkdir, rm } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
-import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sql } from '../shared/db.ts'
 import { errorText } from '../shared/errors.ts'
 import { SealBroken, UnknownKey } from '../shared/key-ring.ts'
 import type { KeyRing } from '../shared/key-ring.ts'
 import type { Logger } from '../shared/logger.ts'
-import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../shared/object-store.ts'
+import { StoreUnavailable } from '../shared/object-store.ts'
 import type { ObjectStore } from '../shared/object-store.ts'
 import { assertFence, LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import * as snapshots from '../shared/wa-snapshots.ts'
 import type { Snapshot } from '../shared/wa-snapshots.ts'
 import { copyProfile } from './profile-copy.ts'
-import { Decrypt, Encrypt, Meter, packFolder, SnapshotBroken, unpack } from './snapshot-format.ts'
+import { aside, clearAside, replaceProfile } from './profile-drafts.ts'
+import { packFolder, SnapshotBroken } from './snapshot-format.ts'
 import type { Totals } from './snapshot-format.ts'
+import { isUnusable, SnapshotObjects } from './snapshot-objects.ts'
+import { Turns } from './turns.ts'
 
 export interface VaultOptions {
   sql: Sql
@@ -68,19 +68,13 @@ const abandonedMs = 3_600_000
  * What is done for one session happens one after the other.
  */
 export class Vault {
-  readonly #options: Required<VaultOptions>
-  readonly #turns = new Map<string, Promise<unknown>>()
-  #bucketReady: Promise<void> | undefined
+  readonly #options: Required<Omit<VaultOptions, 'store' | 'keys' | 'bucket'>>
+  readonly #objects: SnapshotObjects
+  readonly #turns = new Turns()
 
-  constructor(options: VaultOptions) {
-    this.#options = {
-      bucket: 'sessions',
-      keep: 3,
-      attempts: 3,
-      retryMs: 1_000,
-      limitMs: 600_000,
-      ...options,
-    }
+  constructor({ store, keys, bucket = 'sessions', ...options }: VaultOptions) {
+    this.#options = { keep: 3, attempts: 3, retryMs: 1_000, limitMs: 600_000, ...options }
+    this.#objects = new SnapshotObjects({ store, keys, bucket })
   }
 
   /**
@@ -91,7 +85,7 @@ export class Vault {
    */
   async take(session: OwnedSession, profile: string, options: TakeOptions): Promise<Taken> {
     const signal = this.#limit(options.signal)
-    return this.#inTurn(session.id, signal, async () => {
+    return this.#turns.take(session.id, signal, async () => {
       await assertFence(this.#options.sql, session)
       await clearAside(profile, 'taking', 'restoring')
       const copy = aside(profile, 'taking')
@@ -120,7 +114,7 @@ export class Vault {
     { signal: wish, before }: { signal?: AbortSignal; before?: number } = {},
   ): Promise<Restored> {
     const signal = this.#limit(wish)
-    return this.#inTurn(session.id, signal, async () => {
+    return this.#turns.take(session.id, signal, async () => {
       const { sql, log } = this.#options
       const candidates = await snapshots.restorableSnapshots(sql, session, before)
       await clearAside(profile, 'taking', 'restoring')
@@ -132,11 +126,11 @@ export class Vault {
           await this.#keepTrying(signal, async () => {
             await rm(draft, { recursive: true, force: true })
             await mkdir(draft, { recursive: true, mode: 0o700 })
-            await this.#read(session, snapshot, { folder: draft, signal })
+            await this.#objects.read(session, snapshot, { folder: draft, signal })
           })
           // Reading may have taken longer than the lease: this throws then.
           await snapshots.markRefused(sql, session, snapshot.id, false)
-          await replace(profile, draft)
+          await replaceProfile(profile, draft)
           log.info('login restored', { sessionId: session.id, generation, refused: refused.length })
           return { generation, takenAt: snapshot.createdAt, refused }
         } catch (error) {
@@ -176,20 +170,15 @@ export class Vault {
    * A snapshot's contents, decrypted: a compressed tar, and a full account credential. It is proven only once the stream has ended without an
    * error.
    */
-  async open(session: OwnedSession, snapshot: Snapshot): Promise<Readable> {
-    const { store, bucket } = this.#options
-    const key = this.#dataKey(session, snapshot)
-    const source = await store.get(bucket, snapshot.objectKey)
-    const decrypt = new Decrypt(key, objectContext(session, snapshot.generation))
-    pipeline(source, decrypt).catch(() => {}) // reaches the reader of decrypt
-    return decrypt
+  open(session: OwnedSession, snapshot: Snapshot): Promise<Readable> {
+    return this.#objects.open(session, snapshot)
   }
 
   /** Takes in what open() gave, of this or of another session, as the new current generation. Throws as take() does. */
   async add(session: OwnedSession, contents: Readable, reason: string): Promise<Taken> {
     try {
       const signal = this.#limit()
-      return await this.#inTurn(session.id, signal, () =>
+      return await this.#turns.take(session.id, signal, () =>
         this.#add(session, () => ({ stream: contents }), reason, signal),
       )
     } finally {
@@ -202,19 +191,19 @@ export class Vault {
    * and sessions run on meanwhile. Answers which could not be opened, and why.
    */
   async rotate(): Promise<{ rotated: number; failed: { snapshot: Snapshot; why: string }[] }> {
-    const { sql, keys } = this.#options
+    const { sql } = this.#options
     const failed: { snapshot: Snapshot; why: string }[] = []
     let rotated = 0
     let after: string | null = null
     for (;;) {
-      const batch = await snapshots.sealedOtherwise(sql, keys.current, { after, limit: 500 })
+      const batch = await snapshots.sealedOtherwise(sql, this.#objects.currentKey, {
+        after,
+        limit: 500,
+      })
       for (const snapshot of batch) {
         const owner = { id: snapshot.sessionId, workspaceId: snapshot.workspaceId }
         try {
-          const key = keys.seal(
-            this.#dataKey(owner, snapshot),
-            keyContext(owner, snapshot.generation),
-          )
+          const key = this.#objects.reseal(owner, snapshot)
           if (await snapshots.replaceKey(sql, snapshot, key)) rotated += 1
         } catch (error) {
           if (!(error instanceof UnknownKey || error instanceof SealBroken)) throw error
@@ -231,7 +220,7 @@ export class Vault {
    * gone. Safe to run at any time and anywhere, once an hour is enough. Answers how many.
    */
   async collectOrphans({ olderThanMs = abandonedMs } = {}): Promise<number> {
-    await this.#ready()
+    await this.#objects.ready()
     await snapshots.discardAbandoned(this.#options.sql, olderThanMs)
     return this.#removeDiscarded(undefined, olderThanMs)
   }
@@ -243,25 +232,22 @@ export class Vault {
     reason: string,
     signal: AbortSignal,
   ): Promise<Taken> {
-    const { sql, keys, log, keep } = this.#options
+    const { sql, log, keep } = this.#options
     const started = performance.now()
     const generation = await snapshots.nextGeneration(sql, session)
-    await this.#ready()
-    const dataKey = randomBytes(32)
-    const objectKey = `${session.workspaceId}/${session.id}/${generation}-${randomBytes(8).toString('hex')}`
-    const key = keys.seal(dataKey, keyContext(session, generation))
+    await this.#objects.ready()
+    const draft = this.#objects.draft(session, generation)
+    const { objectKey, key } = draft
     const begun = { generation, objectKey, key, reason }
     const id = await snapshots.beginSnapshot(sql, session, begun)
     try {
       const { stream, totals } = pack()
-      const encrypt = new Encrypt(dataKey, objectContext(session, generation))
-      const written = await this.#upload(objectKey, stream, encrypt, signal)
+      const written = await this.#objects.write(session, draft, stream, signal)
       const stored = {
-        ...{ workspaceId: session.workspaceId, sessionId: session.id },
-        ...{ generation, objectKey, ...written, ...(totals ?? { files: null, bytes: null }) },
-        ...{ keyId: key.keyId, wrappedKey: key.box },
+        ...{ generation, objectKey, keyId: key.keyId, wrappedKey: key.box },
+        ...{ ...written, ...(totals ?? { files: null, bytes: null }) },
       }
-      const proven = await this.#read(session, stored, { signal })
+      const proven = await this.#objects.read(session, stored, { signal })
       if (totals && (proven.files !== totals.files || proven.bytes !== totals.bytes)) {
         throw new SnapshotBroken('it does not hold what was put into it')
       }
@@ -283,70 +269,20 @@ export class Vault {
     }
   }
 
-  async #upload(
-    objectKey: string,
-    stream: Readable,
-    encrypt: Encrypt,
-    signal: AbortSignal,
-  ): Promise<{ size: number; sha256: string }> {
-    const { store, bucket } = this.#options
-    const meter = new Meter()
-    const flow = pipeline(stream, encrypt, meter, { signal })
-    const put = store.put(bucket, objectKey, meter, { signal })
-    // A store that refused before it read anything would leave the flow waiting.
-    put.catch(() => meter.destroy())
-    await all(signal, flow, put)
-    return { size: meter.size, sha256: meter.sha256 }
-  }
-
-  /** Reads a snapshot to its end and proves it: size, hash, decryption, contents. Throws SnapshotBroken and its like. */
-  async #read(
-    session: OwnedSession,
-    snapshot: Pick<
-      Snapshot,
-      'generation' | 'objectKey' | 'keyId' | 'wrappedKey' | 'size' | 'sha256' | 'files' | 'bytes'
-    >,
-    { folder, signal }: { folder?: string; signal: AbortSignal },
-  ): Promise<Totals> {
-    const { store, bucket } = this.#options
-    const dataKey = this.#dataKey(session, snapshot)
-    const source = await orAborted(store.get(bucket, snapshot.objectKey), signal, (late) =>
-      late.destroy(),
-    )
-    const meter = new Meter()
-    const decrypt = new Decrypt(dataKey, objectContext(session, snapshot.generation))
-    const flow = pipeline(source, meter, decrypt, { signal })
-    const { files, bytes } = snapshot
-    const expected = files === null || bytes === null ? undefined : { files, bytes }
-    const unpacking = unpack(decrypt, {
-      signal,
-      ...(folder !== undefined && { folder }),
-      ...(expected && { limit: expected }),
-    })
-    const [, totals] = await all(signal, flow, unpacking)
-    if (meter.size !== snapshot.size || meter.sha256 !== snapshot.sha256) {
-      throw new SnapshotBroken('it is not the object that was stored')
-    }
-    if (expected && (totals.files !== expected.files || totals.bytes !== expected.bytes)) {
-      throw new SnapshotBroken('it holds less than was stored')
-    }
-    return totals
-  }
-
   /** Takes back an attempt that failed. What of it remains is collected later. */
   async #giveUp(
     session: OwnedSession,
     snapshot: { id: string; generation: number; objectKey: string },
     error: unknown,
   ): Promise<void> {
-    const { sql, store, bucket, log } = this.#options
+    const { sql, log } = this.#options
     const { id, generation } = snapshot
     if (error instanceof LeaseLost) return // the session has another owner: nothing is written any more
     log.warn('snapshot failed', { sessionId: session.id, generation, error })
     try {
       // The answer to the last write may have been lost on the way: what is current is never removed.
       if (!(await snapshots.discardSnapshot(sql, session, id))) return
-      await store.remove(bucket, [snapshot.objectKey])
+      await this.#objects.remove([snapshot.objectKey])
       await snapshots.forgetDiscarded(sql, [id])
     } catch (cleanupError) {
       log.warn('failed snapshot left for later', {
@@ -358,7 +294,7 @@ export class Vault {
   }
 
   async #removeDiscarded(sessionId?: string, olderThanMs = abandonedMs): Promise<number> {
-    const { sql, store, bucket, log } = this.#options
+    const { sql, log } = this.#options
     let removed = 0
     try {
       for (;;) {
@@ -368,10 +304,7 @@ export class Vault {
           limit: 100,
         })
         if (batch.length === 0) return removed
-        await store.remove(
-          bucket,
-          batch.map(({ objectKey }) => objectKey),
-        )
+        await this.#objects.remove(batch.map(({ objectKey }) => objectKey))
         const ids = batch.map(({ id }) => id)
         await snapshots.forgetDiscarded(sql, ids)
         removed += batch.length
@@ -381,13 +314,6 @@ export class Vault {
       log.warn('old snapshots left for later', { sessionId, error })
       return removed
     }
-  }
-
-  #dataKey(
-    session: Pick<OwnedSession, 'id' | 'workspaceId'>,
-    { generation, keyId, wrappedKey }: Pick<Snapshot, 'generation' | 'keyId' | 'wrappedKey'>,
-  ): Buffer {
-    return this.#options.keys.open({ keyId, box: wrappedKey }, keyContext(session, generation))
   }
 
   async #keepTrying<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
@@ -402,129 +328,8 @@ export class Vault {
     }
   }
 
-  #ready(): Promise<void> {
-    const { store, bucket } = this.#options
-    this.#bucketReady ??= store.ensureBucket(bucket).catch((error: unknown) => {
-      this.#bucketReady = undefined
-      throw error
-    })
-    return this.#bucketReady
-  }
-
   #limit(signal?: AbortSignal): AbortSignal {
     const limit = AbortSignal.timeout(this.#options.limitMs)
     return signal ? AbortSignal.any([signal, limit]) : limit
   }
-
-  /** Does the work after what was asked for before; whoever cannot wait that long aborts, and then it is not done at all. */
-  async #inTurn<T>(sessionId: string, signal: AbortSignal, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(sessionId) ?? Promise.resolve()
-    let begun = false
-    const begin = () => {
-      signal.throwIfAborted()
-      begun = true
-    }
-    const turn = before.then(begin, begin).then(work)
-    this.#turns.set(sessionId, turn)
-    const forget = () => {
-      if (this.#turns.get(sessionId) === turn) this.#turns.delete(sessionId)
-    }
-    turn.then(forget, forget)
-    await orAborted(
-      before.catch(() => {}),
-      signal,
-    ).catch((error: unknown) => {
-      if (!begun) throw error
-    })
-    return turn
-  }
-}
-
-/** Settles as `promise` does, or rejects when the signal aborts; what is given after that goes to `late`. */
-async function orAborted<T>(
-  promise: Promise<T>,
-  signal: AbortSignal,
-  late: (value: T) => void = () => {},
-): Promise<T> {
-  let onAbort!: () => void
-  const aborted = new Promise<never>((_, reject) => {
-    onAbort = () => reject(signal.reason as Error)
-    signal.addEventListener('abort', onAbort, { once: true })
-    if (signal.aborted) onAbort()
-  })
-  try {
-    return await Promise.race([promise, aborted])
-  } catch (error) {
-    if (signal.aborted) promise.then(late, () => {})
-    throw error
-  } finally {
-    signal.removeEventListener('abort', onAbort)
-  }
-}
-
-type Owner = Pick<OwnedSession, 'id' | 'workspaceId'>
-
-/** What a data key and an object belong to. They open nowhere else, whatever the rows say. */
-const keyContext = ({ workspaceId, id }: Owner, generation: number) =>
-  ['snapshot key', workspaceId, id, generation].join('\n')
-const objectContext = ({ workspaceId, id }: Owner, generation: number) =>
-  ['snapshot', workspaceId, id, generation].join('\n')
-
-/** The generation itself is at fault, and an older one may do. */
-const isUnusable = (error: unknown) =>
-  error instanceof SnapshotBroken || error instanceof SealBroken || error instanceof ObjectNotFound
-
-const isStoreFailure = (error: unknown) =>
-  error instanceof StoreUnavailable || error instanceof StoreRefused
-
-/** Waits for streams that end each other when one of them fails, and throws the failure that began it. */
-async function all<A, B>(signal: AbortSignal, a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
-  const results = await Promise.allSettled([a, b])
-  signal.throwIfAborted()
-  const failures = results.filter((result) => result.status === 'rejected').map(reasonOf)
-  if (failures.length > 0) {
-    throw (
-      failures.find(isStoreFailure) ??
-      failures.find(isUnusable) ??
-      failures.find(isCause) ??
-      failures[0]
-    )
-  }
-  return results.map((result) => (result as PromiseFulfilledResult<unknown>).value) as [A, B]
-}
-
-const reasonOf = ({ reason }: PromiseRejectedResult): unknown => reason
-
-/** Not only the word that another stream ended. */
-const isCause = (error: unknown) =>
-  (error as NodeJS.ErrnoException).code !== 'ERR_STREAM_PREMATURE_CLOSE'
-
-type Purpose = 'taking' | 'restoring' | 'replaced'
-
-/** A folder beside the profile, so that a rename never crosses a file system. */
-const aside = (profile: string, purpose: Purpose) =>
-  `${profile}.${purpose}-${randomBytes(6).toString('hex')}`
-
-/** Removes what an attempt that was killed has left: only the session's owner calls this, so nobody else is at it. */
-async function clearAside(profile: string, ...purposes: Purpose[]): Promise<void> {
-  const folder = dirname(profile)
-  const mine = purposes.map((purpose) => `${basename(profile)}.${purpose}-`)
-  for (const name of await readdir(folder).catch(() => [])) {
-    if (!mine.some((prefix) => name.startsWith(prefix))) continue
-    await rm(join(folder, name), { recursive: true, force: true })
-  }
-}
-
-/**
- * Puts the draft in the place of the profile. The old one stays beside it until a snapshot has been taken of the new one. A crash between the two
- * renames leaves no profile, which is restored once more.
- */
-async function replace(profile: string, draft: string): Promise<void> {
-  await clearAside(profile, 'replaced')
-  await rename(profile, aside(profile, 'replaced')).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw error
-  })
-  await rename(draft, profile)
-  const folder = await open(dirname(profile), 'r')
-  await folder.sync().finally(() => folder.close())
 }

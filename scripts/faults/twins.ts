@@ -45,7 +45,7 @@ const twins: Twin[] = [
     edits: [
       {
         file: 'wa-worker/vault.js',
-        find: 'const proven = await this.#read(session, stored, { signal });',
+        find: 'const proven = await this.#objects.read(session, stored, { signal });',
         replace: 'const proven = { ...totals };',
       },
     ],
@@ -61,7 +61,7 @@ const twins: Twin[] = [
         replace: 'done();',
       },
       {
-        file: 'wa-worker/vault.js',
+        file: 'wa-worker/snapshot-objects.js',
         find: ' || meter.sha256 !== snapshot.sha256',
         replace: '',
       },

@@ -1,4 +1,4 @@
-import { rm } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
@@ -237,6 +237,20 @@ void t.test('a login that comes too slowly is a start that failed', async (t) =>
   hanging.on = true
   await wantRunning(sql, workspaceId, sessionId, 30)
   t.match(await untilStatus(sql, workspaceId, sessionId, 'FAILED'), { reason: 'VAULT_UNAVAILABLE' })
+})
+
+void t.test('a disk that fails is told as such, and not as the vault', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const { dataDir } = await withHangingStore(t, sql)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await wantStopped(sql, workspaceId, sessionId)
+  await settled(sql)
+  await rm(join(dataDir, 'profiles', sessionId), { recursive: true })
+  await writeFile(join(dataDir, 'profiles', sessionId), 'no folder')
+  await wantRunning(sql, workspaceId, sessionId, 30)
+  const failed = await untilStatus(sql, workspaceId, sessionId, 'FAILED')
+  t.match(failed, { reason: 'DISK_FAILED' })
 })
 
 void t.test('two numbers asked for at once: no one gets the code of the other', async (t) => {
