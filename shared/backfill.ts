@@ -74,6 +74,7 @@ export interface UnreadCursor {
 interface Unread extends UnreadCursor {
   keyId: string
   chatId: string
+  ack: number | null
 }
 
 /**
@@ -87,7 +88,7 @@ export async function unreadOfOurs(
   after?: UnreadCursor,
 ): Promise<Unread[]> {
   return sql<Unread>`
-    select m.wa_key_id as key_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as chat_id, m.created_at::text as at, m.seq
+    select m.wa_key_id as key_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as chat_id, m.ack, m.created_at::text as at, m.seq
     from messages m join chats c on c.id = m.chat_id
     where m.workspace_id = ${session.workspaceId} and m.session_id = ${session.id} and m.direction = 'outbound'
       and m.created_at > now() - interval '3 days' and m.wa_key_id is not null
