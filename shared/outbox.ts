@@ -87,11 +87,15 @@ function claimedOf(row: ClaimedRow): Claimed {
   }
 }
 
+/** The first in the outbox of the chat of `l`, found by an index of its own: see migration 0030. */
+const headOfLane = fragment`
+  (select o.id, o.revision, o.state from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id + 0 limit 1)`
+
 /** The first message of each lane of `s` that is due; of none whose first message is on its way. */
 const laneHeads = fragment`
   select o.id, o.revision, l.cold, l.due_at
   from outbox_lanes l
-  cross join lateral (select o.id, o.revision, o.state from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id limit 1) o
+  cross join lateral ${headOfLane} o
   where l.session_id = s.id and l.waiting > 0 and l.due_at <= now() and o.state = 'q'`
 
 /**
@@ -162,7 +166,7 @@ export async function unconfirmed(
       select p.in_flight as id
       union
       select o.id from outbox_lanes l
-      cross join lateral (select o.id from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id limit 1) o
+      cross join lateral ${headOfLane} o
       where l.session_id = p.session_id and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity') out
     join outbox o on o.id = out.id ${joined}
     where p.session_id = ${lane.id} and o.state = 's' and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'

@@ -3,6 +3,7 @@ import t from 'tap'
 import type { Test } from 'tap'
 import { recordAck } from '../acks.ts'
 import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
+import { connect } from '../db.ts'
 import type { Sql } from '../db.ts'
 import { foresee } from '../forecast.ts'
 import { storeReceived } from '../inbox.ts'
@@ -37,7 +38,7 @@ const text = (waChatId: string, body: string, more: Partial<NewMessage> = {}): N
 
 /** A session that works and belongs to `worker`. */
 async function rig(t: Test) {
-  const { sql } = await testDb(t)
+  const { url, sql } = await testDb(t)
   const [workspace] = await sql<{ id: string }>`
     insert into workspaces (name) values ('Bakery') returning id`
   const workspaceId = workspace!.id
@@ -92,6 +93,7 @@ async function rig(t: Test) {
   const pace = (pacing: Partial<Pacing>) =>
     setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing })
   return {
+    url,
     sql,
     workspaceId,
     sessionId,
@@ -170,6 +172,29 @@ void t.test('a chat that backs off holds up nobody else', async (t) => {
   t.equal(again!.attempts, 2)
   await putBack(sql, lane, again!, { delayMs: 0, forgiven: true })
   t.match(await read(first!.id), { attempts: 1 })
+})
+
+void t.test('what waits in one chat is not read to find the first of another', async (t) => {
+  const { url, sql, lane, queue, next, body } = await rig(t)
+  for (let n = 0; n < 3; n++)
+    await queue(...Array.from({ length: 1_000 }, (_, i) => text(ada, `a${n * 1_000 + i}`)))
+  await queue(text(bob, 'b0'))
+  await sql`vacuum analyze outbox, outbox_lanes`
+  await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
+  // A connection tells of what it has read when it is idle, or asked to.
+  const one = connect(url, { applicationName: 'test', max: 1 })
+  t.teardown(() => one.close())
+  const read = async () => {
+    await one`select pg_stat_force_next_flush()`
+    const [row] = await one<{ n: number }>`
+      select sum(idx_tup_read)::int as n from pg_stat_user_indexes where relname = 'outbox'`
+    return row!.n
+  }
+  const before = await read()
+  const [claimed] = await claim(one, worker, [lane], atOnce)
+  t.equal(body(claimed), 'b0')
+  const entries = (await read()) - before
+  t.ok(entries > 0 && entries < 50, `${entries} index entries`)
 })
 
 void t.test(
