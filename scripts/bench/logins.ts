@@ -21,6 +21,7 @@ import { migrate } from '../../shared/migrations.ts'
 import { createProfile } from '../../shared/profiles.ts'
 import { root } from '../../shared/root.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
+import { endWhenBrokenOff } from './broken-off.ts'
 
 const { values } = parseArgs({
   options: { rate: { type: 'string' }, seconds: { type: 'string' } },
@@ -35,6 +36,7 @@ const database = await openDatabase(
   { dataDir: folder },
   createLogger('bench', { level: 'error', stdout: false }),
 )
+endWhenBrokenOff(database, folder)
 await migrate(database.url)
 const sql = connect(database.url, { applicationName: 'bench' })
 const workspaceId = await createWorkspace(sql, 'Bench')

@@ -11,6 +11,7 @@ import { openDatabase } from '../../shared/embedded-postgres.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { migrate } from '../../shared/migrations.ts'
 import { writeFigures } from '../markdown.ts'
+import { endWhenBrokenOff } from './broken-off.ts'
 import { claimCosts } from './outbox/claim-cost.ts'
 import { drain } from './outbox/drain.ts'
 import { pickups } from './outbox/pickup.ts'
@@ -25,6 +26,7 @@ const startedAt = performance.now()
 const folder = await mkdtemp(join(tmpdir(), 'awfar-bench-'))
 const workers = new Workers()
 const database = await openDatabase({ dataDir: folder }, createLogger('bench', { level: 'error' }))
+endWhenBrokenOff(database, folder)
 const url = database.url
 const sql = connect(url, { applicationName: 'bench' })
 try {

@@ -19,6 +19,7 @@ import { encodeCursor } from '../../shared/pagination.ts'
 import { searchMessages } from '../../shared/search.ts'
 import { createSession } from '../../shared/wa-sessions.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
+import { endWhenBrokenOff } from './broken-off.ts'
 
 const { values } = parseArgs({ options: { quick: { type: 'boolean', default: false } } })
 const total = values.quick ? 100_000 : 1_000_000
@@ -40,6 +41,7 @@ const database = await openDatabase(
   { dataDir: folder },
   createLogger('bench', { level: 'error', stdout: false }),
 )
+endWhenBrokenOff(database, folder)
 // Of its own: it is copied later, and for that nobody may be connected to it.
 const url = new URL('/bench', database.url)
 await runAt(database.url, ['create database bench'])
