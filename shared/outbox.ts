@@ -5,7 +5,7 @@ import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource, tellMessages } from './messages.ts'
 import type { MessageStatus } from './messages.ts'
-import { giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
+import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -87,16 +87,13 @@ function claimedOf(row: ClaimedRow): Claimed {
   }
 }
 
-/** The first in the outbox of the chat of `l`, found by an index of its own: see migration 0030. */
-const headOfLane = fragment`
-  (select o.id, o.revision, o.state from outbox o where o.chat_id = l.chat_id and o.send_at is null order by o.id + 0 limit 1)`
-
-/** The first message of each lane of `s` that is due; of none whose first message is on its way. */
+/** The first message of each lane of `s` that is due; of none whose chat is in the session's `hand`. By an index of its own: see migration 0030. */
 const laneHeads = fragment`
   select o.id, o.revision, l.cold, l.due_at
   from outbox_lanes l
-  cross join lateral ${headOfLane} o
-  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now() and o.state = 'q'`
+  cross join lateral (
+    select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 'q' order by o.id + 0 limit 1) o
+  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now() and l.chat_id is distinct from hand.chat_id`
 
 /**
  * Claims, for each of these idle sessions whose pace allows it, the oldest due message, in one round trip. Only a session whose fence still holds
@@ -114,11 +111,12 @@ export async function claim(
 ): Promise<FreshlyClaimed[]> {
   const rows = await sql<ClaimedRow & { waitMs: number }>`
     with head as (
-      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight
+      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight, hand.chat_id is not null as in_hand
       from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) u(id, fence)
       join wa_sessions s on s.id = u.id and s.fence = u.fence and s.owner = ${worker} and s.status = 'WORKING'
       join wa_session_pacing p on p.session_id = s.id and p.next_send_at <= now()
       cross join lateral (select ${isQuiet} as quiet offset 0) hours
+      cross join lateral (select ${chatInHand} as chat_id offset 0) hand
       cross join lateral (
         (${laneHeads} and not hours.quiet and not l.cold order by l.due_at limit 1)
         union all
@@ -131,16 +129,18 @@ export async function claim(
       order by s.id
       for share of s
       offset 0
+    ), hand as (
+      -- Whoever is at it (an ack, a giving up) wants what is locked here, and is not waited for: the session is asked again after that.
+      select b.id, b.chat_id from head join outbox b on b.id = head.in_flight where head.in_hand and b.state = 's' for no key update of b skip locked
     ), claimed as (
       update outbox o
       set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
+        and (not head.in_hand or exists (select from hand where hand.id = head.in_flight))
       returning o.*, head.linked_at, head.cold as opens, head.in_flight
     ), aside as (
-      -- Locked, and so looked at once more: if it was confirmed in this very moment, its lane is free.
-      update outbox_lanes l set due_at = 'infinity'
-      from (select b.chat_id from claimed join outbox b on b.id = claimed.in_flight where b.state = 's' for no key update of b) b where l.chat_id = b.chat_id
+      update outbox_lanes l set due_at = 'infinity' from claimed join hand on hand.id = claimed.in_flight where l.chat_id = hand.chat_id
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
@@ -161,12 +161,12 @@ export async function unconfirmed(
     select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
     from wa_session_pacing p
     join wa_sessions s on s.id = p.session_id
-    -- One at the most is on its way in a chat, the first: of the chat the session is at, or of one that it has put aside.
+    -- One at the most is on its way in a chat: of the chat the session is at, or of one that it has put aside.
     cross join lateral (
       select p.in_flight as id
       union
       select o.id from outbox_lanes l
-      cross join lateral ${headOfLane} o
+      cross join lateral (select o.id from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 's' limit 1) o
       where l.session_id = p.session_id and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity') out
     join outbox o on o.id = out.id ${joined}
     where p.session_id = ${lane.id} and o.state = 's' and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'

@@ -295,6 +295,67 @@ void t.test('a message taken back in the very moment of the claim is not sent', 
 })
 
 /** Waits until some statement of this database waits for a lock. */
+for (const overtaker of ['a message that is due', 'one that is sent once more'] as const) {
+  for (const other of ['waits too', 'backs off'] as const) {
+    void t.test(
+      `${overtaker} overtakes what is being accepted, while the other chat ${other}`,
+      async (t) => {
+        const { sql, workspaceId, lane, queue, next, confirm } = await rig(t)
+        const made = await queue(text(ada, 'a0'), text(bob, 'b0'))
+        const [x, y] = made.sort((a, b) => (a.chatId < b.chatId ? -1 : 1))
+        for (let m; (m = await next()); ) {
+          if (overtaker === 'one that is sent once more' && m.messageId === y!.id)
+            await giveUp(sql, lane, m, { status: 'unknown', code: 'X', message: 'x' })
+          else await confirm(m)
+        }
+        if (overtaker === 'a message that is due') {
+          await queue(text(y!.waChatId, 'later', { sendAt: new Date(Date.now() + 3_600_000) }))
+          await sql`update outbox set send_at = now()`
+        }
+        let accepting: Promise<unknown> | undefined
+        await sql.begin(async (tx) => {
+          await tx`select from outbox_lanes where chat_id = ${x!.chatId} for no key update`
+          const texts = [text(y!.waChatId, 'y1'), text(y!.waChatId, 'y2'), text(x!.waChatId, 'x1')]
+          accepting = queue(...texts)
+          await untilLocked(sql)
+          if (overtaker === 'a message that is due') t.equal(await releaseScheduled(sql), 1)
+          else await retry(sql, workspaceId, y!.id)
+          t.ok(await next(), 'it is on its way, with a place behind what is accepted after that')
+        })
+        await accepting
+        if (other === 'backs off')
+          await sql`update outbox_lanes set due_at = now() + interval '1 hour' where chat_id = ${x!.chatId}`
+        const second = await next()
+        t.equal(second?.chatId, other === 'backs off' ? undefined : x!.chatId, 'one of a chat')
+        const onTheirWay = await unconfirmed(sql, lane, 0, atOnce)
+        t.equal(onTheirWay.length, other === 'backs off' ? 1 : 2)
+        for (const m of onTheirWay) await confirm(m)
+        await sql`update outbox_lanes set due_at = now() where due_at < 'infinity'`
+        for (let m; (m = await next()); ) await confirm(m)
+        t.strictSame(await sql`select from outbox`, [])
+        await lanesAreRight(t, sql)
+      },
+    )
+  }
+}
+
+for (const ending of ['given up', 'ended with all others'] as const) {
+  void t.test(`a claim does not wait for what is just being ${ending}`, async (t) => {
+    const { sql, lane, queue, next } = await rig(t)
+    await queue(text(ada, 'a1'), text(bob, 'b1'))
+    const a1 = (await next())!
+    const why = { code: 'X', message: 'x' }
+    await sql.begin(async (tx) => {
+      await tx`select from outbox where id = ${a1.outboxId} for update`
+      t.equal(await next(), undefined)
+      if (ending === 'given up') await giveUp(tx, lane, a1, { ...why, status: 'failed' })
+      else await endOutbox(tx, lane, why)
+    })
+    t.equal((await next()) !== undefined, ending === 'given up')
+    await lanesAreRight(t, sql)
+  })
+}
+
 async function untilLocked(sql: Sql): Promise<void> {
   const deadline = Date.now() + 20_000
   for (;;) {
