@@ -254,13 +254,13 @@ export function violated(error: unknown): string | undefined {
   return error instanceof pg.DatabaseError ? error.constraint : undefined
 }
 
-/** Whether a failure says that the database is away (not that the statement was wrong). */
+/** Whether a failure says that the database is away, or could not do it just now, and not that the statement was wrong: later it can. */
 export function isDatabaseAway(error: unknown): boolean {
   if (error instanceof AggregateError) return error.errors.some(isDatabaseAway)
   const code = pgCode(error)
   if (code !== undefined) {
-    // Class 08 connection, 57P0x shutdown and crash, 53300 too many connections.
-    return /^(08...|57P0[1-5]|53300|ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/.test(
+    // Class 08 connection, 57P0x shutdown and crash, 53300 too many connections; 40001 and 40P01: another transaction came first.
+    return /^(08...|57P0[1-5]|53300|40001|40P01|ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/.test(
       code,
     )
   }

@@ -263,14 +263,20 @@ export async function unknownPolicy(
  */
 export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   gone as (
-    delete from outbox o where ${which} returning o.message_id, o.chat_id, o.state, o.attempts, o.cold
+    delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.cold
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
-        -- What leaves from behind a message that is on its way does not let the chat go on. After one that was, the chat is the last of its session.
-        due_at = case when g.sent then now() when l.due_at = 'infinity' then l.due_at else least(l.due_at, now()) end,
+        due_at = case
+          -- The chat is the last of its session now.
+          when g.sent then now()
+          when l.due_at <= now() or l.due_at = 'infinity' then l.due_at
+          -- It waits for the sake of its first message: what leaves from behind that one changes nothing.
+          when exists (select from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.id + 0 < g.first) or g.first is null then l.due_at
+          else now() end,
         cold = l.cold and not g.sent
-    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent from ${lanes} group by chat_id) g
+    from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent,
+        min(id) filter (where state <> 'z') as first from ${lanes} group by chat_id) g
     where l.chat_id = g.chat_id
   )`
 

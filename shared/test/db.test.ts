@@ -183,6 +183,11 @@ void t.test('failures are told apart', async (t) => {
   t.equal(violated(duplicate), 'workers_pkey')
   t.equal(isDatabaseAway(duplicate), false)
 
+  const deadlock = await sql`do $$ begin raise exception using errcode = '40P01'; end $$`.catch(
+    (error: unknown) => error,
+  )
+  t.equal(isDatabaseAway(deadlock), true, 'a deadlock is nobody’s mistake, and over')
+
   const nobody = connect(url.replace(/:\d+\//, ':1/'), { applicationName: 'test' })
   t.teardown(() => nobody.close())
   const away = await nobody`select 1`.catch((error: unknown) => error)

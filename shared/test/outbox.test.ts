@@ -174,6 +174,30 @@ void t.test('a chat that backs off holds up nobody else', async (t) => {
   t.match(await read(first!.id), { attempts: 1 })
 })
 
+void t.test(
+  'what leaves from behind the head of a chat, or before its time, does not end the head’s backoff',
+  async (t) => {
+    const { sql, workspaceId, lane, queue, next, body, read } = await rig(t)
+    const inAnHour = new Date(Date.now() + 3_600_000)
+    const [a1, a2, a3, a4] = await queue(
+      text(ada, 'a1'),
+      text(ada, 'a2'),
+      text(ada, 'a3', { sendAt: inAnHour }),
+      text(ada, 'a4'),
+    )
+    await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
+    for (const other of [a2, a3]) {
+      await cancel(sql, workspaceId, other!.id)
+      t.match(await read(a1!.id), { heldBy: 'RETRY_BACKOFF' })
+      t.equal(await next(), undefined)
+    }
+    await cancel(sql, workspaceId, a1!.id)
+    t.match(await read(a4!.id), { heldBy: null })
+    t.equal(body(await next()), 'a4', 'without the head, there is nothing to wait for')
+    await lanesAreRight(t, sql)
+  },
+)
+
 void t.test('what waits in one chat is not read to find the first of another', async (t) => {
   const { url, sql, lane, queue, next, body } = await rig(t)
   for (let n = 0; n < 3; n++)
@@ -303,7 +327,7 @@ for (const overtaker of ['a message that is due', 'one that is sent once more'] 
         const { sql, workspaceId, lane, queue, next, confirm } = await rig(t)
         const made = await queue(text(ada, 'a0'), text(bob, 'b0'))
         const [x, y] = made.sort((a, b) => (a.chatId < b.chatId ? -1 : 1))
-        for (let m; (m = await next()); ) {
+        for (let m; (m = await next());) {
           if (overtaker === 'one that is sent once more' && m.messageId === y!.id)
             await giveUp(sql, lane, m, { status: 'unknown', code: 'X', message: 'x' })
           else await confirm(m)
@@ -331,7 +355,7 @@ for (const overtaker of ['a message that is due', 'one that is sent once more'] 
         t.equal(onTheirWay.length, other === 'backs off' ? 1 : 2)
         for (const m of onTheirWay) await confirm(m)
         await sql`update outbox_lanes set due_at = now() where due_at < 'infinity'`
-        for (let m; (m = await next()); ) await confirm(m)
+        for (let m; (m = await next());) await confirm(m)
         t.strictSame(await sql`select from outbox`, [])
         await lanesAreRight(t, sql)
       },
