@@ -33,6 +33,7 @@ import { contact, contacts } from './routes/contacts.ts'
 import { event, events } from './routes/events.ts'
 import { healthRoutes } from './routes/health.ts'
 import { invitations } from './routes/invitations.ts'
+import { batches } from './routes/batches.ts'
 import { label, labels } from './routes/labels.ts'
 import { linking } from './routes/linking.ts'
 import { media as mediaResource } from './routes/media.ts'
@@ -198,6 +199,7 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(pace)
   await app.register(messages)
   await app.register(sending)
+  await app.register(batches)
   await app.register(numbers)
   await app.register(chats)
   await app.register(notes)

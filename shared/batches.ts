@@ -1,9 +1,12 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
-import type { MessageStatus } from './messages.ts'
+import { findMessages, messageResource } from './messages.ts'
+import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
 import type { Refusal, Submission } from './outbound.ts'
 import { endTaken, takeOut } from './outbox.ts'
+import { decodeCursor, numberedPage, numberKey } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 export interface RejectedRow {
   index: number
@@ -71,6 +74,46 @@ export async function findBatch(
           from messages m left join outbox o on o.message_id = m.id where m.batch_id = b.id group by 1) counted) as statuses
     from batches b where b.workspace_id = ${workspaceId} and b.id = ${id}`
   return batch
+}
+
+/** A message of a batch, and its place in what was handed in. */
+export interface BatchMessage extends Message {
+  index: number
+}
+
+/** What was accepted of a batch, in the order it was handed in. Undefined when there is no such batch. */
+export async function listBatchMessages(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  { limit, cursor, status }: PageWish & { status?: MessageStatus | undefined },
+): Promise<Page<BatchMessage> | undefined> {
+  const after = cursor === undefined ? 0 : Number(decodeCursor(cursor, numberKey).key)
+  const [batch] = await sql<Pick<Batch, 'accepted' | 'rejected'>>`
+    select accepted, rejected from batches where workspace_id = ${workspaceId} and id = ${id}`
+  if (!batch) return undefined
+  const places = await sql<{ id: string; nth: number }>`
+    select id, nth from (
+      select m.id, row_number() over (order by m.seq)::int as nth, case when o.state = 's' then 'sending' else m.status end as status
+      from messages m left join outbox o on o.message_id = m.id where m.batch_id = ${id}) m
+    where nth > ${after} ${status === undefined ? fragment`` : fragment`and status = ${status}`}
+    order by nth limit ${limit + 1}`
+  const rows = await findMessages(
+    sql,
+    workspaceId,
+    places.map((place) => place.id),
+  )
+  const messages = new Map(rows.map((row) => [row.id, messageResource(row)]))
+  const rejected = new Set(batch.rejected.map(({ index }) => index))
+  const all = Array.from({ length: batch.accepted + rejected.size }, (_, index) => index)
+  const accepted = all.filter((index) => !rejected.has(index))
+  const found = places.filter((place) => messages.has(place.id))
+  return numberedPage(
+    found,
+    { limit },
+    ({ nth }) => nth,
+    (place) => ({ index: accepted[place.nth - 1]!, ...messages.get(place.id)! }),
+  )
 }
 
 /** Takes back what nobody has begun to send of a batch. Undefined when there is no such batch. */

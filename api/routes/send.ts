@@ -1,6 +1,6 @@
 import Joi from 'joi'
-import { acceptBatch, cancelBatch, findBatch } from '../../shared/batches.ts'
-import type { Batch, RejectedRow } from '../../shared/batches.ts'
+import { acceptBatch } from '../../shared/batches.ts'
+import type { RejectedRow } from '../../shared/batches.ts'
 import { findCard } from '../../shared/contacts.ts'
 import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
@@ -18,8 +18,9 @@ import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { asBody, byId, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
+import { asBody, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
+import { rejected } from './batches.ts'
 import { message, textLimit } from './messages.ts'
 import { templateValues } from './templates.ts'
 
@@ -159,26 +160,6 @@ const bulk = Joi.object<{ sessionId?: string; messages: unknown[] }, true>({
     .description('Each as in a single send, without `sessionId`'),
 })
 
-const rejected = Joi.array()
-  .items(
-    Joi.object<RejectedRow>({
-      index: Joi.number().integer().required(),
-      code: Joi.string().required(),
-      message: Joi.string().required(),
-    }),
-  )
-  .required()
-
-const batch = Joi.object<Batch>({
-  id: Joi.string().guid().required(),
-  sessionId: Joi.string().guid().required(),
-  accepted: Joi.number().integer().required(),
-  rejected,
-  statuses: Joi.object().pattern(Joi.string(), Joi.number().integer()).required(),
-  createdAt: Joi.date().required(),
-  cancelledAt: Joi.date().allow(null).required(),
-})
-
 const forecast = Joi.object<Forecast>({
   sessionId: Joi.string().guid().required(),
   chatId: Joi.string().guid().allow(null).required(),
@@ -293,42 +274,6 @@ export const sending: Routes = async (app) => {
       })
       notifier.nudge('awfar_outbox', sessionId)
       return reply
-    },
-  )
-
-  app.get(
-    '/api/batches/:id',
-    {
-      config: { access: 'read' },
-      schema: {
-        summary: 'Read how a batch is getting on',
-        tags,
-        params: byId,
-        response: { 200: batch },
-      },
-    },
-    async ({ user, params }) => {
-      const found = await findBatch(sql, user.workspaceId, params.id)
-      if (!found) throw notFound('Batch')
-      return found
-    },
-  )
-
-  app.delete(
-    '/api/batches/:id',
-    {
-      config: { access: 'send' },
-      schema: {
-        summary: 'Cancel what is left of a batch',
-        tags,
-        params: byId,
-        response: { 200: batch },
-      },
-    },
-    async ({ user, params }) => {
-      const cancelled = await cancelBatch(sql, user.workspaceId, params.id)
-      if (!cancelled) throw notFound('Batch')
-      return cancelled
     },
   )
 }

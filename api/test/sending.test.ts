@@ -296,7 +296,21 @@ void t.test('a batch is accepted row by row, watched and cancelled', async (t) =
     statuses: { queued: 2 },
     cancelledAt: null,
   })
+  const rows = (query: string) => call('GET', `/api/batches/${batchId}/messages${query}`)
+  const first = (await rows('?limit=1')).json<{ data: object[]; nextCursor: string }>()
+  t.match(first.data, [{ index: 0, body: 'one', status: 'queued' }])
+  t.match((await rows(`?limit=1&cursor=${first.nextCursor}`)).json(), {
+    data: [{ index: 3, type: 'poll' }],
+    nextCursor: null,
+  })
   t.match((await call('DELETE', `/api/batches/${batchId}`)).json(), { statuses: { cancelled: 2 } })
+  t.match((await rows('?status=cancelled')).json(), { data: [{ index: 0 }, { index: 3 }] })
+  t.same((await rows('?status=failed')).json<{ data: object[] }>().data, [])
+  t.match((await rows('?status=lost')).json(), errorShape(400, 'VALIDATION_FAILED'))
+  t.match(
+    (await call('GET', `/api/batches/${randomUUID()}/messages`)).json(),
+    errorShape(404, 'NOT_FOUND'),
+  )
   t.match((await call('GET', `/api/batches/${randomUUID()}`)).json(), errorShape(404, 'NOT_FOUND'))
   t.match((await bulk([])).json(), errorShape(400, 'VALIDATION_FAILED'))
   t.match(
