@@ -49,17 +49,16 @@ export async function takeLeases(
   sql: Sql,
   {
     worker,
-    startedAt,
     ttlMs,
     limit,
     only,
-  }: { worker: string; startedAt: Date; ttlMs: number; limit: number; only?: 'errands' },
+  }: { worker: string; ttlMs: number; limit: number; only?: 'errands' },
 ): Promise<LeasedSession[]> {
   return sql<LeasedSession>`
     update wa_sessions s
     set owner = ${worker}, fence = s.fence + 1, lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms'
     where s.id in (
-      select c.id from wa_sessions c where ${takeable(startedAt)} ${only === 'errands' ? fragment`and ${isErrand}` : fragment``}
+      select c.id from wa_sessions c where ${takeable(worker)} ${only === 'errands' ? fragment`and ${isErrand}` : fragment``}
       -- Of errands one is taken at a time: one that always fails must not always be it.
       order by ${only === 'errands' ? fragment`random()` : fragment`c.lease_until nulls first, c.created_at`}
       limit ${limit}
@@ -73,10 +72,10 @@ const isErrand = fragment`
     select from wa_session_requests r where r.session_id = c.id and r.kind in ('logout', 'delete') and r.done_at is null))`
 
 /** `c`: nobody owns it, and there is something to do for it. */
-const takeable = (startedAt: Date) => fragment`
+const takeable = (worker: string) => fragment`
   (c.lease_until is null or c.lease_until < clock_timestamp())
   and ((c.desired_state = 'running' and c.deleted_at is null
-        and (c.status <> 'FAILED' or c.since < ${startedAt}))
+        and (c.status <> 'FAILED' or c.since < (select w.started_at from workers w where w.id = ${worker})))
     or exists (select from wa_session_requests r where r.session_id = c.id and r.done_at is null)
     -- Wanted stopped while its owner died: somebody must say that it is.
     or (c.desired_state = 'stopped' and c.status in ('STARTING', 'SCAN_QR_CODE', 'WORKING', 'RECONNECTING', 'PASSKEY_REQUIRED')))`
@@ -84,34 +83,44 @@ const takeable = (startedAt: Date) => fragment`
 /** How the sessions are spread: how many nobody owns, how many there are to run in all, and how many workers are alive to do it. */
 export async function census(
   sql: Sql,
-  { startedAt, ttlMs }: { startedAt: Date; ttlMs: number },
+  { worker, ttlMs }: { worker: string; ttlMs: number },
 ): Promise<{ waiting: number; total: number; workers: number }> {
   const [row] = await sql<{ waiting: number; total: number; workers: number }>`
-    select count(*) filter (where ${takeable(startedAt)})::int as waiting,
-      count(*) filter (where c.lease_until >= clock_timestamp() or ${takeable(startedAt)})::int as total,
+    select count(*) filter (where ${takeable(worker)})::int as waiting,
+      count(*) filter (where c.lease_until >= clock_timestamp() or ${takeable(worker)})::int as total,
       (select count(*)::int from workers where heartbeat_at > now() - ${ttlMs} * interval '1 ms') as workers
     from wa_sessions c`
   return row!
 }
 
-/** Renews every lease of the worker that has not run out, and answers those sessions. What is missing is lost. */
+/** A lease of a worker, and whether it was renewed. */
+export interface Renewal extends LeasedSession {
+  renewed: boolean
+}
+
+/**
+ * Renews every lease of the worker that has not run out, and answers those sessions; what is missing is lost. A session somebody writes of just now is not waited
+ * for: it is answered as it is, to be asked for again, so that one write that hangs costs no other session its lease.
+ */
 export async function renewLeases(
   sql: Sql,
   { worker, ttlMs, expiryDays }: { worker: string; ttlMs: number; expiryDays: number },
-): Promise<LeasedSession[]> {
-  return sql<LeasedSession>`
-    update wa_sessions s
-    set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
-        last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end,
-        expires_at = case when s.status = 'WORKING' then now() + ${expiryDays} * interval '1 day' else s.expires_at end
-    where s.id in (
+): Promise<Renewal[]> {
+  return sql<Renewal>`
+    with free as (
       select c.id from wa_sessions c where c.owner = ${worker} and c.lease_until > clock_timestamp()
-      -- In the order of claim(), so that the two cannot wait for each other.
-      order by c.id
       -- Whoever writes of a session beside its owner (an event of its chats) does not wait for this, nor this for them.
-      for no key update
+      for no key update skip locked
+    ), renewed as (
+      update wa_sessions s
+      set lease_until = clock_timestamp() + ${ttlMs} * interval '1 ms',
+          last_seen_at = case when s.status = 'WORKING' then now() else s.last_seen_at end,
+          expires_at = case when s.status = 'WORKING' then now() + ${expiryDays} * interval '1 day' else s.expires_at end
+      from free where s.id = free.id
+      returning s.id
     )
-    returning ${leased}`
+    select ${leased}, s.id in (select id from renewed) as renewed
+    from wa_sessions s where s.owner = ${worker} and s.lease_until > clock_timestamp()`
 }
 
 /** What is wished of the sessions a worker owns; reads only. */

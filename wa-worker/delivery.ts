@@ -16,8 +16,8 @@ export interface DeliveryOptions {
   log: Logger
   acks: Pick<AckBook, 'record'>
   attachments: Pick<Attachments, 'fetch'>
-  /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
-  ownsLeases: () => boolean
+  /** Whether this worker can still be sure of the session's lease, by its own clock; asked right before each send. */
+  ownsLease: (sessionId: string) => boolean
   /** Tries that fail before a message is given up. */
   maxAttempts: number
   /** Times the page may break down over a message. */
@@ -46,7 +46,7 @@ export class Delivery {
 
   /** Sends a message that was just claimed. Throws LeaseLost when the session may be somebody else's by now. */
   async send(line: Line, message: Claimed): Promise<Outcome> {
-    const { acks, log, ownsLeases } = this.#options
+    const { acks, log, ownsLease } = this.#options
     const { session, engine } = line
     if (message.optedOut)
       return this.#refuse(
@@ -77,7 +77,7 @@ export class Delivery {
       }
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
-      if (!ownsLeases()) throw new LeaseLost(message.sessionId)
+      if (!ownsLease(session.id)) throw new LeaseLost(message.sessionId)
       const { keyId, mentions, quoted } = message
       const content = attachment?.content ?? (message.content as OutgoingContent)
       const receipt = await engine.send({

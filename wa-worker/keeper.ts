@@ -1,3 +1,4 @@
+import { isDatabaseAway } from '../shared/db.ts'
 import type { Sql } from '../shared/db.ts'
 import { errorText } from '../shared/errors.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -32,7 +33,7 @@ export interface KeeperDeps extends CareTimes, DutyDeps {
   memoryLimit: number
   /** Codes shown to nobody before the session stops asking. */
   maxQrCodes: number
-  /** Failed starts in a row before a session that was never linked gives up. */
+  /** Failed starts in a row before a session that has no login gives up. */
   maxStarts: number
 }
 
@@ -416,10 +417,10 @@ export class Keeper {
     const overMessage = status === 'WORKING' && this.#duties.isSending
     void this.#idle('broken')
     if (!overMessage) this.#failures += 1
-    const linked = status === 'WORKING' || status === 'RECONNECTING'
     const exhausted = this.#failures >= this.#deps.maxStarts
     const hopeless =
-      reason === 'BROWSER_MISSING' || (exhausted && (!linked || reason === 'MODULE_MISSING'))
+      reason === 'BROWSER_MISSING' ||
+      (exhausted && (reason === 'MODULE_MISSING' || !(await this.#hasLogin())))
     // A wish to restart must not bring it back at once; one that comes after it was said must.
     if (hopeless) await this.#state.close('restart')
     // Said first: closing a browser that hangs takes its time.
@@ -433,6 +434,15 @@ export class Keeper {
       })
     }, this.#deps.backoff(this.#failures))
     this.#retry = retry
+  }
+
+  /** Where there is a login, or nobody can tell, what fails now may work later, and nobody has to scan anything. */
+  async #hasLogin(): Promise<boolean> {
+    const { status } = this.#state
+    if (status === 'WORKING' || status === 'RECONNECTING') return true
+    // Every start makes a profile; only of a number that was linked it may be a login.
+    if (this.#waId === null) return false
+    return this.#deps.logins.exists(this.#session).catch(() => true)
   }
 
   /** Lets the message in flight finish, for a while. */
@@ -485,6 +495,8 @@ export class Keeper {
   }
 }
 
-/** What keeps a login from its engine: the vault, or this machine's disk (errors of Node's file system name a path). */
+/** What keeps a login from its engine: the vault, or this machine's disk. Only calls of the system name one, and a store tells of its own in words of its own. */
 const whyNoLogin = (error: unknown) =>
-  error instanceof Error && 'path' in error ? 'DISK_FAILED' : 'VAULT_UNAVAILABLE'
+  error instanceof Error && 'syscall' in error && !isDatabaseAway(error)
+    ? 'DISK_FAILED'
+    : 'VAULT_UNAVAILABLE'

@@ -124,7 +124,7 @@ async function start(
       dir: tempDir(config.DATA_DIR),
       ffmpeg: await findFfmpeg(config),
     }),
-    ownsLeases: () => supervisor.ownsLeases(),
+    ownsLease: (sessionId) => supervisor.ownsLease(sessionId),
   })
   const actions = new Actions({ sql, worker: worker.id, log })
   const receiver = new Receiver(

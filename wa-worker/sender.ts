@@ -19,8 +19,8 @@ export interface SenderOptions {
   attachments: Pick<Attachments, 'fetch'>
   /** The pace of sessions that have none of their own. */
   pacing: PacingConfig
-  /** Whether this worker can still be sure of its leases, by its own clock; asked right before each send. */
-  ownsLeases?: () => boolean
+  /** Whether this worker can still be sure of the session's lease, by its own clock; asked right before each send. */
+  ownsLease?: (sessionId: string) => boolean
   /** How often to look for work nobody nudged about. */
   pollMs?: number
   /** How long a session waits for the server's ack before it turns to another chat; the ack still counts when it comes later. */
@@ -74,7 +74,7 @@ export class Sender {
 
   constructor(options: SenderOptions) {
     this.#options = {
-      ownsLeases: () => true,
+      ownsLease: () => true,
       pollMs: 1_000,
       ackWaitMs: 10_000,
       unconfirmedMs: 60_000,

@@ -42,8 +42,8 @@ export class Supervisor {
   readonly #options: SupervisorOptions
   readonly #sessions = new Map<string, Session>()
   readonly #wake = new Wake()
-  readonly #startedAt = new Date()
-  /** When the last successful renewal was asked for; nothing is owned before the first. */
+  /** When the last renewal was asked for that succeeded, of each lease; of all together nothing is known before the first. */
+  readonly #renewals = new Map<string, number>()
   #renewedAt = -Infinity
   /** Steps in a row in which somebody's session lay waiting. */
   #patience = 0
@@ -92,7 +92,8 @@ export class Supervisor {
 
   async #step(): Promise<void> {
     const { sql, worker, leaseTtlMs } = this.#options
-    const due = performance.now() - this.#renewedAt >= leaseTtlMs / 3
+    const oldest = Math.min(this.#renewedAt, ...this.#renewals.values())
+    const due = performance.now() - oldest >= leaseTtlMs / 3
     if (due) await heartbeat(sql, worker)
     const owned = due ? await this.#renew() : await ownedSessions(sql, worker.id)
     for (const leased of owned) {
@@ -110,11 +111,8 @@ export class Supervisor {
    * worker's share of all, unless the others leave them lying.
    */
   async #takeShare(room: number): Promise<void> {
-    const { sql, leaseTtlMs } = this.#options
-    const { waiting, total, workers } = await census(sql, {
-      startedAt: this.#startedAt,
-      ttlMs: leaseTtlMs,
-    })
+    const { sql, worker, leaseTtlMs } = this.#options
+    const { waiting, total, workers } = await census(sql, { worker: worker.id, ttlMs: leaseTtlMs })
     if (waiting === 0) {
       this.#patience = 0
       return
@@ -132,6 +130,9 @@ export class Supervisor {
     const asked = performance.now()
     const owned = await renewLeases(sql, { worker: worker.id, ttlMs: leaseTtlMs, expiryDays })
     this.#renewedAt = asked
+    for (const { id, renewed } of owned) {
+      if (renewed) this.#renewals.set(id, asked)
+    }
     const fences = new Map(owned.map((leased) => [leased.id, leased.fence]))
     for (const session of this.#sessions.values()) {
       if (fences.get(session.id) !== session.owned.fence) void session.abandon()
@@ -139,16 +140,18 @@ export class Supervisor {
     // Abandoned for fear of losing the lease, which then held after all: without this it would be renewed for ever and run by nobody.
     for (const { id, fence } of owned) {
       const held = this.#sessions.get(id)?.owned.fence === fence || this.#waiting.get(id) === fence
-      if (!held) await releaseLease(sql, { id, fence })
+      if (held) continue
+      this.#renewals.delete(id)
+      await releaseLease(sql, { id, fence })
     }
     return owned
   }
 
   async #take(room: number, only?: 'errands'): Promise<void> {
     const { sql, worker, leaseTtlMs, log } = this.#options
+    const asked = performance.now()
     const taken = await takeLeases(sql, {
       worker: worker.id,
-      startedAt: this.#startedAt,
       ttlMs: leaseTtlMs,
       limit: room,
       ...(only && { only }),
@@ -159,9 +162,14 @@ export class Supervisor {
         if (this.#stopping) return releaseLease(sql, leased)
         const session = this.#options.createSession(leased, { isErrand: only === 'errands' })
         this.#sessions.set(leased.id, session)
+        // Renewed already, where its former engine took long to close.
+        this.#renewals.set(leased.id, Math.max(asked, this.#renewals.get(leased.id) ?? asked))
         log.info('session taken', { sessionId: leased.id, fence: leased.fence })
         void session.ended.then(() => {
-          if (this.#sessions.get(leased.id) === session) this.#sessions.delete(leased.id)
+          if (this.#sessions.get(leased.id) === session) {
+            this.#sessions.delete(leased.id)
+            if (!this.#waiting.has(leased.id)) this.#renewals.delete(leased.id)
+          }
           this.#wake.ring()
         })
         session.wish(leased)
@@ -182,14 +190,16 @@ export class Supervisor {
     }
   }
 
-  /** Whether the last renewal is so recent that no other worker can have taken over, whatever happened to this process since. */
-  ownsLeases(): boolean {
-    return performance.now() - this.#renewedAt < this.#options.leaseTtlMs * 0.8
+  /** Whether the last renewal of the session's lease is so recent that no other worker can have taken over, whatever happened to this process since. */
+  ownsLease(sessionId: string): boolean {
+    const renewedAt = this.#renewals.get(sessionId) ?? -Infinity
+    return performance.now() - renewedAt < this.#options.leaseTtlMs * 0.8
   }
 
   /** Without a renewal for most of the lease's length another worker may be about to take over: our browsers are killed before that. */
   #abandonWhenStale(): void {
-    if (this.ownsLeases()) return
-    for (const session of this.#sessions.values()) void session.abandon()
+    for (const session of this.#sessions.values()) {
+      if (!this.ownsLease(session.id)) void session.abandon()
+    }
   }
 }

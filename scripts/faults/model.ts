@@ -467,7 +467,6 @@ class Play {
       update wa_sessions set lease_until = now() - interval '1 second' where id = ${this.#sessionId}`
     const taken = await this.#parts.takeLeases(this.#sql, {
       worker: name,
-      startedAt: new Date(),
       ttlMs: 3_600_000,
       limit: 1,
     })
@@ -502,7 +501,7 @@ class Play {
       log: silent,
       acks: { record: (owned, ack) => this.#parts.recordAck(sql, owned, ack) },
       attachments: { fetch: () => Promise.reject(new Error('the model sends no files')) },
-      ownsLeases: () => worker === this.#owner,
+      ownsLease: () => worker === this.#owner,
       maxAttempts: 5,
       maxCrashes: 3,
     })

@@ -25,7 +25,7 @@ export const failAlways = (url: string, table: string, when: string) =>
   script(
     url,
     `create function fail_always() returns trigger language plpgsql as
-       $$ begin raise exception 'made to fail' using errcode = '40P01'; end $$;
+       $$ begin raise exception 'made to fail' using errcode = '23514'; end $$;
      create trigger fail_always before insert or update on ${table} for each row when (${when}) execute function fail_always()`,
   )
 

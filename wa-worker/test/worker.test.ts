@@ -475,7 +475,7 @@ void t.test('a worker that slept through its lease sends nothing when it wakes',
   const sends: string[] = []
   const worker = startWorker(t, sql, {
     dataDir: t.testdir(),
-    ownsLeases: () => awake,
+    ownsLease: () => awake,
     changeEngine: (engine) => {
       const send = engine.send.bind(engine)
       engine.send = (message) => {

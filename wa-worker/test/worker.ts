@@ -68,7 +68,7 @@ export function startWorker(
   {
     dataDir,
     changeEngine,
-    ownsLeases = () => true,
+    ownsLease = () => true,
     objectsDir = join(dataDir, 'objects'),
     objects: store = new LocalObjectStore(objectsDir),
     leaseTtlMs = 2_000,
@@ -87,7 +87,7 @@ export function startWorker(
     /** The store itself, instead of that folder. */
     objects?: ObjectStore
     changeEngine?: (engine: SimulatorEngine) => Engine
-    ownsLeases?: () => boolean
+    ownsLease?: () => boolean
     leaseTtlMs?: number
     scanMs?: number
     pacing?: Partial<PacingConfig>
@@ -118,7 +118,7 @@ export function startWorker(
     worker: id,
     log,
     acks,
-    ownsLeases,
+    ownsLease,
     pacing: { ...noPacing, ...pacing },
     attachments: new Attachments({
       sql,
