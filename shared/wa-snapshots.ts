@@ -131,7 +131,7 @@ export async function archiveSnapshots(
 ): Promise<number> {
   return sql.begin(async (tx) => {
     const [owned] = await tx`
-      update wa_sessions set snapshot_generation = null
+      update wa_sessions set snapshot_generation = null, login_ended_fence = fence
       where id = ${session.id} and fence = ${session.fence} returning id`
     if (!owned) throw new LeaseLost(session.id)
     await tx`update wa_snapshots set state = 'discarded' where session_id = ${session.id} and state = 'uploading'`
@@ -147,7 +147,7 @@ export async function archiveSnapshots(
 export async function discardAll(sql: Sql, session: OwnedSession): Promise<void> {
   await sql.begin(async (tx) => {
     const [owned] = await tx`
-      update wa_sessions set snapshot_generation = null
+      update wa_sessions set snapshot_generation = null, login_ended_fence = fence
       where id = ${session.id} and fence = ${session.fence} returning id`
     if (!owned) throw new LeaseLost(session.id)
     await tx`update wa_snapshots set state = 'discarded' where session_id = ${session.id}`

@@ -61,6 +61,11 @@ export class Duties {
     await this.#deps.receiver.settled(engine)
   }
 
+  /** An engine was killed, of a session that may be somebody else's by now: what it had told is kept. Never rejects. */
+  async killed(engine: Engine): Promise<void> {
+    await this.#deps.receiver.killed(engine)
+  }
+
   /** A message is in flight. */
   get isSending(): boolean {
     return this.#deps.sender.isBusy(this.#session.id)

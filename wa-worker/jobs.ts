@@ -7,6 +7,7 @@ import { askToExpire, removeExpired, runOnce } from '../shared/jobs.ts'
 import type { Logger } from '../shared/logger.ts'
 import { cleanMedia, sweepMedia } from '../shared/media-cleanup.ts'
 import type { MediaParts } from '../shared/media-store.ts'
+import type { Logins } from './logins.ts'
 import type { Vault } from './vault.ts'
 
 export interface Jobs {
@@ -21,13 +22,17 @@ interface Job {
   work: () => Promise<void>
 }
 
+/** The same for what each worker has to do on its own machine. */
+type OwnJob = Omit<Job, 'everyMs'>
+
 const minute = 60_000
 const hour = 60 * minute
 
-/** Schedules the clean-ups. Every worker has them; whichever is first does them. */
+/** Schedules the clean-ups. Every worker has them; whichever is first does them, but for what is on its own disk. */
 export function startJobs({
   sql,
   vault,
+  logins,
   media,
   retentionDays,
   worker,
@@ -36,6 +41,7 @@ export function startJobs({
 }: {
   sql: Sql
   vault: Vault
+  logins: Logins
   media: Omit<MediaParts, 'quota'>
   /** Undefined keeps media for ever. */
   retentionDays: number | undefined
@@ -91,15 +97,32 @@ export function startJobs({
       },
     },
   ]
-  const scheduled = jobs.map(({ name, schedule, everyMs, work }) =>
-    cron.schedule(schedule, async () => {
+  const ownJobs: OwnJob[] = [
+    {
+      name: 'logins',
+      schedule: '47 * * * *',
+      work: async () => {
+        const removed = await logins.removeDeleted()
+        if (removed > 0) log.info('logins of deleted sessions removed', { sessions: removed })
+      },
+    },
+  ]
+  const schedule = (job: OwnJob, run: () => Promise<unknown>) =>
+    cron.schedule(job.schedule, async () => {
       try {
-        await runOnce(sql, { name, owner: worker, everyMs }, work)
+        await run()
       } catch (error) {
-        log.error('job failed', { job: name, error })
+        log.error('job failed', { job: job.name, error })
       }
-    }),
-  )
+    })
+  const scheduled = [
+    ...jobs.map((job) =>
+      schedule(job, () =>
+        runOnce(sql, { name: job.name, owner: worker, everyMs: job.everyMs }, job.work),
+      ),
+    ),
+    ...ownJobs.map((job) => schedule(job, job.work)),
+  ]
   return {
     async stop() {
       for (const job of scheduled) await job.destroy()

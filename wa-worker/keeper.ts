@@ -168,6 +168,7 @@ export class Keeper {
   async kill(): Promise<void> {
     this.clearTimers()
     const closed = this.#idle()
+    if (this.#engine) void this.#duties.killed(this.#engine)
     try {
       await this.#engine?.stop('atOnce')
       await closed

@@ -1,7 +1,7 @@
 import type { Logger } from '../shared/logger.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
-import { newLogin } from '../shared/wa-session-transitions.ts'
+import { deletedAmong, loginEndedUnder, newLogin } from '../shared/wa-session-transitions.ts'
 import { currentSnapshot } from '../shared/wa-snapshots.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Profiles } from './profiles.ts'
@@ -45,7 +45,7 @@ export class Logins {
    * Throws what Vault.restore() throws.
    */
   async prepare(session: OwnedSession, signal: AbortSignal): Promise<string | undefined> {
-    const usedUnder = await this.#profiles.usedUnder(session.id)
+    const usedUnder = await this.#usedUnder(session)
     const snapshot = await currentSnapshot(this.#sql, session)
     let done: string | undefined
     if (snapshot && (usedUnder === undefined || snapshot.fence > usedUnder)) {
@@ -79,7 +79,7 @@ export class Logins {
   /** Whether there is a login at all, here or in the vault. */
   async exists(session: OwnedSession): Promise<boolean> {
     return (
-      (await this.#profiles.usedUnder(session.id)) !== undefined ||
+      (await this.#usedUnder(session)) !== undefined ||
       (await currentSnapshot(this.#sql, session)) !== undefined
     )
   }
@@ -109,6 +109,27 @@ export class Logins {
     this.#restored.delete(session.id)
     await this.#vault.destroy(session)
     await this.#profiles.remove(session.id)
+  }
+
+  /** Removes from this machine the logins of sessions that were deleted, wherever that was done. Answers how many. */
+  async removeDeleted(): Promise<number> {
+    const deleted = await deletedAmong(this.#sql, await this.#profiles.sessions())
+    for (const id of deleted) await this.#profiles.remove(id)
+    return deleted.length
+  }
+
+  /**
+   * The fence under which the profile of this machine was last used. One of before a logout or an expiry, which may have happened on another machine, is put
+   * away first. (Within one lease that has been done: what is there then has come after it.)
+   */
+  async #usedUnder(session: OwnedSession): Promise<number | undefined> {
+    const usedUnder = await this.#profiles.usedUnder(session.id)
+    if (usedUnder === undefined || usedUnder === session.fence) return usedUnder
+    const ended = await loginEndedUnder(this.#sql, session)
+    if (ended === null || usedUnder > ended) return usedUnder
+    await this.#profiles.archive(session.id)
+    this.#log.warn('login of before a logout put away', { sessionId: session.id, usedUnder, ended })
+    return undefined
   }
 
   async #restore(session: OwnedSession, signal: AbortSignal, before?: number): Promise<string> {

@@ -31,6 +31,7 @@ import { Downloads } from './downloads.ts'
 import { History } from './history.ts'
 import { startJobs } from './jobs.ts'
 import { Logins } from './logins.ts'
+import { withDeadline } from './patience.ts'
 import { People } from './people.ts'
 import { Profiles } from './profiles.ts'
 import { Receiver } from './receiver.ts'
@@ -42,6 +43,12 @@ import type { SupervisorOptions } from './supervisor.ts'
 import { Vault } from './vault.ts'
 import { Webhooks } from './webhooks.ts'
 
+/** How long a worker that has no sessions any more waits for the database. */
+const leaveMs = 3_000
+/** And for one of its own to end, which by itself waits ten seconds for whoever else has it open. */
+const releaseMs = 12_000
+const silent = () => new Error('The database does not answer.')
+
 await main().catch(exitOnConfigError)
 
 async function main(): Promise<void> {
@@ -52,7 +59,11 @@ async function main(): Promise<void> {
   const stops: (() => Promise<void>)[] = [
     () =>
       opening.then(
-        (database) => database.release(),
+        (database) =>
+          // It waits for others itself, and asks the database who they are.
+          withDeadline(database.release(), releaseMs, silent).catch(
+            (error: unknown) => void log.warn('database left running', { error }),
+          ),
         () => {}, // never opened: the start says why
       ),
   ]
@@ -100,7 +111,11 @@ async function start(
     prepare: config.PG_PREPARE,
     onError: (error) => log.warn('database connection lost', { error }),
   })
-  stops.push(() => sql.close())
+  stops.push(async () => {
+    await withDeadline(sql.close(), leaveMs, silent).catch((error: unknown) =>
+      log.warn('connections left to break', { error }),
+    )
+  })
 
   const keys = await openKeyRing({
     value: config.SESSION_ENCRYPTION_KEY,
@@ -195,6 +210,7 @@ async function start(
   const jobs = startJobs({
     sql,
     vault,
+    logins,
     media: { sql, store, dir: tempDir(config.DATA_DIR) },
     retentionDays: config.MEDIA_RETENTION_DAYS,
     worker: worker.id,
@@ -218,10 +234,16 @@ async function start(
     actions.stop()
     downloads.stop()
     people.stop()
+    // The sessions are given back, or lost: a database that says nothing is not waited for.
+    await withDeadline(leave(), leaveMs, silent).catch((error: unknown) =>
+      log.warn('not signed off', { error }),
+    )
+  })
+  const leave = async () => {
     await running
     await listener.close()
-    await signOff(sql, worker.id).catch((error: unknown) => log.warn('not signed off', { error }))
-  })
+    await signOff(sql, worker.id)
+  }
   log.info('worker started', { worker: worker.id, capacity: worker.capacity })
   process.send?.('ready')
 }

@@ -1,6 +1,8 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
+const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
+
 /** A file in the profile that tells under which fence it was last used. */
 const marker = 'awfar-fence'
 
@@ -62,6 +64,12 @@ export class Profiles {
       if (name !== sessionId && !name.startsWith(`${sessionId}.`)) continue
       await rm(join(this.#folder, name), { recursive: true, force: true, maxRetries: 5 })
     }
+  }
+
+  /** The sessions that have, or had, a login here. */
+  async sessions(): Promise<string[]> {
+    const names = await readdir(this.#folder).catch(() => [])
+    return [...new Set(names.map((name) => name.split('.')[0]!))].filter((id) => uuid.test(id))
   }
 
   async #archived(sessionId: string): Promise<string[]> {

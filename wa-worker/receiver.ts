@@ -125,6 +125,13 @@ export class Receiver {
     if (line && this.#current.get(line.session.id) === line) this.#current.delete(line.session.id)
   }
 
+  /** The engine was killed. What it had reported is kept on the disk at once, since a write may hang for as long as a statement does; then as settled(). */
+  async killed(engine: Engine): Promise<void> {
+    const line = this.#lines.get(engine)
+    if (line && !line.spooled && line.waiting.length > 0) this.#spoolAll(line)
+    await this.settled(engine)
+  }
+
   /** Whoever waits for the ack of this message may go on: it is written. */
   acked(keyId: string): void {
     this.#onAck(keyId)

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { testDb } from '../../shared/test/db.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
-import { deleteSession, sessionHistory } from '../../shared/wa-sessions.ts'
+import { deleteSession, request, sessionHistory, wantRunning } from '../../shared/wa-sessions.ts'
 import type { SimulatorEngine } from '../engine/simulator.ts'
 import { until } from './waiting.ts'
 import { accept, customer, givenSession, startWorker, untilMessage, untilStatus } from './worker.ts'
@@ -37,6 +37,50 @@ void t.test('a login survives the loss of the disk, and of the newest snapshot',
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
   const codes = await sql`select 1 from wa_session_history where to_status = 'SCAN_QR_CODE'`
   t.equal(codes.length, 1, 'one code in all')
+})
+
+void t.test('a logout and a deletion reach the logins of other machines', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  const folder = t.testdir({ objects: {}, one: {}, two: {} })
+  const on = (machine: string, scanMs = 20) =>
+    startWorker(t, sql, {
+      dataDir: join(folder, machine),
+      objectsDir: join(folder, 'objects'),
+      scanMs,
+    })
+  const one = on('one')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await one.stop()
+  const two = on('two')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await request(sql, workspaceId, sessionId, 'logout', 30)
+  await untilStatus(sql, workspaceId, sessionId, 'LOGGED_OUT')
+  await two.stop()
+
+  const again = on('one', 60_000)
+  await wantRunning(sql, workspaceId, sessionId, 30)
+  await untilStatus(sql, workspaceId, sessionId, 'SCAN_QR_CODE')
+  again.engine().scan()
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await again.stop()
+  const third = on('one', 60_000)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await third.stop()
+
+  const other = on('two')
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  t.equal(await other.logins.removeDeleted(), 0)
+  await deleteSession(sql, workspaceId, sessionId)
+  await until('it is deleted', async () => {
+    const open = await sql`select from wa_session_requests where done_at is null`
+    return open.length === 0
+  })
+  await other.stop()
+  const here = on('one')
+  t.not((await readdir(join(folder, 'one', 'profiles'))).length, 0)
+  await until('the lease is given back', async () => (await here.logins.removeDeleted()) === 1)
+  t.same(await readdir(join(folder, 'one', 'profiles')), [])
 })
 
 void t.test('a worker whose login is older than the vault’s takes the vault’s', async (t) => {

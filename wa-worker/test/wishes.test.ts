@@ -308,8 +308,10 @@ void t.test('a passkey asked for does not outlive whom it was asked of', async (
     reason: 'WORKER_LOST',
   })
   await wantStopped(sql, workspaceId, sessionId)
-  startWorker(t, sql, { dataDir: t.testdir() })
+  const first = startWorker(t, sql, { dataDir: t.testdir() })
   await untilStatus(sql, workspaceId, sessionId, 'STOPPED')
+  // It would scan the code at once.
+  await first.stop()
 
   await sql`update wa_sessions set desired_state = 'running'`
   const worker = startWorker(t, sql, { dataDir: t.testdir(), maxQrCodes: 1, scanMs: 60_000 })

@@ -43,6 +43,7 @@ export interface TestWorker {
   supervisor: Supervisor
   sender: Sender
   vault: Vault
+  logins: Logins
   /** The engines it made, oldest first. */
   engines: SimulatorEngine[]
   /** The engine that runs now. */
@@ -211,6 +212,7 @@ export function startWorker(
     supervisor,
     sender,
     vault,
+    logins,
     engines,
     engine: () => engines.at(-1)!,
     abandonAll: async () => {
