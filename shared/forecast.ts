@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, holdFacts, holdOf } from './pacing.ts'
+import { chatInHand, holdFacts, holdOf, mayOpen, quietUntilAt } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -18,7 +18,7 @@ export interface Forecast {
   /** Why it would wait at first, and until when where that is known. */
   heldBy: string | null
   notBefore: Date | null
-  /** Messages of the session that would leave before it. */
+  /** Messages of the session that would leave before it, where nothing else comes in between. */
   ahead: number
   /** Null while the session cannot send: nobody knows when it will. */
   estimatedSendAt: Date | null
@@ -33,6 +33,10 @@ interface Facts extends HoldFacts {
   cold: boolean
   ahead: number
   gapMs: number
+  /** When its turn to be opened comes, if not today. */
+  opensAt: Date | null
+  /** Until when it is quiet at the time it is scheduled for. */
+  quietThen: Date | null
 }
 
 /** Messages ahead that are counted; beyond it the estimate is a lower bound. */
@@ -58,8 +62,10 @@ export async function foresee(
       ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
-      (select least(coalesce(sum(b.waiting), 0), ${countedAhead})::int from (
-        select b.waiting - (b.due_at = 'infinity')::int as waiting from outbox_lanes b where b.session_id = s.id and b.waiting > 0 limit ${countedAhead}) b) - (${chatInHand} is not null)::int as ahead,
+      least(own.waiting + others.waiting, ${countedAhead})::int as ahead,
+      case when others.may_open > 0 and others.strangers >= others.may_open - others.opened
+        then (${today} + (others.strangers - others.may_open + others.opened) / others.may_open + 1)::timestamp at time zone p.time_zone end as opens_at,
+      case when coalesce(c.last_inbound_at < ${sendAt}::timestamptz - interval '24 hours', true) then ${quietUntilAt(fragment`${sendAt}::timestamptz`)} end as quiet_then,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
       ${holdFacts(fragment`c.last_inbound_at`)}
@@ -71,17 +77,30 @@ export async function foresee(
     left join contacts k on k.id = coalesce(a.merged_into, a.id)
     left join wa_numbers n on n.workspace_id = s.workspace_id and n.phone = ${phoneOf(waChatId)?.slice(1)}
       and n.checked_at > now() - interval '24 hours'
+    cross join lateral (select ${chatInHand} as chat_id) hand
+    cross join lateral (
+      select coalesce(l.waiting, 0) - coalesce(l.due_at = 'infinity' or l.chat_id = hand.chat_id, false)::int as waiting) own
+    -- Chats take turns: no other sends more before it than its own does, and one turn. Who backs off, or may not be opened today, does not.
+    cross join lateral (
+      select coalesce(sum(least(b.waiting - coalesce(b.chat_id = hand.chat_id, false)::int, own.waiting + 1)) filter (where not b.cold or p.cold_at <= now()), 0)::bigint as waiting,
+        count(*) filter (where b.cold)::int as strangers, ${mayOpen(defaults, fragment`s.linked_at`)} as may_open,
+        case when p.new_on = ${today} then p.new_contacts else 0 end as opened
+      from (
+        select b.chat_id, b.waiting, b.cold from outbox_lanes b
+        where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}) b) others
     ${noOutboxRow}
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
-  const { chatId, optedOut, quotable, absent, refusal, cold, ahead, gapMs } = facts
+  const { chatId, optedOut, quotable, absent, refusal, cold, ahead, gapMs, quietThen } = facts
   const scheduled = sendAt !== undefined && sendAt > new Date()
   const hold = holdOf({
     ...facts,
     laneCold: cold,
+    ...(cold && facts.opensAt && { coldUntil: later(facts.coldUntil, facts.opensAt) }),
+    coldHeldBy: facts.coldHeldBy ?? 'NEW_CONTACTS_PER_DAY',
     outboxState: scheduled ? 'z' : 'q',
   })
-  const earliest = Math.max(Date.now(), hold.notBefore?.getTime() ?? 0)
+  const earliest = Math.max(Date.now(), +(hold.notBefore ?? 0), +(quietThen ?? 0))
   return {
     sessionId,
     chatId,
@@ -100,6 +119,10 @@ export async function foresee(
         : null,
   }
 }
+
+const later = (one: Date | null, other: Date) => (one && one > other ? one : other)
+
+const today = fragment`(now() at time zone p.time_zone)::date`
 
 /** holdFacts() speaks of an outbox row; here there is none yet. */
 const noOutboxRow = fragment`left join outbox o on false`

@@ -52,13 +52,13 @@ const warmUp = fragment`
   case when age < interval '3 days' then 20 when age < interval '7 days' then 50 when age < interval '14 days' then 100 else 200 end`
 
 /** `p` is the wa_session_pacing row; the day there. */
-const today = fragment`(now() at time zone p.time_zone)::date`
+const dayOf = (at: Fragment) => fragment`(${at} at time zone p.time_zone)::date`
 
 /** A time of day on a day there. */
 const moment = (day: Fragment, time: Fragment) =>
   fragment`((${day} + ${time}) at time zone p.time_zone)`
 
-/** The quiet hours of `p` that begin today, or began yesterday: moments, so that a clock that is changed meanwhile neither ends nor repeats them. */
+/** The quiet hours of `p` that begin on a day: moments, so that a clock that is changed meanwhile neither ends nor repeats them. */
 const hoursOf = (day: Fragment) => {
   const overnight = fragment`case when p.quiet_to <= p.quiet_from then interval '1 day' else interval '0' end`
   return {
@@ -66,12 +66,21 @@ const hoursOf = (day: Fragment) => {
     to: moment(day, fragment`p.quiet_to + ${overnight}`),
   }
 }
-const [hours, lastHours] = [hoursOf(today), hoursOf(fragment`(${today} - 1)`)]
 
-/** When the quiet hours end that it is for `p`; null when it is not. */
-const quietUntil = fragment`
-  case when now() >= ${hours.from} and now() < ${hours.to} then ${hours.to}
-       when now() >= ${lastHours.from} and now() < ${lastHours.to} then ${lastHours.to} end`
+/** When the quiet hours end that it is for `p` at a moment; null when it is not. They began on that day, or on the one before. */
+export const quietUntilAt = (at: Fragment) => {
+  const day = dayOf(at)
+  const [hours, lastHours] = [hoursOf(day), hoursOf(fragment`(${day} - 1)`)]
+  return fragment`
+    case when ${at} >= ${hours.from} and ${at} < ${hours.to} then ${hours.to}
+         when ${at} >= ${lastHours.from} and ${at} < ${lastHours.to} then ${lastHours.to} end`
+}
+const quietUntil = quietUntilAt(fragment`now()`)
+
+/** How many conversations `p` may open a day; 0: any number. `linkedAt`: since when its session is linked. */
+export const mayOpen = (defaults: PacingConfig, linkedAt: Fragment) => fragment`
+  (select coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp})
+   from (select now() - coalesce(p.number_since::timestamp at time zone p.time_zone, ${linkedAt}, now()) as age) number)`
 
 /** Whether it is quiet hours for `p`. */
 export const isQuiet = fragment`(${quietUntil} is not null)`
@@ -101,11 +110,10 @@ export const movePace = (defaults: PacingConfig) => fragment`
         now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
           + ('x' || left(c.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
         day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.opens::int as opened,
-        coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp}) as may_open
+        ${mayOpen(defaults, fragment`c.linked_at`)} as may_open
       from claimed c join wa_session_pacing p on p.session_id = c.session_id
       cross join lateral (select coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int) as n) cap
-      cross join lateral (select (now() at time zone p.time_zone)::date as today) day
-      cross join lateral (select now() - coalesce(p.number_since::timestamp at time zone p.time_zone, c.linked_at, now()) as age) number
+      cross join lateral (select ${dayOf(fragment`now()`)} as today) day
     ) s
   ) n
   where p.session_id = n.session_id`

@@ -198,6 +198,46 @@ void t.test(
   },
 )
 
+void t.test(
+  'a forecast knows that chats take turns, what is held, and what is quiet by then',
+  async (t) => {
+    const { sql, workspaceId, sessionId, queue, next, confirm, receive, pace } = await rig(t)
+    const forecast = (waChatId: string, more: { sendAt?: Date } = {}) =>
+      foresee(sql, workspaceId, { sessionId, waChatId, ...more }, atOnce)
+    for (const one of [ada, bob]) await receive(one, 'hello')
+    const [first] = await queue(...Array.from({ length: 50 }, (_, i) => text(ada, `a${i}`)))
+    t.match(await forecast(bob), { ahead: 1 }, 'one turn of the other')
+    t.match(await forecast(ada), { ahead: 50 })
+    const a0 = (await next())!
+    t.equal(a0.messageId, first!.id)
+    t.match(await forecast(ada), { ahead: 49 }, 'what is on its way is not in front')
+    await confirm(a0)
+
+    await pace({ newContactsPerDay: 20 })
+    const strangers = Array.from({ length: 45 }, (_, i) => `1202555${String(5_000 + i)}@c.us`)
+    await queue(...strangers.map((waChatId) => text(waChatId, 'hi')))
+    const inDays = (days: number) =>
+      new Date(new Date().setUTCHours(0, 0, 0, 0) + days * 86_400_000)
+    t.match(await forecast('12025559999@c.us'), {
+      heldBy: 'NEW_CONTACTS_PER_DAY',
+      notBefore: inDays(2),
+    })
+    t.match(await forecast(bob), { ahead: 46, heldBy: null }, 'today they still go first')
+    await sql`update wa_session_pacing set cold_at = now() + interval '1 hour', cold_held_by = 'REACHOUT_LOCKED'`
+    t.match(
+      await forecast(bob),
+      { ahead: 1, heldBy: null },
+      'who may not be opened goes not before',
+    )
+
+    await pace({ quietHours: { from: '22:00', to: '08:00' } })
+    const tomorrow = inDays(1)
+    const atEleven = new Date(new Date(tomorrow).setUTCHours(23))
+    const atEight = new Date(inDays(2).setUTCHours(8))
+    t.match(await forecast(cleo, { sendAt: atEleven }), { estimatedSendAt: atEight })
+  },
+)
+
 void t.test('what waits in one chat is not read to find the first of another', async (t) => {
   const { url, sql, lane, queue, next, body } = await rig(t)
   for (let n = 0; n < 3; n++)
