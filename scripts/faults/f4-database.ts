@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from '../../shared/db.ts'
 import type { Db } from '../../shared/db.ts'
 import { openDatabase } from '../../shared/embedded-postgres.ts'
+import { errorText } from '../../shared/errors.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { migrate } from '../../shared/migrations.ts'
 import { dropCluster } from '../test-setup/drop-cluster.ts'
@@ -76,7 +77,7 @@ async function breakAll(lab: Lab, direct: Db, proxy: Proxy): Promise<Row[]> {
       )
       .catch((error: Error) => error)
     if (answer instanceof Error) {
-      answers.check(false, `no answer: ${String(answer.cause ?? answer)}`)
+      answers.check(false, `no answer: ${errorText(answer.cause ?? answer)}`)
       return false
     }
     const { status, headers, body: told } = answer
