@@ -1,6 +1,6 @@
 import { randomBytes, scrypt } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { link, open, rm } from 'node:fs/promises'
+import { link, open, rm, stat } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import Joi from 'joi'
@@ -26,6 +26,14 @@ const firstLine = Joi.object<LoginHead & { format: string; salt: string }, true>
 
 /** Makes each guess at a passphrase cost some tenths of a second and 128 MB. */
 const cost = { N: 2 ** 17, r: 8, p: 1, maxmem: 256 * 2 ** 20 }
+
+/** Throws when something is there: asked before anybody types a passphrase. */
+export async function mustBeNew(file: string): Promise<void> {
+  const there = await stat(file).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error
+  })
+  if (there) throw new Error(`${file} is there already, and is not replaced (EEXIST).`)
+}
 
 /** Writes a login to a new file, encrypted. The file is there as a whole or not at all, and never replaces one. */
 export async function writeLogin(
@@ -80,7 +88,10 @@ export async function readHead(file: string): Promise<LoginHead> {
 
 /** The first line of the file, and what it says. */
 async function readFirst(file: string): Promise<{ line: string; head: LoginHead; salt: string }> {
-  const line = await readLine(file)
+  const line = await readLine(file).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'EISDIR') return ''
+    throw error
+  })
   const said = firstLine.validate(parsed(line))
   if (said.error) throw new Error(`${file} is no exported login.`)
   const { salt, engine, name, takenAt } = said.value

@@ -18,7 +18,7 @@ import { releaseLease } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import type { Snapshot } from '../shared/wa-snapshots.ts'
 import { Vault } from '../wa-worker/vault.ts'
-import { readHead, readLogin, writeLogin } from './login-file.ts'
+import { mustBeNew, readHead, readLogin, writeLogin } from './login-file.ts'
 
 const usage = `npm run sessions -- <command>
   list                                    every session, who owns it, and its newest snapshot
@@ -108,6 +108,7 @@ const commands: Record<
 await main(process.argv.slice(2)).catch(exitOnConfigError)
 
 async function main(args: string[]): Promise<void> {
+  if (args.includes('--help') || args.includes('-h')) return console.log(usage)
   const { command, faults } = parse(args)
   if (!command) {
     for (const fault of faults) console.error(fault)
@@ -173,19 +174,20 @@ async function list({ sql }: Context): Promise<void> {
   const rows = await sql<{
     id: string
     name: string
+    workspace: string
     status: string
     owner: string | null
     generation: number | null
     takenAt: Date | null
   }>`
-    select s.id, s.name, s.status, n.generation, n.created_at as taken_at,
+    select s.id, s.name, w.name as workspace, s.status, n.generation, n.created_at as taken_at,
       case when s.lease_until > clock_timestamp() then s.owner end as owner
-    from wa_sessions s
+    from wa_sessions s join workspaces w on w.id = s.workspace_id
     left join wa_snapshots n on n.session_id = s.id and n.generation = s.snapshot_generation
     where s.deleted_at is null order by s.created_at, s.id`
   console.table(
-    rows.map(({ id, name, status, owner, generation, takenAt }) => ({
-      ...{ id, name, status, owner: owner ?? '-', generation: generation ?? '-' },
+    rows.map(({ id, name, workspace, status, owner, generation, takenAt }) => ({
+      ...{ id, name, workspace, status, owner: owner ?? '-', generation: generation ?? '-' },
       taken: takenAt?.toISOString() ?? '-',
     })),
   )
@@ -231,6 +233,7 @@ async function exportLogin(
 ): Promise<void> {
   await owning(sql, named, async (session, target) => {
     const snapshot = await choose(vault, target, generation)
+    await mustBeNew(file)
     const passphrase = await askPassphrase(true)
     const head = { engine: target.engine, name: target.name, takenAt: snapshot.createdAt }
     await writeLogin(file, passphrase, head, await vault.open(session, snapshot))

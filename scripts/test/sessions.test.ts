@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import t from 'tap'
 import type { Test } from 'tap'
@@ -128,7 +128,12 @@ await t.test('a login goes out encrypted, and comes back elsewhere', async (t) =
   t.match(await rig.run(['export', 'a', file, '--generation', '1']), { code: 0, err: '' })
   t.equal(statSync(file).mode & 0o777, 0o600)
   t.notMatch(readFileSync(file, 'latin1'), /monday/)
-  t.match(await rig.run(['export', 'a', file]), { code: 1, err: /EEXIST/ }, 'nothing is replaced')
+  for (const there of [file, dirname(file)]) {
+    const refused = { code: 1, err: `${there} is there already, and is not replaced (EEXIST).\n` }
+    t.match(await rig.run(['export', 'a', there], { SESSIONS_PASSPHRASE: '' }), refused)
+  }
+  const folder = dirname(file)
+  t.match(await rig.run(['import', 'a', folder]), { code: 1, err: /is no exported login/ })
   t.match(await rig.run(['export', 'a', `${file}2`], { SESSIONS_PASSPHRASE: 'short' }), { code: 1 })
   t.match(await rig.run(['export', 'a', `${file}2`], { SESSIONS_PASSPHRASE: '' }), { code: 1 })
   t.same(
