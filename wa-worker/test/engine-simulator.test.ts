@@ -6,7 +6,7 @@ import { bodyOf } from '../engine/simulator-phone.ts'
 import type { Engine } from '../engine/engine.ts'
 import { engineContract } from './engine-contract.ts'
 import type { Rig } from './engine-contract.ts'
-import { nextEvent } from './waiting.ts'
+import { nextEvent, until } from './waiting.ts'
 
 const hello = { type: 'text' as const, body: 'hello' }
 const simulator = (engine: Engine) => engine as SimulatorEngine
@@ -134,4 +134,26 @@ void t.test('the same seed gives the same numbers', async (t) => {
   const [a, b] = [seededRandom(7), seededRandom(7)]
   t.same([a(), a(), a()], [b(), b(), b()])
   t.not(seededRandom(8)(), seededRandom(7)())
+})
+
+void t.test('what the server has arrives, whatever becomes of the page', async (t) => {
+  const profileDir = t.testdir()
+  const start = async (): Promise<SimulatorEngine> => {
+    const options = { profileDir: async () => profileDir, scanMs: 0, pace: 0.2 }
+    const engine = new SimulatorEngine({ sessionId: 'arrives', ...options })
+    const ready = nextEvent(engine, 'ready')
+    await engine.start()
+    await ready
+    return engine
+  }
+  const before = await start()
+  const confirmed = nextEvent(before, 'ack')
+  await before.send({ chatId: '12025550100@c.us', content: hello, keyId: '3EB0A' })
+  await confirmed
+  await before.stop()
+  t.equal(before.arrived('3EB0A')?.ack, 1)
+  const engine = await start()
+  await until('it is read', () => engine.arrived('3EB0A')?.ack === 3)
+  t.equal(engine.transmissions('3EB0A'), 0, 'not sent again')
+  await engine.stop()
 })
