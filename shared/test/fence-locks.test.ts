@@ -9,6 +9,7 @@ import { claim } from '../outbox.ts'
 import type { PacingConfig } from '../pacing.ts'
 import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
+import { heartbeat } from '../workers.ts'
 import { testDb } from './db.ts'
 
 const atOnce: PacingConfig = {
@@ -79,6 +80,23 @@ void t.test('claims lock sessions in one order, so that two cannot deadlock', as
     t.equal((await waiting).length, sessions.length)
   }
 })
+
+void t.test(
+  'a failed session is tried once more by whoever started since, by the database’s clock',
+  async (t) => {
+    const { sql } = await testDb(t)
+    const { id } = await givenOwnedSession(sql)
+    await sql`
+    update wa_sessions set status = 'FAILED', since = now(), owner = null, lease_until = null where id = ${id}`
+    const start = async (worker: string, startedAgo: string) => {
+      await heartbeat(sql, { id: worker, host: 'h', pid: 1, capacity: 10 })
+      await sql`update workers set started_at = now() - ${startedAgo}::interval where id = ${worker}`
+      return { ...next, worker }
+    }
+    t.same(await takeLeases(sql, await start('earlier', '1 minute')), [])
+    t.match(await takeLeases(sql, await start('later', '-1 second')), [{ id }])
+  },
+)
 
 void t.test('one session somebody writes of costs no other its lease', async (t) => {
   const { sql } = await testDb(t)
