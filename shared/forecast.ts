@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, holdFacts, holdOf, mayOpen, quietUntilAt } from './pacing.ts'
+import { chatInHand, holdFacts, holdOf, mayOpen, quietUntilAt, today } from './pacing.ts'
 import type { HoldFacts, PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -121,8 +121,6 @@ export async function foresee(
 }
 
 const later = (one: Date | null, other: Date) => (one && one > other ? one : other)
-
-const today = fragment`(now() at time zone p.time_zone)::date`
 
 /** holdFacts() speaks of an outbox row; here there is none yet. */
 const noOutboxRow = fragment`left join outbox o on false`

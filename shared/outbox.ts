@@ -101,7 +101,7 @@ const laneHeads = fragment`
  * on what waits: a chat that backs off, waits for an ack or may not be opened today lies ahead in its lane and is not visited.
  *
  * What is on its way is named by its session's pace, which changes with each claim anyway. Its lane is put aside only when the session goes on to another chat
- * before that ack: written with every claim, the lane and its indexes would be a third of the work.
+ * before that ack: written with every claim, the lane and its indexes would add a third to its work.
  */
 export async function claim(
   sql: Sql,

@@ -54,6 +54,8 @@ const warmUp = fragment`
 /** `p` is the wa_session_pacing row; the day there. */
 const dayOf = (at: Fragment) => fragment`(${at} at time zone p.time_zone)::date`
 
+export const today = dayOf(fragment`now()`)
+
 /** A time of day on a day there. */
 const moment = (day: Fragment, time: Fragment) =>
   fragment`((${day} + ${time}) at time zone p.time_zone)`
@@ -113,7 +115,7 @@ export const movePace = (defaults: PacingConfig) => fragment`
         ${mayOpen(defaults, fragment`c.linked_at`)} as may_open
       from claimed c join wa_session_pacing p on p.session_id = c.session_id
       cross join lateral (select coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int) as n) cap
-      cross join lateral (select ${dayOf(fragment`now()`)} as today) day
+      cross join lateral (select ${today} as today) day
     ) s
   ) n
   where p.session_id = n.session_id`
@@ -225,7 +227,7 @@ const columns = fragment`
   p.min_gap_ms, p.jitter_ms, p.per_minute, p.new_contacts_per_day, p.typing, p.number_since::text as number_since,
   to_char(p.quiet_from, 'HH24:MI') as quiet_from, to_char(p.quiet_to, 'HH24:MI') as quiet_to, p.time_zone,
   case when p.next_send_at > now() then p.next_send_at end as next_send_at,
-  case when p.new_on = (now() at time zone p.time_zone)::date then p.new_contacts else 0 end as new_contacts_today,
+  case when p.new_on = ${today} then p.new_contacts else 0 end as new_contacts_today,
   case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by`
 
 function pacingResource(row: PacingRow): Pacing & { state: PacingState } {

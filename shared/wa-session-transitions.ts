@@ -161,22 +161,3 @@ const statusEvent = (row: SessionRow) => ({
 })
 
 const qrEvent = (row: SessionRow) => ({ ...statusEvent(row), type: 'session.qr' as const })
-
-/** The fence under which the session's login was last put away or destroyed; null when it never was. */
-export async function loginEndedUnder(
-  sql: Sql,
-  { id }: Pick<OwnedSession, 'id'>,
-): Promise<number | null> {
-  const [row] = await sql<{ fence: number | null }>`
-    select login_ended_fence as fence from wa_sessions where id = ${id}`
-  return row?.fence ?? null
-}
-
-/** Those of these sessions that were deleted, and of which nothing is left to do. */
-export async function deletedAmong(sql: Sql, ids: string[]): Promise<string[]> {
-  const rows = await sql<{ id: string }>`
-    select s.id from wa_sessions s
-    where s.id = any(${ids}::uuid[]) and s.deleted_at is not null and coalesce(s.lease_until < clock_timestamp(), true)
-      and not exists (select from wa_session_requests r where r.session_id = s.id and r.done_at is null)`
-  return rows.map(({ id }) => id)
-}

@@ -330,3 +330,12 @@ interface HistoryRow {
   worker: string | null
   at: Date
 }
+
+/** Those of these sessions that were deleted, and of which nothing is left to do. */
+export async function deletedAmong(sql: Sql, ids: string[]): Promise<string[]> {
+  const rows = await sql<{ id: string }>`
+    select s.id from wa_sessions s
+    where s.id = any(${ids}::uuid[]) and s.deleted_at is not null and coalesce(s.lease_until < clock_timestamp(), true)
+      and not exists (select from wa_session_requests r where r.session_id = s.id and r.done_at is null)`
+  return rows.map(({ id }) => id)
+}

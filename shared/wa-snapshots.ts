@@ -284,3 +284,13 @@ export async function currentSnapshot(
     order by generation desc limit 1`
   return row
 }
+
+/** The fence under which the session's login was last put away or destroyed; null when it never was. */
+export async function loginEndedUnder(
+  sql: Sql,
+  { id }: Pick<OwnedSession, 'id'>,
+): Promise<number | null> {
+  const [row] = await sql<{ fence: number | null }>`
+    select login_ended_fence as fence from wa_sessions where id = ${id}`
+  return row?.fence ?? null
+}

@@ -1,5 +1,5 @@
 import { rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import t from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { askToExpire } from '../../shared/jobs.ts'
@@ -184,10 +184,7 @@ void t.test('an owner that gave its session up starts no engine for it', async (
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
   const { dataDir, worker, hanging } = await withHangingStore(t, sql)
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await wantStopped(sql, workspaceId, sessionId)
-  await settled(sql)
-  await rm(join(dataDir, 'profiles', sessionId), { recursive: true })
+  await loseDisk(sql, workspaceId, join(dataDir, 'profiles', sessionId))
   hanging.on = true
   await request(sql, workspaceId, sessionId, 'logout', 30)
   await until('the login is being read', () => hanging.reads === 1)
@@ -207,10 +204,7 @@ for (const [what, end] of [
     const { sql } = await testDb(t)
     const { workspaceId, sessionId } = await givenSession(sql)
     const { dataDir, worker, hanging } = await withHangingStore(t, sql)
-    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-    await wantStopped(sql, workspaceId, sessionId)
-    await settled(sql)
-    await rm(join(dataDir, 'profiles', sessionId), { recursive: true })
+    await loseDisk(sql, workspaceId, join(dataDir, 'profiles', sessionId))
     hanging.on = true
     await wantRunning(sql, workspaceId, sessionId, 30)
     await until('the login is being read', () => hanging.reads === 1)
@@ -232,10 +226,7 @@ void t.test(
     const { sql } = await testDb(t)
     const { workspaceId, sessionId } = await givenSession(sql)
     const { dataDir, hanging } = await withHangingStore(t, sql, { startTimeoutMs: 1_500 })
-    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-    await wantStopped(sql, workspaceId, sessionId)
-    await settled(sql)
-    await rm(join(dataDir, 'profiles', sessionId), { recursive: true })
+    await loseDisk(sql, workspaceId, join(dataDir, 'profiles', sessionId))
     hanging.on = true
     await wantRunning(sql, workspaceId, sessionId, 30)
     await until('more tries than a session without a login has', () => hanging.reads > 4)
@@ -252,10 +243,7 @@ void t.test('a disk that fails is told as such, and not as the vault', async (t)
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
   const { dataDir } = await withHangingStore(t, sql)
-  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
-  await wantStopped(sql, workspaceId, sessionId)
-  await settled(sql)
-  await rm(join(dataDir, 'profiles', sessionId), { recursive: true })
+  await loseDisk(sql, workspaceId, join(dataDir, 'profiles', sessionId))
   await writeFile(join(dataDir, 'profiles', sessionId), 'no folder')
   await wantRunning(sql, workspaceId, sessionId, 30)
   await until('it is told', async () => {
@@ -525,4 +513,13 @@ async function withHangingStore(
   t.teardown(() => hanging.release())
   const worker = startWorker(t, sql, { dataDir, objects, ...more })
   return { dataDir, worker, hanging }
+}
+
+/** Stops a session that works, and loses its login's folder: the next start needs the vault. */
+async function loseDisk(sql: Sql, workspaceId: string, profile: string): Promise<void> {
+  const sessionId = basename(profile)
+  await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  await wantStopped(sql, workspaceId, sessionId)
+  await settled(sql)
+  await rm(profile, { recursive: true })
 }
