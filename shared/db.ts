@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import type { Socket } from 'node:net'
 import pg from 'pg'
 import { camelCase } from './camel-case.ts'
 import { createNotifier } from './notify.ts'
@@ -151,15 +152,25 @@ async function transact<T>(
     if (piped) query.catch(() => {})
     else await query
   }
-  const run = tag(client, piped)
+  const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
+  let held = false
+  const hold = () => { if (piped && !held) { held = true; stream.cork() } }
+  const go = () => { if (held) { held = false; stream.uncork() } }
+  const plain = tag(client, piped)
+  const run = ((strings: TemplateStringsArray, ...values: (Value | Fragment)[]) => {
+    const answer = plain(strings, ...values)
+    go()
+    return answer
+  }) as Tag
   const nudge = (channel: Channel) => void nudges.add(channel)
   const late: (() => Promise<unknown>)[] = []
   const keep = ((strings, ...values) => {
-    late.push(() => run(strings, ...values))
+    late.push(() => plain(strings, ...values))
     return Promise.resolve([])
   }) as Tag
   const ahead: Tag = async (strings, ...values) => {
-    await send(run(strings, ...values))
+    hold()
+    await send(plain(strings, ...values))
     return []
   }
   const tx: Transaction = Object.assign(run, {
@@ -170,16 +181,21 @@ async function transact<T>(
   })
   try {
     // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
+    hold()
     await send(client.query("begin; set local idle_in_transaction_session_timeout = '5s'"))
     const result = await work(tx)
+    hold()
     for (const statement of late) await send(statement())
-    const { command } = await client.query('commit')
+    const commit = client.query('commit')
+    go()
+    const { command } = await commit
     await Promise.all(unanswered)
     // Postgres answers so, and no error, where a statement has failed and nobody minded.
     if (command !== 'COMMIT')
       throw new Error('The transaction was rolled back: one of its statements had failed.')
     return { result, nudges }
   } catch (error) {
+    go()
     // What failed first is the reason; what came after it only says that the transaction is over.
     await Promise.all(unanswered)
     throw error

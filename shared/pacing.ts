@@ -74,7 +74,8 @@ export const quietUntilAt = (at: Fragment) => {
   const day = dayOf(at)
   const [hours, lastHours] = [hoursOf(day), hoursOf(fragment`(${day} - 1)`)]
   return fragment`
-    case when ${at} >= ${hours.from} and ${at} < ${hours.to} then ${hours.to}
+    case when p.quiet_from is null then null
+         when ${at} >= ${hours.from} and ${at} < ${hours.to} then ${hours.to}
          when ${at} >= ${lastHours.from} and ${at} < ${lastHours.to} then ${lastHours.to} end`
 }
 const quietUntil = quietUntilAt(fragment`now()`)
@@ -89,36 +90,31 @@ export const isQuiet = fragment`(${quietUntil} is not null)`
 
 /**
  * The statement that moves the pace of each session in `claimed` (id, session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
- * the message's own id: the same message always waits as long. `n` has all columns of `claimed`.
+ * the message's own id: the same message always waits as long. `n` is `claimed`.
  */
-export const movePace = (defaults: PacingConfig) => fragment`
+export function movePace(defaults: PacingConfig): Fragment {
+  const perMinute = fragment`coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int)`
+  const afterGap = fragment`
+    (now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
+      + ('x' || left(n.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms')`
+  // The last so many, this one included; null where there were not so many yet, or any number may be sent.
+  const afterMinute = fragment`((p.recent || now())[cardinality(p.recent) + 2 - ${perMinute}] + interval '1 minute')`
+  const opened = fragment`(case when p.new_on = ${today} then p.new_contacts else 0 end + 1)`
+  const usedUp = fragment`n.opens and ${mayOpen(defaults, fragment`n.linked_at`)} between 1 and ${opened}`
+  const tomorrow = moment(fragment`(${today} + 1)`, fragment`time '00:00'`)
+  return fragment`
   update wa_session_pacing p
   set in_flight = n.id,
-      recent = n.recent,
-      next_send_at = greatest(n.after_gap, n.after_minute),
-      held_by = case when n.after_minute > n.after_gap then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
-      new_on = n.today,
-      new_contacts = n.opened,
-      cold_at = case when n.may_open > 0 and n.opened >= n.may_open
-                     then greatest(p.cold_at, (n.today + 1)::timestamp at time zone p.time_zone) else p.cold_at end,
-      cold_held_by = case when n.may_open > 0 and n.opened >= n.may_open
-                          and p.cold_at < (n.today + 1)::timestamp at time zone p.time_zone then 'NEW_CONTACTS_PER_DAY' else p.cold_held_by end
-  from (
-    select s.*,
-      case when s.cap > 0 and cardinality(s.recent) >= s.cap then s.recent[1] + interval '1 minute' end as after_minute
-    from (
-      select c.*, cap.n as cap,
-        case when cap.n = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - cap.n):] end as recent,
-        now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
-          + ('x' || left(c.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms' as after_gap,
-        day.today, case when p.new_on = day.today then p.new_contacts else 0 end + c.opens::int as opened,
-        ${mayOpen(defaults, fragment`c.linked_at`)} as may_open
-      from claimed c join wa_session_pacing p on p.session_id = c.session_id
-      cross join lateral (select coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int) as n) cap
-      cross join lateral (select ${today} as today) day
-    ) s
-  ) n
+      recent = case when ${perMinute} = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - ${perMinute}):] end,
+      next_send_at = greatest(${afterGap}, ${afterMinute}),
+      held_by = case when ${afterMinute} > ${afterGap} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
+      new_on = case when n.opens then ${today} else p.new_on end,
+      new_contacts = case when n.opens then ${opened} else p.new_contacts end,
+      cold_at = case when ${usedUp} then greatest(p.cold_at, ${tomorrow}) else p.cold_at end,
+      cold_held_by = case when ${usedUp} and p.cold_at < ${tomorrow} then 'NEW_CONTACTS_PER_DAY' else p.cold_held_by end
+  from claimed n
   where p.session_id = n.session_id`
+}
 
 /** What decides whether a queued message may leave; see holdColumns. */
 export interface HoldFacts {
