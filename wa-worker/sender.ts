@@ -51,6 +51,7 @@ interface OpenLane extends Line {
   pause: Wake
   /** What the lane is doing; idle when undefined. */
   work: Promise<void> | undefined
+  /** Rings when the session's pace lets it go on. */
   pacer: NodeJS.Timeout | undefined
 }
 
@@ -195,9 +196,14 @@ export class Sender {
       const lane = lanes.get(message.sessionId)
       // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.
       if (!lane || lane.closing) continue
+      clearTimeout(lane.pacer)
+      lane.pacer = undefined
       // The poll would find the next one too, but later than the pace asks for.
       if (message.waitMs > 0 && message.waitMs < 60 * pollMs) {
-        lane.pacer = setTimeout(() => this.nudge([lane.session.id]), Math.ceil(message.waitMs))
+        lane.pacer = setTimeout(() => {
+          lane.pacer = undefined
+          this.nudge([lane.session.id])
+        }, Math.ceil(message.waitMs))
       }
       this.#occupy(lane, () => this.#deliver(lane, message))
     }
@@ -246,7 +252,8 @@ export class Sender {
       })
       .then(() => {
         lane.work = undefined
-        this.nudge([lane.session.id])
+        // Before its pace lets it go on there is nothing to claim.
+        if (!lane.pacer) this.nudge([lane.session.id])
       })
   }
 
