@@ -7,7 +7,6 @@ import type { FastifyInstance } from 'fastify'
 import type { Db } from '../shared/db.ts'
 import type { KeyRing } from '../shared/key-ring.ts'
 import type { Logger } from '../shared/logger.ts'
-import type { Notifier } from '../shared/notify.ts'
 import type { ApiConfig } from './config.ts'
 import { fastifyLogger } from './logger.ts'
 import type { Mailer } from './mail.ts'
@@ -58,7 +57,6 @@ export interface Parts {
   config: ApiConfig
   sql: Db
   log: Logger
-  notifier: Notifier
   media?: MediaOptions
   events?: FeedOptions
   /** What seeds of second factors are sealed with. */
@@ -70,8 +68,7 @@ declare module 'fastify' {
   interface FastifyInstance {
     config: ApiConfig
     sql: Db
-    notifier: Notifier
-    keys: KeyRing
+      keys: KeyRing
     mailer: Mailer
   }
 }
@@ -80,7 +77,7 @@ const megabyte = 1_048_576
 
 /** The API over these parts, which stay the caller's to close. */
 export async function buildApp(parts: Parts): Promise<FastifyInstance> {
-  const { config, sql, log, notifier, keys, mailer } = parts
+  const { config, sql, log, keys, mailer } = parts
   const app = Fastify({
     loggerInstance: fastifyLogger(log),
     logController: new LogController({
@@ -101,7 +98,6 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
 
   app.decorate('config', config)
   app.decorate('sql', sql)
-  app.decorate('notifier', notifier)
   app.decorate('keys', keys)
   app.decorate('mailer', mailer)
 

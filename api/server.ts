@@ -1,4 +1,5 @@
-import { connect, isDatabaseAway } from '../shared/db.ts'
+import { connect } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 import { exitConfig, exitOnConfigError, loadEnv, readEnv } from '../shared/config.ts'
 import { errorText } from '../shared/errors.ts'
 import { openKeyRing } from '../shared/key-ring.ts'
@@ -7,7 +8,6 @@ import { listen } from '../shared/listener.ts'
 import { createLogger } from '../shared/logger.ts'
 import type { Logger } from '../shared/logger.ts'
 import { migrate } from '../shared/migrations.ts'
-import { createNotifier } from '../shared/notify.ts'
 import { onShutdown } from '../shared/shutdown.ts'
 import { buildApp } from './app.ts'
 import { apiSchema } from './config.ts'
@@ -64,8 +64,6 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
       onError: (error) => log.warn('database connection lost', { error }),
     })
     stops.push(() => sql.close())
-    const notifier = createNotifier(sql, (error) => log.debug('nudge not sent', { error }))
-    stops.push(() => notifier.close())
 
     const keys = await openKeyRing({
       value: config.SESSION_ENCRYPTION_KEY,
@@ -75,7 +73,7 @@ async function start(config: ApiConfig, log: Logger): Promise<void> {
     const mailer = createMailer(config, log)
     stops.push(() => mailer.close())
     await loadStrengthCheck()
-    const app = await buildApp({ config, sql, log, notifier, keys, mailer })
+    const app = await buildApp({ config, sql, log, keys, mailer })
     stops.push(async () => {
       const cut = setTimeout(() => app.server.closeAllConnections(), patienceMs)
       await app.close()

@@ -8,7 +8,7 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import { isDatabaseAway, pgCode } from './db.ts'
+import { isDatabaseAway, pgCode } from './db-errors.ts'
 import type { Logger } from './logger.ts'
 import { accountFor, findPostgres, run } from './postgres-binaries.ts'
 

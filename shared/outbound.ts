@@ -48,7 +48,7 @@ export const recipientOptedOut = () =>
 export type Outcome = { message: MessageRow } | { refusal: Refusal }
 
 /**
- * Accepts messages for sending: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
+ * Accepts messages for sending, and nudges the workers: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
  * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
  */
 export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
@@ -59,6 +59,7 @@ export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
       : await write(tx, submission)
     const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
     await tell(tx.last, 'message.any', accepted)
+    if (accepted.length > 0) tx.nudge('awfar_outbox', submission.sessionId)
     return outcomes
   })
 }

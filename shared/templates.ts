@@ -1,4 +1,5 @@
-import { fragment, violated } from './db.ts'
+import { fragment } from './db.ts'
+import { violated } from './db-errors.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { newestFirst, newestPage } from './pagination.ts'

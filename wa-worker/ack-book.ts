@@ -1,7 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { recordAcks } from '../shared/acks.ts'
 import type { Ack, AckReport } from '../shared/acks.ts'
-import { isDatabaseAway } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 import type { Sql } from '../shared/db.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'

@@ -7,7 +7,7 @@ import {
   unreadOfOurs,
 } from '../shared/backfill.ts'
 import type { KnownMessage, Stretch, UnreadCursor } from '../shared/backfill.ts'
-import { isDatabaseAway } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { recordEdit, recordRevocation } from '../shared/message-changes.ts'

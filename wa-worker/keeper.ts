@@ -1,4 +1,4 @@
-import { isDatabaseAway } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 import type { Sql } from '../shared/db.ts'
 import { errorText } from '../shared/errors.ts'
 import type { Logger } from '../shared/logger.ts'

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { isDatabaseAway } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 
 /**
  * Does `work` again, once a second, for as long as it fails because the database is away and `worthwhile` holds.

@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { noteMissed } from '../shared/backfill.ts'
-import { isDatabaseAway } from '../shared/db.ts'
+import { isDatabaseAway } from '../shared/db-errors.ts'
 import type { Sql } from '../shared/db.ts'
 import { storeAllReceived } from '../shared/inbox.ts'
 import type { Logger } from '../shared/logger.ts'

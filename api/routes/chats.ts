@@ -96,7 +96,7 @@ const tags = ['chats']
 
 /** Conversations and what was said in them. */
 export const chats: Routes = async (app) => {
-  const { sql, notifier } = app
+  const { sql } = app
 
   app.get(
     '/api/chats',
@@ -209,7 +209,7 @@ export const chats: Routes = async (app) => {
         )
         await markRead(tx, user.workspaceId, params.id)
       })
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply.code(202).send(null)
     },
   )
@@ -231,7 +231,7 @@ export const chats: Routes = async (app) => {
     async ({ user, params, body }, reply) => {
       const payload = { on: body?.on ?? true }
       await ask(sql, user.workspaceId, params.id, { kind: 'typing', payload })
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply.code(202).send(null)
     },
   )

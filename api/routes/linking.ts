@@ -42,7 +42,7 @@ const tags = ['sessions']
 
 /** Linking a session to a phone: by a code to scan, or by one to type. */
 export const linking: Routes = async (app) => {
-  const { sql, notifier } = app
+  const { sql } = app
 
   app.get(
     '/api/whatsapp/sessions/:id/qr',
@@ -99,7 +99,7 @@ export const linking: Routes = async (app) => {
         const session = await existingSession(sql, user.workspaceId, params.id)
         if (session.status !== 'SCAN_QR_CODE') throw notReady(session)
         const wish = await askPairingCode(sql, user.workspaceId, session.id, body.phone)
-        notifier.nudge('awfar_sessions')
+        sql.nudge('awfar_sessions')
         const code = await answered(wish)
         // A credential: it is not kept for longer than it is one.
         return { statusCode: 200, body: code, keepUntil: new Date(code.expiresAt) }

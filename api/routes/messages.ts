@@ -139,7 +139,7 @@ const emoji = Joi.string()
 
 /** Reading messages, and what can be done to one. */
 export const messages: Routes = async (app) => {
-  const { sql, notifier } = app
+  const { sql } = app
 
   async function existing(workspaceId: string, id: string, on = sql as Sql): Promise<MessageRow> {
     const row = await findMessage(on, workspaceId, id)
@@ -192,7 +192,7 @@ export const messages: Routes = async (app) => {
       }
       const wish = { kind: 'edit', messageId: row.id, payload: { body: body.message } } as const
       const edited = await change(sql, now, wish)
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply.code(202).send(edited)
     },
   )
@@ -226,7 +226,7 @@ export const messages: Routes = async (app) => {
       }
       if (now.revokedAt || isBeingDeleted(now)) return reply.code(202).send(messageResource(now))
       const deleted = await change(sql, now, { kind: 'revoke', messageId: now.id, payload: {} })
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply.code(202).send(deleted)
     },
   )
@@ -252,7 +252,7 @@ export const messages: Routes = async (app) => {
         const wish = { kind: 'react', messageId: row.id, payload: { emoji: body.emoji } } as const
         return { statusCode: 202, body: await change(tx, row, wish) }
       })
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply
     },
   )
@@ -277,7 +277,7 @@ export const messages: Routes = async (app) => {
         if (!row) throw notFound('Message')
         return { statusCode: 202, body: messageResource(row) }
       })
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return reply
     },
   )

@@ -36,7 +36,7 @@ const check = Joi.object<Check, true>({
 
 /** What WhatsApp knows of numbers. */
 export const numbers: Routes = async (app) => {
-  const { sql, notifier } = app
+  const { sql } = app
 
   app.post(
     '/api/whatsapp/check-number',
@@ -78,7 +78,7 @@ export const numbers: Routes = async (app) => {
         { workspaceId, sessionId },
         { kind: 'check_number', payload: { phone: body.phone } },
       )
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       const deadline = performance.now() + answerMs
       while (performance.now() < deadline) {
         const answer = await actionAnswer(sql, workspaceId, id)

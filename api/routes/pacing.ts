@@ -68,7 +68,7 @@ const tags = ['sessions']
 
 /** How fast a session sends. */
 export const pace: Routes = async (app) => {
-  const { sql, notifier } = app
+  const { sql } = app
 
   app.get(
     '/api/whatsapp/sessions/:id/pacing',
@@ -107,7 +107,7 @@ export const pace: Routes = async (app) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
       const set = await setPacing(sql, user.workspaceId, id, body)
       if (!set) throw notFound('Session')
-      notifier.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox')
       return set
     },
   )

@@ -181,7 +181,7 @@ const tags = ['messages']
 
 /** Accepting messages for sending, one or many. */
 export const sending: Routes = async (app) => {
-  const { sql, notifier, config } = app
+  const { sql, config } = app
 
   app.post(
     '/api/whatsapp/send',
@@ -217,9 +217,8 @@ export const sending: Routes = async (app) => {
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
       }
-      let sessionId: string | undefined
       await app.answerOnce(request, reply, async (tx) => {
-        sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
+        const sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
         const [outcome] = await accept(tx, {
           workspaceId,
           sessionId,
@@ -230,7 +229,6 @@ export const sending: Routes = async (app) => {
         if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
         return { statusCode: 202, body: messageResource(outcome!.message) }
       })
-      notifier.nudge('awfar_outbox', sessionId)
       return reply
     },
   )
@@ -260,9 +258,8 @@ export const sending: Routes = async (app) => {
     async (request, reply) => {
       const { id, user, body } = request
       const { workspaceId } = user
-      let sessionId: string | undefined
       await app.answerOnce(request, reply, async (tx) => {
-        sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
+        const sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
         const { indexes, messages, rejected } = await draftsOf(
           tx,
           workspaceId,
@@ -272,7 +269,6 @@ export const sending: Routes = async (app) => {
         const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
         return { statusCode: 202, body: await acceptBatch(tx, submission, indexes, rejected) }
       })
-      notifier.nudge('awfar_outbox', sessionId)
       return reply
     },
   )

@@ -108,7 +108,7 @@ const list = Joi.object<Paging, true>(paging)
 
 /** WhatsApp sessions: the API writes what is wanted of them, a worker makes it so. */
 export const sessions: Routes = async (app) => {
-  const { sql, config, notifier } = app
+  const { sql, config } = app
 
   app.post(
     '/api/whatsapp/sessions',
@@ -133,7 +133,7 @@ export const sessions: Routes = async (app) => {
         })
         return { statusCode: 201, body: sessionResource(row) }
       })
-      notifier.nudge('awfar_sessions')
+      sql.nudge('awfar_sessions')
       return reply
     },
   )
@@ -189,7 +189,7 @@ export const sessions: Routes = async (app) => {
           if (!row) throw notFound('Session')
           return { statusCode: 202, body: sessionResource(row) }
         })
-        notifier.nudge('awfar_sessions')
+        sql.nudge('awfar_sessions')
         return reply
       },
     )
@@ -208,7 +208,7 @@ export const sessions: Routes = async (app) => {
     },
     async ({ user, params }, reply) => {
       if (!(await deleteSession(sql, user.workspaceId, params.id))) throw notFound('Session')
-      notifier.nudge('awfar_sessions')
+      sql.nudge('awfar_sessions')
       return reply.code(204).send()
     },
   )

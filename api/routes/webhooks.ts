@@ -346,7 +346,7 @@ export const webhooks: Routes = async (app) => {
         if (!again) throw notFound('Delivery')
         return { statusCode: 202, body: again }
       })
-      app.notifier.nudge('awfar_events')
+      app.sql.nudge('awfar_events')
       return reply
     },
   )

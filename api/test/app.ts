@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
 import type { Test } from 'tap'
 import { readEnv } from '../../shared/config.ts'
-import type { Db } from '../../shared/db.ts'
+import type { Db, Tag, Transaction } from '../../shared/db.ts'
 import { eventId } from '../../shared/events.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { createLogger } from '../../shared/logger.ts'
@@ -79,7 +79,7 @@ export async function appOver(
     media,
     events,
     config,
-    sql,
+    sql: watched(sql, nudges),
     log: createLogger('api', {
       level: config.LOG_LEVEL,
       stdout: false,
@@ -91,10 +91,31 @@ export async function appOver(
       send: (mail) => mails.push(mail),
       close: async () => {},
     },
-    notifier: { nudge: (channel) => nudges.push(channel), close: async () => {} },
   })
   t.teardown(() => app.close())
   return { app, config, nudges, mails }
+}
+
+/** The same, with its nudges written down; those of events, which every change has, are left out where they come with it. */
+function watched(sql: Db, nudges: Channel[]): Db {
+  const run: Tag = (strings, ...values) => sql(strings, ...values)
+  return Object.assign(run, {
+    last: sql.last,
+    close: () => sql.close(),
+    nudge(channel: Channel, sessionId?: string) {
+      nudges.push(channel)
+      sql.nudge(channel, sessionId)
+    },
+    begin: <T>(work: (tx: Transaction) => Promise<T>) =>
+      sql.begin((tx) => {
+        const nudge = tx.nudge.bind(tx)
+        tx.nudge = (channel, sessionId) => {
+          if (channel !== 'awfar_events') nudges.push(channel)
+          nudge(channel, sessionId)
+        }
+        return work(tx)
+      }),
+  })
 }
 
 export interface Person {

@@ -70,7 +70,6 @@ const app = await buildApp({
   }),
   sql,
   log,
-  notifier: { nudge: () => {}, close: async () => {} },
   keys: KeyRing.parse(Buffer.alloc(32, 7).toString('base64')),
   mailer: { enabled: false, send: () => {}, close: async () => {} },
 })

@@ -9,7 +9,8 @@ import t from 'tap'
 import type { Test } from 'tap'
 import { baseSchema, ConfigError, readEnv } from '../config.ts'
 import type { BaseConfig } from '../config.ts'
-import { connect, fragment, isDatabaseAway, pgCode, violated } from '../db.ts'
+import { connect, fragment } from '../db.ts'
+import { isDatabaseAway, pgCode, violated } from '../db-errors.ts'
 import { removeExpired, runOnce } from '../jobs.ts'
 import { listen } from '../listener.ts'
 import { createLogger } from '../logger.ts'
@@ -247,6 +248,63 @@ void t.test('a nudge arrives, on a listener that proved itself', async (t) => {
   await again
   t.pass('also after its connection was cut')
   await notifier.close()
+})
+
+void t.test('a nudge is heard when what it tells of is there', async (t) => {
+  const { sql, url } = await testDb(t)
+  // A transaction that takes as long to commit as it says.
+  await sql`create table slow (ms int)`
+  await sql`
+    create function wait_for_it() returns trigger language plpgsql as $$ begin perform pg_sleep(new.ms / 1000.0); return null; end $$`
+  await sql`
+    create constraint trigger slow_commit after insert on slow deferrable initially deferred for each row execute function wait_for_it()`
+  for (const prepare of [true, false]) {
+    const writer = connect(url, { applicationName: 'test', prepare })
+    const heard = new Map<string, Promise<boolean>>()
+    const isThere = async (ms: string) =>
+      (await sql`select from slow where ms::text = ${ms}`).length > 0
+    const listener = listen(
+      url,
+      ['awfar_outbox'],
+      (_, sessions = ['start']) => {
+        for (const session of sessions) heard.set(session, isThere(session))
+      },
+      log,
+    )
+    await until('it listens', () => heard.has('start'))
+    const write = (ms: string) =>
+      writer.begin(async (tx) => {
+        await tx`insert into slow values (${Number(ms)})`
+        tx.nudge('awfar_outbox', ms)
+      })
+    const committing = (n: number) =>
+      until(`${n} commit`, async () => {
+        const active = await sql`
+          select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'`
+        return active.length === n
+      })
+    const times = ['250', '750', '500']
+    const first = write('250')
+    await committing(1)
+    const others = [write('750'), write('500')]
+    await committing(3)
+    await Promise.all([first, ...others])
+    await until('all are heard', () => times.every((ms) => heard.has(ms)))
+    for (const ms of times) t.equal(await heard.get(ms), true, `${ms} ms, prepared: ${prepare}`)
+    await t.rejects(
+      writer.begin((tx) => {
+        tx.nudge('awfar_outbox', 'undone')
+        return Promise.reject(new Error('no'))
+      }),
+      { message: 'no' },
+    )
+    writer.nudge('awfar_outbox', '3')
+    await until('the next one is heard', () => heard.has('3'))
+    t.notOk(heard.has('undone'), 'what was not done is not told')
+    await writer.close()
+    await listener.close()
+    await sql`truncate slow`
+  }
 })
 
 void t.test('migrations: applied once, in order, by however many ask', async (t) => {

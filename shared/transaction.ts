@@ -1,0 +1,121 @@
+import type pg from 'pg'
+import type { Statements, Tag, Transaction } from './db.ts'
+import { isDatabaseAway } from './db-errors.ts'
+import type { Notifier, Nudge } from './notify.ts'
+
+/** What a transaction is done with. */
+export interface Means {
+  /** Of a pool; given back when all is through. */
+  client: pg.PoolClient
+  /** Runs a statement on it. */
+  run: Tag
+  /** Statements may be sent before those before them are answered. */
+  piped: boolean
+  notifier: Notifier
+}
+
+/**
+ * Does `work` in a transaction and commits it, or rolls it back. Where statements are piped, what nobody waits for is held back, and shares a packet and a round
+ * trip with what comes after it: on a short transaction half the time, and half the work of both ends, is spent on those. So do nudges, which
+ * go right behind the commit.
+ */
+export async function transact<T>(
+  { client, run, piped, notifier }: Means,
+  work: (tx: Transaction) => Promise<T>,
+): Promise<T> {
+  const { stream } = client.connection
+  // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
+  const opening = ['begin', "set local idle_in_transaction_session_timeout = '5s'"]
+  let opened = false
+  let held = false
+  const late: (() => Promise<unknown>)[] = []
+  const unanswered: Promise<unknown>[] = []
+  const nudges: Nudge[] = []
+
+  function hold(): void {
+    if (piped && !held) stream.cork()
+    held = piped
+  }
+  function letGo(): void {
+    if (held) stream.uncork()
+    held = false
+  }
+  /** Whoever waits for what comes next is told of a failure. */
+  async function sendAlong(statement: () => Promise<unknown>): Promise<void> {
+    hold()
+    const answer = statement()
+    unanswered.push(answer)
+    if (piped) answer.catch(() => {})
+    else await answer
+  }
+  async function open(): Promise<void> {
+    if (opened) return
+    opened = true
+    await sendAlong(() => client.query(opening.join('; ')))
+  }
+
+  const awaited: Tag = async (strings, ...values) => {
+    await open()
+    const answer = run<never>(strings, ...values)
+    letGo()
+    return answer
+  }
+  const ahead: Tag = async (strings, ...values) => {
+    if (!opened && values.length === 0) opening.push(strings[0]!)
+    else {
+      await open()
+      await sendAlong(() => run(strings, ...values))
+    }
+    return []
+  }
+  const last: Tag = (strings, ...values) => {
+    late.push(() => run(strings, ...values))
+    return Promise.resolve([])
+  }
+  const nudge: Statements['nudge'] = (...nudge) => void nudges.push(nudge)
+  const tx: Transaction = Object.assign(awaited, {
+    nudge,
+    ahead,
+    last: Object.assign(last, { nudge }),
+    begin: <U>(inner: (tx: Transaction) => Promise<U>) => inner(tx),
+  })
+
+  try {
+    const result = await work(tx)
+    if (late.length > 0) await open()
+    for (const statement of late) await sendAlong(statement)
+    hold()
+    const committed = opened ? client.query('commit') : Promise.resolve(undefined)
+    // Not piped, it would be told before it is true.
+    if (!piped) await committed
+    const nudged = notifier.follow(committed, run, nudges)
+    letGo()
+    const answer = await committed
+    await Promise.all(unanswered)
+    // Postgres answers so, and no error, where a statement has failed and nobody minded.
+    if (answer && answer.command !== 'COMMIT')
+      throw new Error('The transaction was rolled back: one of its statements had failed.')
+    void nudged.then(() => client.release())
+    return result
+  } catch (error) {
+    letGo()
+    // What failed first is the reason; what came after it only says that the transaction is over.
+    const reason = await Promise.all(unanswered).then(
+      () => error,
+      (first: unknown) => first,
+    )
+    await abandon(client, opened, reason)
+    throw reason
+  }
+}
+
+async function abandon(client: pg.PoolClient, opened: boolean, reason: unknown): Promise<void> {
+  // A connection that says nothing any more would have the rollback, too, wait for its whole time; without it, the server undoes all.
+  if (isDatabaseAway(reason)) client.release(reason as Error)
+  else if (!opened) client.release()
+  else
+    await client.query('rollback').then(
+      () => client.release(),
+      (broken: unknown) => client.release(broken as Error),
+    )
+}
