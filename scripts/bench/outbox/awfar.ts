@@ -1,9 +1,8 @@
 import { randomUUID } from 'node:crypto'
-import { connect, fragment } from '../../../shared/db.ts'
+import { connect, fragment, planOnce } from '../../../shared/db.ts'
 import type { Db } from '../../../shared/db.ts'
 import { listen } from '../../../shared/listener.ts'
 import { createLogger } from '../../../shared/logger.ts'
-import { createNotifier } from '../../../shared/notify.ts'
 import { accept } from '../../../shared/outbound.ts'
 import { claim, takingOut } from '../../../shared/outbox.ts'
 import { AckBook } from '../../../wa-worker/ack-book.ts'
@@ -19,12 +18,12 @@ export const pollMs = 1_000
 export const awfar: Contestant = { openProducer, openConsumer: openSender }
 
 /**
- * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed, by the statement of an ack. No message is marked as sent, no event written.
+ * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed before, by the statement of an ack, in one transaction. No message is marked
+ * as sent, no event written.
  */
 export const awfarQueue: Contestant = { openProducer, openConsumer: openQueue }
 
 function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<Producer> {
-  const notifier = createNotifier(sql, (error) => console.error(error))
   let count = 0
   return Promise.resolve({
     fill: (perSession: number) => fill(sql, sessions[0]!, perSession),
@@ -38,9 +37,8 @@ function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<
           { waChatId: chatIds[count++ % chatIds.length]!, content: { type: 'text', body } },
         ],
       })
-      notifier.nudge('awfar_outbox', id)
     },
-    close: () => notifier.close(),
+    close: () => Promise.resolve(),
   })
 }
 
@@ -120,8 +118,12 @@ async function openQueue(options: ConsumerOptions): Promise<Consumer> {
   let stopped = false
   let running: Promise<void> | undefined
   const run = async () => {
-    while (!stopped) {
-      const claimed = await claim(sql, worker, sessions, atOnce)
+    for (let done: number[] = []; ;) {
+      const claimed = await sql.begin(async (tx) => {
+        await planOnce(tx)
+        await tx.ahead`with ${takingOut(fragment`o.id = any(${done}::bigint[])`)} select from gone`
+        return stopped ? [] : claim(tx, worker, sessions, atOnce)
+      })
       if (claimed.length === 0) return
       for (const { chatId, content } of claimed) {
         const body = content.type === 'text' ? content.body : ''
@@ -129,8 +131,7 @@ async function openQueue(options: ConsumerOptions): Promise<Consumer> {
         latest.set(chatId, Number(body))
         onMessage(body)
       }
-      const done = fragment`o.id = any(${claimed.map(({ outboxId }) => outboxId)}::bigint[])`
-      await sql`with ${takingOut(done)} select from gone`
+      done = claimed.map(({ outboxId }) => outboxId)
     }
   }
   return {
