@@ -71,6 +71,8 @@ export class Sender {
   readonly #asked = new Set<string>()
   /** Any may. */
   #askAll = false
+  /** The claim under way. */
+  #claiming: Promise<unknown> = Promise.resolve()
   #stopped = false
 
   constructor(options: SenderOptions) {
@@ -104,8 +106,9 @@ export class Sender {
     this.#lanes.set(session.id, lane)
     const before = this.#closing.get(session.id)
     this.#occupy(lane, async () => {
-      // The lane before it may still have a message in its hands.
+      // The lane before it may still have a message in its hands, or be claiming one.
       await before
+      await this.#claiming
       await this.#settleAll(lane, 0)
     })
   }
@@ -191,7 +194,9 @@ export class Sender {
     const { sql, worker, pacing, pollMs } = this.#options
     const sessions = idle.map(({ session }) => session)
     const lanes = new Map(idle.map((lane) => [lane.session.id, lane]))
-    const claimed = await claim(sql, worker, sessions, pacing)
+    const claiming = claim(sql, worker, sessions, pacing)
+    this.#claiming = claiming.catch(() => {})
+    const claimed = await claiming
     for (const message of claimed) {
       const lane = lanes.get(message.sessionId)
       // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.

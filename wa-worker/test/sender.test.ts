@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import type { Sql, Tag } from '../../shared/db.ts'
+import type { Test } from 'tap'
+import type { Db, Tag } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
@@ -9,68 +10,113 @@ import { Sender } from '../sender.ts'
 import { until } from './waiting.ts'
 import { givenSession } from './worker.ts'
 
-void t.test(
-  'a session that has a pace is asked for its next message when that lets it',
-  async (t) => {
-    const { sql } = await testDb(t)
-    const { workspaceId, sessionId } = await givenSession(sql)
-    await sql`update wa_sessions set owner = 'w', fence = 1, status = 'WORKING', linked_at = now()`
-    let claims = 0
-    const run: Tag = (strings, ...values) => {
-      if (strings.join('').includes('claimed as (')) claims += 1
-      return sql(strings, ...values)
-    }
-    const counted: Sql = Object.assign(run, {
+interface Rig {
+  sql: Db
+  sessionId: string
+  sender: Sender
+  /** When what was sent was. */
+  sent: number[]
+  submit: (...bodies: string[]) => Promise<unknown>
+  open: () => void
+}
+
+/** A sender of one session whose engine takes everything. It polls so seldom that it must be told. */
+async function rig(t: Test, onClaim: () => Promise<void> | void, minGapMs = 0): Promise<Rig> {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  await sql`update wa_sessions set owner = 'w', fence = 1, status = 'WORKING', linked_at = now()`
+  const watched: Tag = async (strings, ...values) => {
+    if (strings.join('').includes('claimed as (')) await onClaim()
+    return sql(strings, ...values)
+  }
+  const sent: number[] = []
+  const sender = new Sender({
+    sql: Object.assign(watched, {
       begin: sql.begin.bind(sql),
       last: sql.last,
       nudge: sql.nudge.bind(sql),
+    }),
+    worker: 'w',
+    log: createLogger('test', { level: 'error', stdout: false }),
+    acks: new AckBook(sql),
+    attachments: { fetch: () => Promise.reject(new Error('there are no attachments')) },
+    pacing: {
+      WA_SEND_MIN_GAP_MS: minGapMs,
+      WA_SEND_JITTER_MS: 0,
+      WA_SENDS_PER_MINUTE: 0,
+      WA_NEW_CONTACTS_PER_DAY: 0,
+      WA_TYPING: false,
+    },
+    pollMs: 60_000,
+  })
+  const engine: Parameters<Sender['open']>[1] = {
+    send({ chatId, keyId }) {
+      sent.push(performance.now())
+      return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 1 })
+    },
+    find: () => Promise.resolve(null),
+    typing: () => Promise.resolve(),
+    checkNumber: (phone) => Promise.resolve({ exists: true, waId: `${phone}@c.us` }),
+  }
+  const open = () =>
+    sender.open({ id: sessionId, workspaceId, fence: 1, worker: 'w' }, engine, () => {})
+  const submit = (...bodies: string[]) =>
+    accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: randomUUID(),
+      messages: bodies.map((body) => ({
+        waChatId: '12025550101@c.us',
+        content: { type: 'text', body },
+      })),
     })
-    const sent: number[] = []
-    const sender = new Sender({
-      sql: counted,
-      worker: 'w',
-      log: createLogger('test', { level: 'error', stdout: false }),
-      acks: new AckBook(sql),
-      attachments: { fetch: () => Promise.reject(new Error('there are no attachments')) },
-      pacing: {
-        WA_SEND_MIN_GAP_MS: 100,
-        WA_SEND_JITTER_MS: 0,
-        WA_SENDS_PER_MINUTE: 0,
-        WA_NEW_CONTACTS_PER_DAY: 0,
-        WA_TYPING: false,
-      },
-      pollMs: 60_000,
-    })
-    sender.open(
-      { id: sessionId, workspaceId, fence: 1, worker: 'w' },
-      {
-        send({ chatId, keyId }) {
-          sent.push(performance.now())
-          return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 1 })
-        },
-        find: () => Promise.resolve(null),
-        typing: () => Promise.resolve(),
-        checkNumber: (phone) => Promise.resolve({ exists: true, waId: `${phone}@c.us` }),
-      },
-      () => {},
-    )
-    await until('what was left to be looked up', () => sender.isIdle(sessionId))
-    const message = (body: string) =>
-      ({ waChatId: '12025550101@c.us', content: { type: 'text', body } }) as const
-    const submission = { workspaceId, sessionId, sentBy: null, requestId: randomUUID() }
-    await accept(sql, { ...submission, messages: ['1', '2', '3', '4', '5'].map(message) })
-    const running = sender.run()
-    await until('five are sent', () => sent.length === 5)
-    await until('it is asked for a sixth', () => claims === 6)
-    t.ok(sent[4]! - sent[0]! >= 400, 'at their pace')
-
-    await accept(sql, { ...submission, messages: [message('6')] })
-    sender.nudge([sessionId])
-    await until('another is sent', () => sent.length === 6)
-    t.equal(claims, 7, 'once for each, and once when there was none')
+  open()
+  await until('what was left to be looked up', () => sender.isIdle(sessionId))
+  const running = sender.run()
+  t.teardown(async () => {
     sender.stop()
     await sender.close(sessionId)
     await running
-    t.same(await sql`select from outbox`, [])
+  })
+  return { sql, sessionId, sender, sent, submit, open }
+}
+
+void t.test(
+  'a session that has a pace is asked for its next message when that lets it',
+  async (t) => {
+    let claims = 0
+    const { sql, sessionId, sender, sent, submit } = await rig(t, () => void (claims += 1), 100)
+    await until('the first claim', () => claims === 1)
+    await submit('1', '2', '3', '4', '5')
+    sender.nudge([sessionId])
+    await until('five are sent', () => sent.length === 5)
+    await until('it is asked for a sixth', () => claims === 7)
+    t.ok(sent[4]! - sent[0]! >= 400, 'at their pace')
+
+    await submit('6')
+    sender.nudge([sessionId])
+    await until('another is sent', () => sent.length === 6)
+    await until('it is taken out', async () => (await sql`select from outbox`).length === 0)
+    t.equal(claims, 8, 'once for each, and once when there was none')
   },
 )
+
+void t.test('what is claimed while its session is opened anew is not left lying', async (t) => {
+  let began = 0
+  let go!: () => void
+  const held = new Promise<void>((resolve) => (go = resolve))
+  const { sessionId, sender, sent, submit, open } = await rig(t, () => {
+    began += 1
+    return began === 2 ? held : undefined
+  })
+  await until('the first claim', () => began === 1)
+  await submit('1')
+  sender.nudge([sessionId])
+  await until('the claim', () => began === 2)
+  await sender.close(sessionId)
+  open()
+  go()
+  await until('it is sent', () => sent.length === 1)
+  t.pass('and not looked for a minute later')
+})
