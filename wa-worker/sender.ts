@@ -46,6 +46,8 @@ interface OpenLane extends Line {
   closing: boolean
   /** Its engine broke down. */
   broken: boolean
+  /** What was left claimed is looked up: nothing is, but what this lane knows of. */
+  settled: boolean
   onTrouble: OnTrouble
   /** Every wait of the lane; rung by an ack and by close(). */
   pause: Wake
@@ -96,6 +98,7 @@ export class Sender {
       session,
       engine,
       broken: false,
+      settled: false,
       openedAt: performance.now(),
       closing: false,
       onTrouble,
@@ -109,7 +112,7 @@ export class Sender {
       // The lane before it may still have a message in its hands, or be claiming one.
       await before
       await this.#claiming
-      await this.#settleAll(lane, 0)
+      await this.#settleLeft(lane)
     })
   }
 
@@ -188,14 +191,23 @@ export class Sender {
     const asked = this.#askAll ? undefined : new Set(this.#asked)
     this.#askAll = false
     this.#asked.clear()
+    // With each poll: what could not be looked up cannot now either, unless some time has passed.
+    if (!asked)
+      for (const lane of this.#idle())
+        if (!lane.settled) this.#occupy(lane, () => this.#settleLeft(lane))
     // A lane that is at work asks again when it is done.
-    const idle = this.#idle().filter(({ session }) => asked?.has(session.id) ?? true)
+    const idle = this.#idle().filter(
+      ({ session, settled }) => settled && (asked?.has(session.id) ?? true),
+    )
     if (idle.length === 0) return
     const { sql, worker, pacing, pollMs } = this.#options
     const sessions = idle.map(({ session }) => session)
     const lanes = new Map(idle.map((lane) => [lane.session.id, lane]))
     const claiming = claim(sql, worker, sessions, pacing)
-    this.#claiming = claiming.catch(() => {})
+    this.#claiming = claiming.catch(() => {
+      // It may be the answer that was lost.
+      for (const lane of idle) lane.settled = false
+    })
     const claimed = await claiming
     for (const message of claimed) {
       const lane = lanes.get(message.sessionId)
@@ -279,6 +291,12 @@ export class Sender {
     } finally {
       this.#awaited.delete(message.keyId)
     }
+  }
+
+  /** Settles what an earlier owner left, or a claim that failed. */
+  async #settleLeft(lane: OpenLane): Promise<void> {
+    await this.#settleAll(lane, 0)
+    lane.settled = true
   }
 
   /** Settles what is claimed in this lane, oldest first, since at least `olderThanMs`. */

@@ -20,14 +20,29 @@ interface Rig {
   open: () => void
 }
 
-/** A sender of one session whose engine takes everything. It polls so seldom that it must be told. */
-async function rig(t: Test, onClaim: () => Promise<void> | void, minGapMs = 0): Promise<Rig> {
+/** A sender of one session whose engine takes everything. It polls so seldom that it must be told, if not said otherwise. */
+async function rig(
+  t: Test,
+  {
+    onClaim,
+    answers = (claimed) => claimed,
+    minGapMs = 0,
+    pollMs = 60_000,
+  }: {
+    onClaim: () => Promise<void> | void
+    /** What becomes of what the database answers to a claim. */
+    answers?: <T>(claimed: Promise<T[]>) => Promise<T[]>
+    minGapMs?: number
+    pollMs?: number
+  },
+): Promise<Rig> {
   const { sql } = await testDb(t)
   const { workspaceId, sessionId } = await givenSession(sql)
   await sql`update wa_sessions set owner = 'w', fence = 1, status = 'WORKING', linked_at = now()`
   const watched: Tag = async (strings, ...values) => {
-    if (strings.join('').includes('claimed as (')) await onClaim()
-    return sql(strings, ...values)
+    if (!strings.join('').includes('claimed as (')) return sql(strings, ...values)
+    await onClaim()
+    return answers(sql(strings, ...values))
   }
   const sent: number[] = []
   const sender = new Sender({
@@ -47,7 +62,7 @@ async function rig(t: Test, onClaim: () => Promise<void> | void, minGapMs = 0): 
       WA_NEW_CONTACTS_PER_DAY: 0,
       WA_TYPING: false,
     },
-    pollMs: 60_000,
+    pollMs,
   })
   const engine: Parameters<Sender['open']>[1] = {
     send({ chatId, keyId }) {
@@ -86,7 +101,10 @@ void t.test(
   'a session that has a pace is asked for its next message when that lets it',
   async (t) => {
     let claims = 0
-    const { sql, sessionId, sender, sent, submit } = await rig(t, () => void (claims += 1), 100)
+    const { sql, sessionId, sender, sent, submit } = await rig(t, {
+      onClaim: () => void (claims += 1),
+      minGapMs: 100,
+    })
     await until('the first claim', () => claims === 1)
     await submit('1', '2', '3', '4', '5')
     sender.nudge([sessionId])
@@ -106,9 +124,11 @@ void t.test('what is claimed while its session is opened anew is not left lying'
   let began = 0
   let go!: () => void
   const held = new Promise<void>((resolve) => (go = resolve))
-  const { sessionId, sender, sent, submit, open } = await rig(t, () => {
-    began += 1
-    return began === 2 ? held : undefined
+  const { sessionId, sender, sent, submit, open } = await rig(t, {
+    onClaim() {
+      began += 1
+      return began === 2 ? held : undefined
+    },
   })
   await until('the first claim', () => began === 1)
   await submit('1')
@@ -117,6 +137,26 @@ void t.test('what is claimed while its session is opened anew is not left lying'
   await sender.close(sessionId)
   open()
   go()
+  await until('it is sent', () => sent.length === 1)
+  t.pass('and not looked for a minute later')
+})
+
+void t.test('what is claimed by a claim whose answer is lost is not left lying', async (t) => {
+  let claims = 0
+  let lost = false
+  const { sent, submit } = await rig(t, {
+    pollMs: 50,
+    onClaim: () => void (claims += 1),
+    async answers(claimed) {
+      const rows = await claimed
+      if (rows.length === 0 || lost) return rows
+      lost = true
+      throw new Error('Connection terminated unexpectedly')
+    },
+  })
+  await until('the first claim', () => claims === 1)
+  await submit('1')
+  await until('the answer is lost', () => lost)
   await until('it is sent', () => sent.length === 1)
   t.pass('and not looked for a minute later')
 })
