@@ -170,16 +170,10 @@ export async function deleteTemplate(sql: Sql, workspaceId: string, id: string):
 }
 
 /**
- * The text to send. Throws 404 when there is no such template, 422 TEMPLATE_VARIABLE_MISSING that names every variable without value
- * and fallback, and 422 TEMPLATE_TEXT_INVALID when the values make a text that cannot be sent.
+ * The text to send. Throws 422 TEMPLATE_VARIABLE_MISSING that names every variable without value and fallback, and 422 TEMPLATE_TEXT_INVALID when the
+ * values make a text that cannot be sent.
  */
-export async function renderTemplate(
-  sql: Sql,
-  workspaceId: string,
-  templateId: string,
-  values: Values,
-): Promise<string> {
-  const template = await existingTemplate(sql, workspaceId, templateId)
+export function renderTemplate(template: TemplateRow, values: Values): string {
   const { body, missing } = render(template.body, values)
   if (missing.length > 0) {
     throw new AppError(

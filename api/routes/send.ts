@@ -8,12 +8,13 @@ import { foresee } from '../../shared/forecast.ts'
 import type { Forecast } from '../../shared/forecast.ts'
 import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
+import type { MediaRow } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
 import { messageResource } from '../../shared/messages.ts'
 import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
-import { renderTemplate } from '../../shared/templates.ts'
+import { existingTemplate, renderTemplate } from '../../shared/templates.ts'
 import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
@@ -86,6 +87,10 @@ function checkTime(sendAt: Date): void {
   throw new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'body.sendAt', message }])
 }
 
+/** WhatsApp shows the ends of an option without their blanks. */
+const asShown = (a: unknown, b: unknown) =>
+  typeof a === 'string' && typeof b === 'string' && a.trim() === b.trim()
+
 const label = (max: number) => visibleText().max(max)
 
 const contents = {
@@ -108,7 +113,7 @@ const contents = {
     .without('contactId', 'name'),
   poll: Joi.object({
     question: label(255).required(),
-    options: Joi.array().items(label(100)).min(2).max(12).unique().required(),
+    options: Joi.array().items(label(100)).min(2).max(12).unique(asShown).required(),
     multiple: Joi.boolean().default(false),
   }),
 }
@@ -212,7 +217,7 @@ export const sending: Routes = async (app) => {
       const { workspaceId } = user
       if (query.dryRun) {
         const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-        const draft = await draftOf(sql, workspaceId, body, user.role)
+        const draft = await draftOf(lookUps(sql, workspaceId), body, user.role)
         const foreseen = await foresee(sql, workspaceId, { sessionId, ...draft }, config)
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
@@ -224,7 +229,7 @@ export const sending: Routes = async (app) => {
           sessionId,
           sentBy: user.id,
           requestId: id,
-          messages: [await draftOf(tx, workspaceId, body, user.role)],
+          messages: [await draftOf(lookUps(tx, workspaceId), body, user.role)],
         })
         if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
         return { statusCode: 202, body: messageResource(outcome!.message) }
@@ -300,6 +305,7 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
   const rejected: RejectedRow[] = []
   const indexes: number[] = []
   const messages: NewMessage[] = []
+  const pointedAt = lookUps(sql, workspaceId)
   for (const [index, given] of rows.entries()) {
     try {
       const checked: Joi.ValidationResult<Draft> = row.validate(given, {
@@ -307,7 +313,7 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
         abortEarly: false,
       })
       if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', faultsIn(checked.error))
-      messages.push(await draftOf(sql, workspaceId, checked.value, role))
+      messages.push(await draftOf(pointedAt, checked.value, role))
       indexes.push(index)
     } catch (error) {
       if (!(error instanceof AppError)) throw error
@@ -318,12 +324,7 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
 }
 
 /** What a draft says, with what it only points at. Throws an AppError. */
-async function draftOf(
-  sql: Sql,
-  workspaceId: string,
-  given: Draft,
-  role: Role,
-): Promise<NewMessage> {
+async function draftOf(pointedAt: LookUps, given: Draft, role: Role): Promise<NewMessage> {
   const { to, quotedMessageId, ifLastMessageId, mentions, sendAt, optOutOverride } = given
   if (optOutOverride !== undefined && role === 'agent') {
     throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may override an opt-out.')
@@ -331,7 +332,7 @@ async function draftOf(
   if (sendAt) checkTime(sendAt)
   return {
     waChatId: to,
-    content: await contentOf(sql, workspaceId, given),
+    content: await contentOf(pointedAt, given),
     ...(mentions && { mentions }),
     quotedMessageId,
     ifLastMessageId,
@@ -340,20 +341,34 @@ async function draftOf(
   }
 }
 
-async function contentOf(sql: Sql, workspaceId: string, given: Draft): Promise<MessageContent> {
+/** What drafts point at. Each thing is read once, however many of them do: a mailing has one template, or one picture. */
+function lookUps(sql: Sql, workspaceId: string) {
+  const once = <T>(find: (sql: Sql, workspaceId: string, id: string) => Promise<T>) => {
+    const found = new Map<string, Promise<T>>()
+    return (id: string) => {
+      const looked = found.get(id) ?? find(sql, workspaceId, id)
+      found.set(id, looked)
+      return looked
+    }
+  }
+  return { template: once(existingTemplate), media: once(findMedia), card: once(findCard) }
+}
+type LookUps = ReturnType<typeof lookUps>
+
+async function contentOf(pointedAt: LookUps, given: Draft): Promise<MessageContent> {
   if (given.message !== undefined) return { type: 'text', body: given.message }
   if (given.location) return { type: 'location', ...given.location }
-  if (given.template)
-    return {
-      type: 'text',
-      body: await renderTemplate(sql, workspaceId, given.template.id, given.template.variables),
-    }
-  if (given.mediaId !== undefined) return mediaOf(sql, workspaceId, given.mediaId, given)
+  if (given.template) {
+    const { id, variables } = given.template
+    return { type: 'text', body: renderTemplate(await pointedAt.template(id), variables) }
+  }
+  if (given.mediaId !== undefined)
+    return mediaOf(await pointedAt.media(given.mediaId), given.mediaId, given)
   if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
   const card = given.contactCard!
   if ('phone' in card)
     return { type: 'contact', name: card.name, phone: `+${card.phone.split('@')[0]}` }
-  const contact = await findCard(sql, workspaceId, card.contactId)
+  const contact = await pointedAt.card(card.contactId)
   if (!contact)
     throw new AppError(
       422,
@@ -363,13 +378,11 @@ async function contentOf(sql: Sql, workspaceId: string, given: Draft): Promise<M
   return { type: 'contact', ...contact }
 }
 
-async function mediaOf(
-  sql: Sql,
-  workspaceId: string,
+function mediaOf(
+  media: MediaRow | undefined,
   mediaId: string,
   { caption = null, asVoice, asDocument }: Omit<Draft, 'caption'> & { caption?: string | null },
-): Promise<MessageContent> {
-  const media = await findMedia(sql, workspaceId, mediaId)
+): MessageContent {
   if (!media) throw notFound('Media')
   if (media.status !== 'ready') throw notReady()
   if (asVoice && media.kind !== 'audio')

@@ -82,8 +82,13 @@ void t.test('what is wrong with a kind is named', async (t) => {
     ['a poll of one', { to, poll: { question: 'q', options: ['a'] } }, ['body.poll.options']],
     [
       'a poll of the same',
-      { to, poll: { question: 'q', options: ['a', 'a'] } },
-      ['body.poll.options.1'],
+      { to, poll: { question: 'q', options: ['a', 'b', ' a'] } },
+      ['body.poll.options.2'],
+    ],
+    [
+      'a poll of numbers',
+      { to, poll: { question: 'q', options: [1, 1] } },
+      ['body.poll.options.0', 'body.poll.options.1'],
     ],
     [
       'a poll of thirteen',

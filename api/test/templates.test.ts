@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { renderTemplate } from '../../shared/templates.ts'
+import { existingTemplate, renderTemplate } from '../../shared/templates.ts'
 import type { Template } from '../../shared/templates.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
@@ -155,7 +155,7 @@ void t.test('what belongs to others is not found', async (t) => {
   ] as const) {
     t.match((await mine.call(method, url, body)).json(), errorShape(404, 'NOT_FOUND'), method)
   }
-  await t.rejects(renderTemplate(it.sql, mine.workspaceId, id, {}), { code: 'NOT_FOUND' })
+  await t.rejects(existingTemplate(it.sql, mine.workspaceId, id), { code: 'NOT_FOUND' })
   t.match((await theirs.call('GET', `${base}/${id}`)).json(), { name: 'Welcome' })
 })
 
@@ -163,8 +163,8 @@ void t.test('the text to send needs every value, and must be one that can be sen
   const person = await signIn(it)
   const { workspaceId } = person
   const { id } = await created(person, { name: 'a', body: '{{greeting}} {{name|there}} {{order}}' })
-  const text = (values: Record<string, string | null>, template = id) =>
-    renderTemplate(it.sql, workspaceId, template, values)
+  const text = async (values: Record<string, string | null>, template = id) =>
+    renderTemplate(await existingTemplate(it.sql, workspaceId, template), values)
   t.equal(await text({ greeting: 'Hello', order: '42' }), 'Hello there 42')
   await t.rejects(text({ name: 'Ada', order: null }), {
     statusCode: 422,
