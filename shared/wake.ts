@@ -9,6 +9,11 @@ export class Wake {
     this.#resume?.()
   }
 
+  /** Forgets that it was rung, when nobody has waited for that. */
+  forget(): void {
+    this.#rung = false
+  }
+
   /** Resolves after `ms`, or as soon as it is rung (also when it was rung before the call). */
   async wait(ms: number): Promise<void> {
     if (!this.#rung) {

@@ -275,6 +275,8 @@ export class Sender {
   }
 
   async #deliver(lane: OpenLane, message: Claimed): Promise<void> {
+    // What rang for the message before is not for this one.
+    lane.pause.forget()
     // Before the send: the ack may come before send() resolves.
     this.#awaited.set(message.keyId, lane)
     try {

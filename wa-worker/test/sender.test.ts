@@ -26,12 +26,15 @@ async function rig(
   {
     onClaim,
     answers = (claimed) => claimed,
+    onSend = () => 1,
     minGapMs = 0,
     pollMs = 60_000,
   }: {
-    onClaim: () => Promise<void> | void
+    onClaim?: () => Promise<void> | void
     /** What becomes of what the database answers to a claim. */
     answers?: <T>(claimed: Promise<T[]>) => Promise<T[]>
+    /** The ack a send is answered with. */
+    onSend?: (keyId: string) => number
     minGapMs?: number
     pollMs?: number
   },
@@ -41,7 +44,7 @@ async function rig(
   await sql`update wa_sessions set owner = 'w', fence = 1, status = 'WORKING', linked_at = now()`
   const watched: Tag = async (strings, ...values) => {
     if (!strings.join('').includes('claimed as (')) return sql(strings, ...values)
-    await onClaim()
+    await onClaim?.()
     return answers(sql(strings, ...values))
   }
   const sent: number[] = []
@@ -63,11 +66,12 @@ async function rig(
       WA_TYPING: false,
     },
     pollMs,
+    ackWaitMs: 1_000,
   })
   const engine: Parameters<Sender['open']>[1] = {
     send({ chatId, keyId }) {
       sent.push(performance.now())
-      return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 1 })
+      return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: onSend(keyId) })
     },
     find: () => Promise.resolve(null),
     typing: () => Promise.resolve(),
@@ -82,7 +86,7 @@ async function rig(
       sentBy: null,
       requestId: randomUUID(),
       messages: bodies.map((body) => ({
-        waChatId: '12025550101@c.us',
+        waChatId: `1202555010${body}@c.us`,
         content: { type: 'text', body },
       })),
     })
@@ -159,4 +163,21 @@ void t.test('what is claimed by a claim whose answer is lost is not left lying',
   await until('the answer is lost', () => lost)
   await until('it is sent', () => sent.length === 1)
   t.pass('and not looked for a minute later')
+})
+
+void t.test("an ack that outruns the answer of the page is not the next message's", async (t) => {
+  const acked: string[] = []
+  const rigged = await rig(t, {
+    onSend(keyId) {
+      acked.push(keyId)
+      if (acked.length > 1) return 0
+      rigged.sender.acked(keyId)
+      return 1
+    },
+  })
+  const { sender, sessionId, sent, submit } = rigged
+  await submit('1', '2', '3')
+  sender.nudge([sessionId])
+  await until('three are sent', () => sent.length === 3)
+  t.ok(sent[2]! - sent[1]! >= 900, 'the third waits for the ack of the second')
 })
