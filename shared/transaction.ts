@@ -28,6 +28,7 @@ export async function transact<T>(
   const opening = ['begin', "set local idle_in_transaction_session_timeout = '5s'"]
   let opened = false
   let held = false
+  let failed = false
   const late: (() => Promise<unknown>)[] = []
   const unanswered: Promise<unknown>[] = []
   const nudges: Nudge[] = []
@@ -45,7 +46,7 @@ export async function transact<T>(
     hold()
     const answer = statement()
     unanswered.push(answer)
-    if (piped) answer.catch(() => {})
+    if (piped) answer.catch(() => (failed = true))
     else await answer
   }
   async function open(): Promise<void> {
@@ -84,18 +85,32 @@ export async function transact<T>(
     const result = await work(tx)
     if (late.length > 0) await open()
     for (const statement of late) await sendAlong(statement)
+    // What cannot even be sent fails in the next tick, and must not be left out of what is committed.
+    if (late.length > 0) await new Promise((resolve) => process.nextTick(resolve))
+    if (failed) throw new Error('One of the statements had failed.')
     hold()
-    const committed = opened ? client.query('commit') : Promise.resolve(undefined)
-    // Not piped, it would be told before it is true.
-    if (!piped) await committed
-    const nudged = notifier.follow(committed, run, nudges)
+    const committed = opened ? client.query('commit') : undefined
+    const boarded = piped && opened ? notifier.board(nudges) : []
+    const ridden = boarded.length > 0 ? notifier.ride(run, boarded) : undefined
+    // Seen to below, or found broken with the rollback behind it.
+    ridden?.catch(() => {})
     letGo()
     const answer = await committed
     await Promise.all(unanswered)
     // Postgres answers so, and no error, where a statement has failed and nobody minded.
     if (answer && answer.command !== 'COMMIT')
       throw new Error('The transaction was rolled back: one of its statements had failed.')
-    void nudged.then(() => client.release())
+    const tell = (all: Nudge[]) => all.forEach((nudge) => notifier.nudge(...nudge))
+    if (ridden)
+      void ridden.then(
+        () => client.release(),
+        (error: unknown) => {
+          client.release(error as Error)
+          tell(boarded)
+        },
+      )
+    else client.release()
+    tell(nudges.filter((nudge) => !boarded.includes(nudge)))
     return result
   } catch (error) {
     letGo()
@@ -109,6 +124,7 @@ export async function transact<T>(
   }
 }
 
+/** A rollback is answered after all that was sent before it: then nothing of the transaction is left unanswered. */
 async function abandon(client: pg.PoolClient, opened: boolean, reason: unknown): Promise<void> {
   // A connection that says nothing any more would have the rollback, too, wait for its whole time; without it, the server undoes all.
   if (isDatabaseAway(reason)) client.release(reason as Error)

@@ -100,6 +100,24 @@ for (const prepare of [true, false]) {
   })
 }
 
+for (const prepare of [true, false]) {
+  void t.test(`what cannot be sent fails its transaction, prepared: ${prepare}`, async (t) => {
+    const { url } = await testDb(t)
+    const sql = connect(url, { applicationName: 'test', max: 1, prepare })
+    t.teardown(() => sql.close())
+    const unwritable: { self?: object } = {}
+    unwritable.self = unwritable
+    for (const way of ['last', 'ahead'] as const) {
+      const failing = sql.begin(async (tx) => {
+        await tx`insert into workspaces (name) values ('half')`
+        await tx[way]`select ${unwritable}::jsonb`
+      })
+      await t.rejects(failing, TypeError, way)
+    }
+    t.same(await sql`select from workspaces`, [], 'nothing half-written')
+  })
+}
+
 void t.test('a transaction whose connection is dead does not wait for it once more', async (t) => {
   const { url } = await testDb(t)
   const sql = connect(url, { applicationName: 'test', max: 1 })
@@ -291,6 +309,14 @@ void t.test('a nudge is heard when what it tells of is there', async (t) => {
     await Promise.all([first, ...others])
     await until('all are heard', () => times.every((ms) => heard.has(ms)))
     for (const ms of times) t.equal(await heard.get(ms), true, `${ms} ms, prepared: ${prepare}`)
+
+    // One that takes long delays nobody's but its own.
+    const slow = write('2000')
+    await committing(1)
+    await write('1')
+    await until('the quick one is heard', () => heard.has('1'))
+    t.notOk(heard.has('2000'))
+    await slow
     await t.rejects(
       writer.begin((tx) => {
         tx.nudge('awfar_outbox', 'undone')
