@@ -88,12 +88,18 @@ export const mayOpen = (defaults: PacingConfig, linkedAt: Fragment) => fragment`
 /** Whether it is quiet hours for `p`. */
 export const isQuiet = fragment`(${quietUntil} is not null)`
 
+const tomorrow = moment(fragment`(${today} + 1)`, fragment`time '00:00'`)
+
+/** How many messages `p` may send within a minute; 0: any number. */
+const perMinuteOf = (defaults: PacingConfig) =>
+  fragment`coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int)`
+
 /**
  * The statement that moves the pace of each session in `claimed` (id, session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
  * the message's own id: the same message always waits as long. `n` is `claimed`.
  */
 export function movePace(defaults: PacingConfig): Fragment {
-  const perMinute = fragment`coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int)`
+  const perMinute = perMinuteOf(defaults)
   const afterGap = fragment`
     (now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
       + ('x' || left(n.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms')`
@@ -101,11 +107,10 @@ export function movePace(defaults: PacingConfig): Fragment {
   const afterMinute = fragment`((p.recent || now())[cardinality(p.recent) + 2 - ${perMinute}] + interval '1 minute')`
   const opened = fragment`(case when p.new_on = ${today} then p.new_contacts else 0 end + 1)`
   const usedUp = fragment`n.opens and ${mayOpen(defaults, fragment`n.linked_at`)} between 1 and ${opened}`
-  const tomorrow = moment(fragment`(${today} + 1)`, fragment`time '00:00'`)
   return fragment`
   update wa_session_pacing p
   set in_flight = n.id,
-      recent = case when ${perMinute} = 0 then '{}' else (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - ${perMinute}):] end,
+      recent = (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - greatest(1, ${perMinute})):],
       next_send_at = greatest(${afterGap}, ${afterMinute}),
       held_by = case when ${afterMinute} > ${afterGap} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
       new_on = case when n.opens then ${today} else p.new_on end,
@@ -257,24 +262,47 @@ export async function findPacing(
 }
 
 /**
- * Sets the pace of a session. A budget that was used up is counted again at the next new conversation; a lock of WhatsApp's stays.
- * Undefined when there is no such session.
+ * Sets the pace of a session. What has left within the minute, or been opened today, counts for the new pace; what is not changed goes on as it was; a lock of WhatsApp's
+ * stays. Undefined when there is no such session.
  */
 export async function setPacing(
   sql: Sql,
   workspaceId: string,
   sessionId: string,
   pacing: Pacing,
+  defaults: PacingConfig,
 ): Promise<(Pacing & { state: PacingState }) | undefined> {
-  const [row] = await sql<PacingRow>`
-    update wa_session_pacing p
-    set min_gap_ms = ${pacing.minGapMs}, jitter_ms = ${pacing.jitterMs}, per_minute = ${pacing.perMinute},
-        new_contacts_per_day = ${pacing.newContactsPerDay}, typing = ${pacing.typing}, number_since = ${pacing.numberSince}::date,
-        quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone},
-        next_send_at = case when p.held_by = 'MIN_GAP'
-                            then least(p.next_send_at, now() + coalesce(${pacing.minGapMs}::int, 0) * interval '1 ms') else p.next_send_at end,
-        ${onlyLocked(fragment`cold_held_by = 'NEW_CONTACTS_PER_DAY' and not coalesce(${pacing.newContactsPerDay}::int between 1 and new_contacts, false)`)}
-    where p.workspace_id = ${workspaceId} and p.session_id = ${sessionId}
-    returning ${columns}`
-  return row && pacingResource(row)
+  const perMinute = perMinuteOf(defaults)
+  return sql.begin(async (tx) => {
+    const [changed] = await tx<{ pace: boolean; unlimited: boolean; budget: boolean }>`
+      update wa_session_pacing n
+      set min_gap_ms = ${pacing.minGapMs}, jitter_ms = ${pacing.jitterMs}, per_minute = ${pacing.perMinute},
+          new_contacts_per_day = ${pacing.newContactsPerDay}, typing = ${pacing.typing}, number_since = ${pacing.numberSince}::date,
+          quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone}
+      from (select * from wa_session_pacing where workspace_id = ${workspaceId} and session_id = ${sessionId} for update) p
+      where n.session_id = p.session_id
+      returning (n.min_gap_ms, n.jitter_ms, n.per_minute) is distinct from (p.min_gap_ms, p.jitter_ms, p.per_minute) as pace, ${perMinute} = 0 as unlimited,
+        (n.new_contacts_per_day, n.number_since) is distinct from (p.new_contacts_per_day, p.number_since) as budget`
+    if (!changed) return undefined
+    const gap = fragment`coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) * interval '1 ms'`
+    const afterGap = fragment`(p.recent[cardinality(p.recent)] + ${gap})`
+    // Of those that left while any number might, only the last is known.
+    const firstOfMinute = changed.unlimited
+      ? fragment`case when ${perMinute} > 0 then cardinality(p.recent) end`
+      : fragment`cardinality(p.recent) + 1 - ${perMinute}`
+    const afterMinute = fragment`(p.recent[${firstOfMinute}] + interval '1 minute')`
+    const usedUp = fragment`${mayOpen(defaults, fragment`s.linked_at`)} between 1 and case when p.new_on = ${today} then p.new_contacts else 0 end`
+    const counted = fragment`p.cold_held_by = 'NEW_CONTACTS_PER_DAY'`
+    const [row] = await tx<PacingRow>`
+      update wa_session_pacing p
+      set next_send_at = case when ${changed.pace} then coalesce(greatest(${afterGap}, ${afterMinute}), least(p.next_send_at, now() + ${gap})) else p.next_send_at end,
+          held_by = case when not ${changed.pace} then p.held_by when ${afterMinute} > ${afterGap} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
+          cold_at = case when not ${changed.budget} then p.cold_at when ${usedUp} then greatest(p.locked_at, ${tomorrow}) when ${counted} then p.locked_at else p.cold_at end,
+          cold_held_by = case when not ${changed.budget} then p.cold_held_by when ${usedUp} and p.locked_at < ${tomorrow} then 'NEW_CONTACTS_PER_DAY'
+                              when ${usedUp} or ${counted} then p.locked_by else p.cold_held_by end
+      from wa_sessions s
+      where s.id = p.session_id and p.session_id = ${sessionId}
+      returning ${columns}`
+    return row && pacingResource(row)
+  })
 }

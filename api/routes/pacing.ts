@@ -68,7 +68,7 @@ const tags = ['sessions']
 
 /** How fast a session sends. */
 export const pace: Routes = async (app) => {
-  const { sql } = app
+  const { sql, config } = app
 
   app.get(
     '/api/whatsapp/sessions/:id/pacing',
@@ -96,7 +96,8 @@ export const pace: Routes = async (app) => {
       config: { access: 'manage' },
       schema: {
         summary: 'Set the pace of a session',
-        description: 'What is left out goes back to what the settings of the worker say.',
+        description:
+          'What is left out goes back to what the settings of the worker say. What has left within the minute, and been opened today, counts.',
         tags,
         params: byId,
         body: wanted,
@@ -105,7 +106,7 @@ export const pace: Routes = async (app) => {
     },
     async ({ user, params, body }) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
-      const set = await setPacing(sql, user.workspaceId, id, body)
+      const set = await setPacing(sql, user.workspaceId, id, body, config)
       if (!set) throw notFound('Session')
       sql.nudge('awfar_outbox')
       return set

@@ -91,7 +91,7 @@ async function rig(t: Test) {
       chatName: null,
     })
   const pace = (pacing: Partial<Pacing>) =>
-    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing })
+    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
   return {
     url,
     sql,
@@ -565,6 +565,8 @@ void t.test('the pace: a gap with jitter, and a cap in any minute', async (t) =>
   await queue(text(ada, '4'))
   await pace({ minGapMs: 3_000, jitterMs: 0, typing: true })
   await confirm(first)
+  t.equal(await next(), undefined, 'the gap is that from the last one')
+  await passed()
   const fourth = (await next())!
   t.equal(Math.round(fourth.waitMs), 3_000, 'what is set for the session goes before the settings')
   t.equal(fourth.typing, true)

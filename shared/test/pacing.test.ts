@@ -168,9 +168,89 @@ void t.test('a lock of WhatsApp’s outlasts a larger budget', async (t) => {
   const locked = new Date(Date.now() + hour)
   await lockReachOut(sql, sessionId, locked)
   t.match(await read(id), { heldBy: 'NEW_CONTACTS_PER_DAY', notBefore: tomorrow })
-  await setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 100 })
+  await setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 100 }, atOnce)
   t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: locked })
   t.equal(await next(), undefined)
+})
+
+void t.test('a pace that is changed counts what has left already', async (t) => {
+  const none: Partial<Pacing> = {}
+  const gapOf = (ms: number): PacingConfig => ({ ...atOnce, WA_SEND_MIN_GAP_MS: ms })
+  const young: PacingConfig = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 3 }
+  const cases: [
+    what: string,
+    config: PacingConfig,
+    before: Partial<Pacing>,
+    after: Partial<Pacing>,
+    n: number,
+    heldBy: string,
+  ][] = [
+    [
+      'a gap that is shortened, and a cap of one',
+      atOnce,
+      { minGapMs: 120_000, perMinute: 1 },
+      { minGapMs: 0, perMinute: 1 },
+      1,
+      'SENDS_PER_MINUTE',
+    ],
+    [
+      'the gap of the settings, and something else',
+      gapOf(60_000),
+      none,
+      { typing: true },
+      1,
+      'MIN_GAP',
+    ],
+    ['a cap that is lowered', atOnce, { perMinute: 30 }, { perMinute: 2 }, 4, 'SENDS_PER_MINUTE'],
+    ['any number, then a cap', atOnce, none, { perMinute: 2 }, 3, 'SENDS_PER_MINUTE'],
+    [
+      'a budget that is lowered',
+      atOnce,
+      { newContactsPerDay: 30 },
+      { newContactsPerDay: 2 },
+      4,
+      'NEW_CONTACTS_PER_DAY',
+    ],
+    [
+      'the budget of the settings, and something else',
+      young,
+      none,
+      { typing: true },
+      3,
+      'NEW_CONTACTS_PER_DAY',
+    ],
+  ]
+  for (const [what, config, before, after, n, heldBy] of cases) {
+    const { sql, workspaceId, sessionId, queue, read, next } = await rig(t)
+    const pace = (pacing: Partial<Pacing>) =>
+      setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, config)
+    const queued: string[] = []
+    for (let i = 0; i < 9; i++) queued.push((await queue(`1202555010${i}@c.us`)).id)
+    await pace(before)
+    for (let i = 0; i < n; i++) t.ok(await next(config), what)
+    await pace(after)
+    t.equal(await next(config), undefined, `${what}: none leaves`)
+    t.match(await read(queued.at(-1)!), { heldBy }, what)
+  }
+})
+
+void t.test('a pace that is eased lets go what it held', async (t) => {
+  const { sql, workspaceId, sessionId, queue, next } = await rig(t)
+  for (let i = 0; i < 9; i++) await queue(`1202555010${i}@c.us`)
+  const pace = (pacing: Partial<Pacing>) =>
+    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
+  for (const [held, eased] of [
+    [{ minGapMs: 60_000 }, { minGapMs: 0 }],
+    [{ perMinute: 1 }, { perMinute: 9 }],
+    [{ newContactsPerDay: 1 }, { newContactsPerDay: 9 }],
+  ]) {
+    await sql`update wa_session_pacing set next_send_at = '-infinity', recent = '{}', new_contacts = 0`
+    await pace(held!)
+    t.ok(await next())
+    t.equal(await next(), undefined)
+    await pace(eased!)
+    t.ok(await next(), Object.keys(eased!).join())
+  }
 })
 
 void t.test(
