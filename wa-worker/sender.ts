@@ -1,7 +1,7 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { claim, releaseScheduled, unconfirmed } from '../shared/outbox.ts'
-import type { Claimed } from '../shared/outbox.ts'
+import { claim, putBack, releaseScheduled, unconfirmed } from '../shared/outbox.ts'
+import type { Claimed, FreshlyClaimed } from '../shared/outbox.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
@@ -200,19 +200,15 @@ export class Sender {
       ({ session, settled }) => settled && (asked?.has(session.id) ?? true),
     )
     if (idle.length === 0) return
-    const { sql, worker, pacing, pollMs } = this.#options
-    const sessions = idle.map(({ session }) => session)
-    const lanes = new Map(idle.map((lane) => [lane.session.id, lane]))
-    const claiming = claim(sql, worker, sessions, pacing)
+    const { pollMs } = this.#options
+    const claiming = this.#claimFor(idle)
     this.#claiming = claiming.catch(() => {
       // It may be the answer that was lost.
       for (const lane of idle) lane.settled = false
     })
-    const claimed = await claiming
-    for (const message of claimed) {
-      const lane = lanes.get(message.sessionId)
-      // A lane that closed meanwhile leaves the message claimed: its next owner looks it up and puts it back.
-      if (!lane || lane.closing) continue
+    for (const [lane, message] of await claiming) {
+      // Its next owner looks it up and puts it back.
+      if (lane.closing) continue
       clearTimeout(lane.pacer)
       lane.pacer = undefined
       // The poll would find the next one too, but later than the pace asks for.
@@ -224,6 +220,24 @@ export class Sender {
       }
       this.#occupy(lane, () => this.#deliver(lane, message))
     }
+  }
+
+  async #claimFor(idle: OpenLane[]): Promise<[OpenLane, FreshlyClaimed][]> {
+    const { sql, worker, pacing, log } = this.#options
+    const sessions = idle.map(({ session }) => session)
+    const lanes = new Map(idle.map((lane) => [lane.session.id, lane]))
+    const claimed = await claim(sql, worker, sessions, pacing)
+    const inHand: [OpenLane, FreshlyClaimed][] = []
+    for (const message of claimed) {
+      const lane = lanes.get(message.sessionId)!
+      if (!lane.closing) inHand.push([lane, message])
+      // It closed meanwhile, and nobody has touched the message.
+      else
+        await putBack(sql, lane.session, message, { delayMs: 0, forgiven: true }).catch(
+          (error: unknown) => log.warn('claimed in vain', { sessionId: lane.session.id, error }),
+        )
+    }
+    return inHand
   }
 
   /** Looks up what has been unconfirmed for long: acks get lost. */

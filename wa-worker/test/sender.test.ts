@@ -128,7 +128,7 @@ void t.test('what is claimed while its session is opened anew is not left lying'
   let began = 0
   let go!: () => void
   const held = new Promise<void>((resolve) => (go = resolve))
-  const { sessionId, sender, sent, submit, open } = await rig(t, {
+  const { sql, sessionId, sender, sent, submit, open } = await rig(t, {
     onClaim() {
       began += 1
       return began === 2 ? held : undefined
@@ -142,7 +142,8 @@ void t.test('what is claimed while its session is opened anew is not left lying'
   open()
   go()
   await until('it is sent', () => sent.length === 1)
-  t.pass('and not looked for a minute later')
+  await until('it is taken out', async () => (await sql`select from outbox`).length === 0)
+  t.match(await sql`select attempts from messages`, [{ attempts: 1 }], 'and not blamed for it')
 })
 
 void t.test('what is claimed by a claim whose answer is lost is not left lying', async (t) => {
