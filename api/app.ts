@@ -68,7 +68,7 @@ declare module 'fastify' {
   interface FastifyInstance {
     config: ApiConfig
     sql: Db
-      keys: KeyRing
+    keys: KeyRing
     mailer: Mailer
   }
 }
