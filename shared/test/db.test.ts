@@ -207,6 +207,11 @@ void t.test('failures are told apart', async (t) => {
   )
   t.equal(isDatabaseAway(deadlock), true, 'a deadlock is nobody’s mistake, and over')
 
+  const leftAlone = await sql`do $$ begin raise exception using errcode = '25P03'; end $$`.catch(
+    (error: unknown) => error,
+  )
+  t.equal(isDatabaseAway(leftAlone), true, 'nor is a transaction that a stalled process left alone')
+
   const nobody = connect(url.replace(/:\d+\//, ':1/'), { applicationName: 'test' })
   t.teardown(() => nobody.close())
   const away = await nobody`select 1`.catch((error: unknown) => error)
