@@ -39,6 +39,8 @@ export interface Sql extends Statements {
 export interface Transaction extends Sql {
   /** For a statement that only prepares the next one: it travels together with that. Fails the transaction when it fails. */
   readonly ahead: Tag
+  /** For the statement with which the work is done: it travels together with the commit, and nothing may follow it. In a transaction that was joined it is one as any other. */
+  readonly final: Tag
 }
 
 export interface Db extends Sql {

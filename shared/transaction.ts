@@ -29,6 +29,8 @@ export async function transact<T>(
   let opened = false
   let held = false
   let failed = false
+  let ending: Promise<void> | undefined
+  let released = false
   const late: (() => Promise<unknown>)[] = []
   const unanswered: Promise<unknown>[] = []
   const nudges: Nudge[] = []
@@ -55,38 +57,12 @@ export async function transact<T>(
     await sendAlong(() => client.query(opening.join('; ')))
   }
 
-  const awaited: Tag = async (strings, ...values) => {
-    await open()
-    const answer = run<never>(strings, ...values)
-    letGo()
-    return answer
-  }
-  const ahead: Tag = async (strings, ...values) => {
-    if (!opened && values.length === 0) opening.push(strings[0]!)
-    else {
-      await open()
-      await sendAlong(() => run(strings, ...values))
-    }
-    return []
-  }
-  const last: Tag = (strings, ...values) => {
-    late.push(() => run(strings, ...values))
-    return Promise.resolve([])
-  }
-  const nudge: Statements['nudge'] = (...nudge) => void nudges.push(nudge)
-  const tx: Transaction = Object.assign(awaited, {
-    nudge,
-    ahead,
-    last: Object.assign(last, { nudge }),
-    begin: <U>(inner: (tx: Transaction) => Promise<U>) => inner(tx),
-  })
-
-  try {
-    const result = await work(tx)
+  /** What is meant for the end goes out, the commit behind it, and behind that the nudges that may; resolves when it is committed. */
+  async function commit(): Promise<void> {
     if (late.length > 0) await open()
     for (const statement of late) await sendAlong(statement)
     // What cannot even be sent fails in the next tick, and must not be left out of what is committed.
-    if (late.length > 0) await new Promise((resolve) => process.nextTick(resolve))
+    if (unanswered.length > 0) await new Promise((resolve) => process.nextTick(resolve))
     if (failed) throw new Error('One of the statements had failed.')
     hold()
     const committed = opened ? client.query('commit') : undefined
@@ -101,6 +77,7 @@ export async function transact<T>(
     if (answer && answer.command !== 'COMMIT')
       throw new Error('The transaction was rolled back: one of its statements had failed.')
     const tell = (all: Nudge[]) => all.forEach((nudge) => notifier.nudge(...nudge))
+    released = true
     if (ridden)
       void ridden.then(
         () => client.release(),
@@ -111,9 +88,58 @@ export async function transact<T>(
       )
     else client.release()
     tell(nudges.filter((nudge) => !boarded.includes(nudge)))
+  }
+
+  const end = () => (ending ??= commit())
+  async function ready(): Promise<void> {
+    if (ending) throw new Error('The transaction is over.')
+    await open()
+  }
+
+  const awaited: Tag = async (strings, ...values) => {
+    await ready()
+    const answer = run<never>(strings, ...values)
+    letGo()
+    return answer
+  }
+  const ahead: Tag = async (strings, ...values) => {
+    if (!opened && values.length === 0) opening.push(strings[0]!)
+    else {
+      await ready()
+      await sendAlong(() => run(strings, ...values))
+    }
+    return []
+  }
+  const last: Tag = (strings, ...values) => {
+    late.push(() => run(strings, ...values))
+    return Promise.resolve([])
+  }
+  const final: Tag = async <Row extends object>(...[strings, ...values]: Parameters<Tag>) => {
+    await ready()
+    let rows: Row[] = []
+    await sendAlong(async () => {
+      rows = await run<Row>(strings, ...values)
+    })
+    await end()
+    return rows
+  }
+  const nudge: Statements['nudge'] = (...nudge) => void nudges.push(nudge)
+  const join = <U>(inner: (tx: Transaction) => Promise<U>) => inner(joined)
+  const parts = { nudge, ahead, last: Object.assign(last, { nudge }), begin: join }
+  // Who joins a transaction does not end it.
+  const joined: Transaction = Object.assign(awaited, { ...parts, final: awaited })
+  const tx: Transaction = Object.assign(((...statement) => awaited(...statement)) as Tag, {
+    ...parts,
+    final,
+  })
+
+  try {
+    const result = await work(tx)
+    await end()
     return result
   } catch (error) {
     letGo()
+    if (released) throw error
     // What failed first is the reason; what came after it only says that the transaction is over.
     const reason = await Promise.all(unanswered).then(
       () => error,

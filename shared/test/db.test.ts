@@ -10,6 +10,7 @@ import type { Test } from 'tap'
 import { baseSchema, ConfigError, readEnv } from '../config.ts'
 import type { BaseConfig } from '../config.ts'
 import { connect, fragment } from '../db.ts'
+import type { Tag } from '../db.ts'
 import { isDatabaseAway, pgCode, violated } from '../db-errors.ts'
 import { removeExpired, runOnce } from '../jobs.ts'
 import { listen } from '../listener.ts'
@@ -115,6 +116,72 @@ for (const prepare of [true, false]) {
       await t.rejects(failing, TypeError, way)
     }
     t.same(await sql`select from workspaces`, [], 'nothing half-written')
+  })
+}
+
+for (const prepare of [true, false]) {
+  void t.test(`what a transaction ends with, prepared: ${prepare}`, async (t) => {
+    const { sql, url } = await testDb(t)
+    const one = connect(url, { applicationName: 'test', max: 1, prepare })
+    t.teardown(() => one.close())
+    const names = async () =>
+      (await sql<{ name: string }>`select name from workspaces order by name`).map(
+        ({ name }) => name,
+      )
+    const insert = (tx: Tag, name: string) =>
+      tx<{ name: string }>`insert into workspaces (name) values (${name}) returning name`
+
+    await one.begin(async (tx) => {
+      await tx.last`insert into workspaces (name) values ('late')`
+      await insert(tx, 'first')
+      t.strictSame(await insert(tx.final, 'final'), [{ name: 'final' }])
+      t.strictSame(await names(), ['final', 'first', 'late'], 'it is committed')
+      await t.rejects(insert(tx, 'more'), { message: 'The transaction is over.' })
+      await t.rejects(insert(tx.ahead, 'more'), { message: 'The transaction is over.' })
+    })
+    await t.rejects(
+      one.begin(async (tx) => {
+        await insert(tx, 'half')
+        await tx.final`select 1 / 0`
+      }),
+      { code: '22012' },
+      'its own failure',
+    )
+    const unwritable: { self?: object } = {}
+    unwritable.self = unwritable
+    await t.rejects(
+      one.begin(async (tx) => {
+        await insert(tx, 'half')
+        await tx.final`select ${unwritable}::jsonb`
+      }),
+      TypeError,
+      'it cannot be sent',
+    )
+    await t.rejects(
+      one.begin(async (tx) => {
+        await insert(tx, 'half')
+        await tx.final`select 1 / 0`.catch(() => {})
+      }),
+      { code: '22012' },
+      'a failure that nobody minded',
+    )
+    await t.rejects(
+      one.begin(async (tx) => {
+        await tx.begin((inner) => insert(inner.final, 'joined'))
+        throw new Error('no')
+      }),
+      { message: 'no' },
+      'who joins does not end it',
+    )
+    await t.rejects(
+      one.begin(async (tx) => {
+        await insert(tx.final, 'kept')
+        throw new Error('too late')
+      }),
+      { message: 'too late' },
+    )
+    t.strictSame(await names(), ['final', 'first', 'kept', 'late'], 'nothing half-written')
+    t.equal((await one`select 1`).length, 1, 'the connection is given back, once')
   })
 }
 

@@ -94,7 +94,9 @@ void t.test('many messages cost hardly more statements than one', async (t) => {
         },
         {
           begin: (work: Parameters<Sql['begin']>[0]) =>
-            inner.begin((tx) => work(Object.assign(counted(tx), { ahead: tx.ahead }))),
+            inner.begin((tx) =>
+              work(Object.assign(counted(tx), { ahead: tx.ahead, final: tx.final })),
+            ),
           nudge: (channel: Parameters<Sql['nudge']>[0]) => inner.nudge(channel),
           last: inner.last,
         },

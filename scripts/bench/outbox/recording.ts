@@ -21,6 +21,7 @@ export function recording(sql: Sql): { sql: Sql; statements: Statement[] } {
     begin: <T>(work: (tx: Transaction) => Promise<T>) => work(recorder),
     nudge,
     ahead: tag,
+    final: tag,
     last: Object.assign(tag, { nudge }),
   })
   return { sql: recorder, statements }
