@@ -1,8 +1,8 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, holdFacts, holdOf, mayOpen, quietUntilAt, today } from './pacing.ts'
-import type { HoldFacts, PacingConfig } from './pacing.ts'
+import { chatInHand, coldUntil, holdOf, mayOpen, quietUntilAt, today } from './pacing.ts'
+import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
 import { statusOf } from './wa-session-leases.ts'
@@ -24,17 +24,18 @@ export interface Forecast {
   estimatedSendAt: Date | null
 }
 
-interface Facts extends HoldFacts {
+interface Facts {
   chatId: string | null
+  working: boolean
+  scheduled: boolean
+  heldBy: string | null
+  notBefore: Date | null
   optedOut: boolean
   quotable: boolean
   absent: boolean
   refusal: Refusal | null
-  cold: boolean
   ahead: number
   gapMs: number
-  /** When its turn to be opened comes, if not today. */
-  opensAt: Date | null
   /** Until when it is quiet at the time it is scheduled for. */
   quietThen: Date | null
 }
@@ -56,19 +57,21 @@ export async function foresee(
   }: Omit<NewMessage, 'content' | 'mentions'> & { sessionId: string },
   defaults: PacingConfig,
 ): Promise<Forecast | undefined> {
+  const scheduled = fragment`coalesce(${sendAt}::timestamptz > now(), false)`
+  // When its turn to be opened comes, if not today.
+  const opensAt = fragment`
+    case when others.may_open > 0 and others.strangers >= others.may_open - others.opened
+      then (${today} + (others.strangers - others.may_open + others.opened) / others.may_open + 1)::timestamp at time zone p.time_zone end`
   const [facts] = await sql<Facts>`
-    select ${statusOf} as session_status, c.id as chat_id, ${sendAt}::timestamptz as send_at,
+    select ${statusOf} = 'WORKING' as working, c.id as chat_id, ${scheduled} as scheduled,
       coalesce(k.opted_out, false) and ${optOutOverride}::text is null as opted_out,
       ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
-      coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean) as cold,
       least(own.waiting + others.waiting, ${countedAhead})::int as ahead,
-      case when others.may_open > 0 and others.strangers >= others.may_open - others.opened
-        then (${today} + (others.strangers - others.may_open + others.opened) / others.may_open + 1)::timestamp at time zone p.time_zone end as opens_at,
       case when coalesce(c.last_inbound_at < ${sendAt}::timestamptz - interval '24 hours', true) then ${quietUntilAt(fragment`${sendAt}::timestamptz`)} end as quiet_then,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
-      ${holdFacts(fragment`c.last_inbound_at`)}
+      hold.held_by, hold.not_before
     from wa_sessions s
     left join wa_session_pacing p on p.session_id = s.id
     left join chats c on c.session_id = s.id and c.wa_chat_id = ${waChatId}
@@ -88,19 +91,18 @@ export async function foresee(
       from (
         select b.chat_id, b.waiting, b.cold from outbox_lanes b
         where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}) b) others
-    ${noOutboxRow}
+    ${holdOf({
+      state: fragment`case when ${scheduled} then 'z' else 'q' end`,
+      sendAt,
+      lastInboundAt: fragment`c.last_inbound_at`,
+      cold: fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`,
+      coldUntil: fragment`greatest(${coldUntil}, ${opensAt})`,
+      coldHeldBy: fragment`coalesce(p.cold_held_by, 'NEW_CONTACTS_PER_DAY')`,
+    })}
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
-  const { chatId, optedOut, quotable, absent, refusal, cold, ahead, gapMs, quietThen } = facts
-  const scheduled = sendAt !== undefined && sendAt > new Date()
-  const hold = holdOf({
-    ...facts,
-    laneCold: cold,
-    ...(cold && facts.opensAt && { coldUntil: later(facts.coldUntil, facts.opensAt) }),
-    coldHeldBy: facts.coldHeldBy ?? 'NEW_CONTACTS_PER_DAY',
-    outboxState: scheduled ? 'z' : 'q',
-  })
-  const earliest = Math.max(Date.now(), +(hold.notBefore ?? 0), +(quietThen ?? 0))
+  const { chatId, optedOut, quotable, absent, refusal, ahead, gapMs, heldBy, notBefore } = facts
+  const earliest = Math.max(Date.now(), +(notBefore ?? 0), +(facts.quietThen ?? 0))
   return {
     sessionId,
     chatId,
@@ -111,16 +113,11 @@ export async function foresee(
       !quotable && 'QUOTED_NOT_FOUND',
       refusal,
     ].filter((code) => typeof code === 'string'),
-    ...hold,
+    heldBy,
+    notBefore,
     ahead,
-    estimatedSendAt:
-      facts.sessionStatus === 'WORKING'
-        ? new Date(earliest + (scheduled ? 0 : ahead * gapMs))
-        : null,
+    estimatedSendAt: facts.working
+      ? new Date(earliest + (facts.scheduled ? 0 : ahead * gapMs))
+      : null,
   }
 }
-
-const later = (one: Date | null, other: Date) => (one && one > other ? one : other)
-
-/** holdFacts() speaks of an outbox row; here there is none yet. */
-const noOutboxRow = fragment`left join outbox o on false`

@@ -1,13 +1,11 @@
 import { fragment } from './db.ts'
-import type { Fragment, Sql } from './db.ts'
+import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
 import type { MessageMedia } from './media.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
-import { holdColumns, holdOf } from './pacing.ts'
-import type { HoldFacts } from './pacing.ts'
-import { statusOf } from './wa-session-leases.ts'
+import { coldUntil, holdOf } from './pacing.ts'
 
 export type Direction = 'inbound' | 'outbound'
 export type Source = 'api' | 'phone' | 'live' | 'history' | 'backfill'
@@ -36,7 +34,7 @@ export type MessageStatus =
   | 'cancelled'
   | 'received'
 
-export interface MessageRow extends HoldFacts {
+export interface MessageRow {
   id: string
   seq: number
   workspaceId: string
@@ -56,6 +54,9 @@ export interface MessageRow extends HoldFacts {
   errorCode: string | null
   errorMessage: string | null
   attempts: number
+  heldBy: string | null
+  notBefore: Date | null
+  sendAt: Date | null
   authorWaId: string | null
   authorName: string | null
   authorContactId: string | null
@@ -143,7 +144,6 @@ const dated = <T extends { at: string }>(rows: T[] | null): T[] =>
 
 /** A message as the API answers it, and events tell of it. */
 export function messageResource(row: MessageRow): Message {
-  const hold = row.status === 'queued' ? holdOf(row) : { heldBy: null, notBefore: null }
   return {
     id: row.id,
     sessionId: row.sessionId,
@@ -163,8 +163,8 @@ export function messageResource(row: MessageRow): Message {
     ack: row.ack,
     error: row.errorCode === null ? null : { code: row.errorCode, message: row.errorMessage ?? '' },
     attempts: row.attempts,
-    notBefore: hold.notBefore,
-    heldBy: hold.heldBy,
+    notBefore: row.notBefore,
+    heldBy: row.heldBy,
     sendAt: row.sendAt,
     quotedMessageId: row.quotedMessageId,
     author:
@@ -203,27 +203,28 @@ const actions = fragment`
      select from wa_actions b
      where b.message_id = a.message_id and b.kind = a.kind and b.id > a.id and b.done_at is not null and b.error_code is null)))`
 
-const columnsWith = (
-  others: Record<'authorContact' | 'reactions' | 'votes' | 'actions', Fragment>,
-) => fragment`
+/** The file `f` of a message, with its object `fo`; null without one. */
+export const media = fragment`
+  case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
+    'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end`
+
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `u` who sent it, `f` its file, `fo` its object, `o` its outbox row; `hold` is as below. */
+export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.content, m.mentions, case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
-    'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
-  m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${others.authorContact} as author_contact_id,
-  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, ${statusOf} as session_status, m.send_at, ${holdColumns},
-  ${others.reactions} as reactions, ${others.votes} as votes, ${others.actions} as actions,
+  m.body, m.content, m.mentions, ${media} as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
+  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, hold.held_by, hold.not_before,
+  ${reactions} as reactions, ${votes} as votes, ${actions} as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
-
-/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `s` its session, `u` who sent it, `f` its file, `fo` its object; `o`, `l`, `p` as holdColumns has them. */
-export const messageColumns = columnsWith({ authorContact, reactions, votes, actions })
-
-const none = fragment`null`
-/** The same of a message of ours that is written in this very statement: nobody can have said anything about it yet, so nobody is asked. */
-export const newMessageColumns = columnsWith({
-  authorContact: none,
-  reactions: none,
-  votes: none,
-  actions: none,
+/** Joins `hold` to a message `m` of the session `s`, with what there is of it in the outbox: its row `o`, its lane `l`, its pace `p`. */
+export const hold = holdOf({
+  // What is confirmed in this very statement is still to be seen in the outbox.
+  state: fragment`case when m.status = 'queued' then o.state end`,
+  sendAt: fragment`m.send_at`,
+  lastInboundAt: fragment`l.last_inbound_at`,
+  cold: fragment`l.cold`,
+  coldUntil,
+  coldHeldBy: fragment`p.cold_held_by`,
 })
 /** Joins to `m` what messageColumns speaks of. */
 export const messageJoins = fragment`
@@ -234,7 +235,8 @@ export const messageJoins = fragment`
   left join media_objects fo on fo.id = f.object_id
   left join outbox o on o.message_id = m.id
   left join outbox_lanes l on l.chat_id = o.chat_id
-  left join wa_session_pacing p on p.session_id = o.session_id`
+  left join wa_session_pacing p on p.session_id = o.session_id
+  ${hold}`
 
 export async function findMessage(
   sql: Sql,

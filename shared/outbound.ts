@@ -1,14 +1,15 @@
 import { randomUUID } from 'node:crypto'
 import { fragment, planOnce } from './db.ts'
-import type { Fragment, Sql, Statements, Transaction } from './db.ts'
+import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
 import { columnsOf } from './message-columns.ts'
+import type { ContentColumns } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, findMessages, messageResource, newMessageColumns } from './messages.ts'
+import { findMessage, findMessages, hold, media, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
-import { takeOut } from './outbox.ts'
+import { enqueuing, takeOut } from './outbox.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
 export interface NewMessage {
@@ -45,7 +46,7 @@ export const recipientOptedOut = () =>
   )
 
 /** What became of one message that was handed in. */
-export type Outcome = { message: MessageRow } | { refusal: Refusal }
+export type Outcome = { message: Message } | { refusal: Refusal }
 
 /**
  * Accepts messages for sending, and nudges the workers: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
@@ -54,13 +55,12 @@ export type Outcome = { message: MessageRow } | { refusal: Refusal }
 export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
   return sql.begin(async (tx) => {
-    const outcomes = guards.some((id) => id !== undefined)
+    tx.nudge('awfar_outbox', submission.sessionId)
+    tx.nudge('awfar_events')
+    await planOnce(tx)
+    return guards.some((id) => id !== undefined)
       ? await writeGuarded(tx, submission, guards)
-      : await write(tx, submission)
-    const accepted = outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
-    await tell(tx.last, 'message.any', accepted)
-    if (accepted.length > 0) tx.nudge('awfar_outbox', submission.sessionId)
-    return outcomes
+      : await write(tx.final, submission)
   })
 }
 
@@ -143,18 +143,26 @@ export async function messagesAfter(
   return rows.map(messageResource)
 }
 
-async function write(tx: Transaction, submission: Submission): Promise<Outcome[]> {
+/** What only the database can say of a new message; times as in JSON. */
+interface Told extends Pick<Message, 'chatId' | 'heldBy' | 'sentBy'> {
+  media?: Message['media']
+  createdAt: string
+  notBefore: string | null
+}
+
+async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
   const { workspaceId, sessionId, messages } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
   // Most messages quote and guard nothing; a plan that could is larger by a quarter.
   const quotes = messages.some(({ quotedMessageId }) => quotedMessageId !== undefined)
   const guards = messages.some(({ ifLastMessageId }) => ifLastMessageId !== undefined)
+  const attached = columns.some(({ mediaId }) => mediaId !== null)
+  const fresh = messages.map((message, i) => newMessage(submission, message, ids[i]!, columns[i]!))
   const where = { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` }
-  await planOnce(tx)
-  const rows = await tx<MessageRow & { refusal: Refusal | null }>`
+  const rows = await run<{ refusal: Refusal | null; told: Told }>`
     with session as (
-      select * from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
+      select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
       select i.*, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
@@ -169,8 +177,9 @@ async function write(tx: Transaction, submission: Submission): Promise<Outcome[]
         ${messages.map(({ quotedMessageId }) => quotedMessageId ?? null)}::uuid[],
         ${messages.map(({ ifLastMessageId }) => ifLastMessageId ?? null)}::uuid[],
         ${messages.map(({ sendAt }) => sendAt?.toISOString() ?? null)}::timestamptz[],
-        ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[]
-      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, ord)
+        ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[],
+        ${fresh.map((message) => JSON.stringify(message))}::jsonb[]
+      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
       cross join session
       left join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = i.wa_chat_id
       left join contacts k on k.id = coalesce(a.merged_into, a.id)
@@ -192,7 +201,7 @@ async function write(tx: Transaction, submission: Submission): Promise<Outcome[]
       set last_message_id = case when chats.last_message_at <= excluded.last_message_at then excluded.last_message_id else chats.last_message_id end,
           last_message_at = greatest(chats.last_message_at, excluded.last_message_at),
           archived = false
-      returning *
+      returning id, wa_chat_id, is_group, last_inbound_at, contacted_at
     ), message as (
       insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, content, media_id, mentions, quoted_message_id, status,
         wa_key_id, sent_by, request_id, batch_id, send_at, opt_out_override)
@@ -200,36 +209,61 @@ async function write(tx: Transaction, submission: Submission): Promise<Outcome[]
         array(select jsonb_array_elements_text(i.mentions)), i.quoted, 'queued', i.key_id, ${submission.sentBy}::uuid, ${submission.requestId}::text,
         ${submission.batchId}::uuid, i.send_at, i.override
       from input i join chat on chat.wa_chat_id = i.wa_chat_id where i.refusal is null order by i.ord
-      returning *
-    ), queued as (
-      insert into outbox (message_id, workspace_id, session_id, chat_id, state, send_at)
-      select m.id, m.workspace_id, m.session_id, m.chat_id, case when m.send_at > now() then 'z' else 'q' end::"char", m.send_at
-      from message m order by m.seq
-      returning *
-    ), lane as (
-      insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, due_at, cold, last_inbound_at)
-      select chat.id, chat.workspace_id, chat.session_id, count(*) filter (where queued.state = 'q'),
-        -- Chats that are opened together take their turns in the order of their messages.
-        now() - (${messages.length} - min(i.ord)) * interval '1 microsecond',
-        chat.last_inbound_at is null and chat.contacted_at is null and not chat.is_group, chat.last_inbound_at
-      from queued join chat on chat.id = queued.chat_id join input i on i.id = queued.message_id
-      group by chat.id, chat.workspace_id, chat.session_id, chat.last_inbound_at, chat.contacted_at, chat.is_group
-      order by chat.id
-      on conflict (chat_id) do update
-      set waiting = outbox_lanes.waiting + excluded.waiting,
-          due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end
-      returning *
+      returning id, chat_id, media_id, seq, status, send_at, created_at
+    ), ${enqueuing({ workspaceId, sessionId })}, told as (
+      select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
+          'notBefore', ${isoTime(fragment`hold.not_before`)},
+          'sentBy', (select json_build_object('id', id, 'fullName', full_name) from profiles where id = ${submission.sentBy}::uuid)
+          ${attached ? fragment`, 'media', ${media}` : fragment``}) as told
+      from input i
+      left join message m on m.id = i.id left join session s on m.id is not null left join queued o on o.message_id = m.id
+      left join lane l on l.chat_id = m.chat_id
+      ${attached ? fragment`left join media f on f.id = m.media_id left join media_objects fo on fo.id = f.object_id` : fragment``}
+      left join lateral (select * from wa_session_pacing where session_id = ${sessionId}) p on true
+      ${hold}
+    ), event as (
+      insert into events (workspace_id, session_id, type, payload)
+      select ${workspaceId}::uuid, ${sessionId}::uuid, 'message.any', fresh || told from told where refusal is null order by ord
     )
-    select i.refusal, ${newMessageColumns}
-    from input i
-    left join message m on m.id = i.id left join chat c on c.id = m.chat_id left join session s on s.id = m.session_id
-    left join profiles u on u.id = m.sent_by left join media f on f.id = m.media_id left join media_objects fo on fo.id = f.object_id left join queued o on o.message_id = m.id
-    left join lane l on l.chat_id = m.chat_id
-    left join lateral (select * from wa_session_pacing where session_id = ${sessionId}) p on true
-    order by i.ord`
+    select refusal, told from told order by ord`
   if (rows.length === 0) throw notFound('Session')
-  return rows.map(({ refusal, ...message }) => (refusal === null ? { message } : { refusal }))
+  return rows.map(({ refusal, told }, i) => {
+    if (refusal !== null) return { refusal }
+    const createdAt = new Date(told.createdAt)
+    const notBefore = told.notBefore === null ? null : new Date(told.notBefore)
+    return { message: { ...fresh[i]!, ...told, createdAt, notBefore } }
+  })
 }
+
+/** A new message as it is told of, without what only the database can say. */
+const newMessage = (
+  { workspaceId, sessionId }: Submission,
+  { waChatId, mentions = [], quotedMessageId, sendAt }: NewMessage,
+  id: string,
+  { content, ...columns }: ContentColumns,
+): Message =>
+  messageResource({
+    ...blank,
+    ...{ id, workspaceId, sessionId, waChatId, ...columns, mentions },
+    content: content as MessageRow['content'],
+    quotedMessageId: quotedMessageId ?? null,
+    sendAt: sendAt ?? null,
+  })
+
+/** What is the same of all new messages, and what is not known of them yet. */
+const blank = {
+  ...({ direction: 'outbound', source: 'api', status: 'queued', attempts: 0 } as const),
+  ...{ chatId: '', seq: 0, position: '', createdAt: new Date(0) },
+  ...{ waMessageId: null, ack: null, errorCode: null, errorMessage: null, media: null },
+  ...{ heldBy: null, notBefore: null, sentBy: null, sentByName: null },
+  ...{ authorWaId: null, authorName: null, authorContactId: null },
+  ...{ reactions: null, votes: null, actions: null },
+  ...{ sentAt: null, deliveredAt: null, readAt: null, editedAt: null, revokedAt: null },
+}
+
+/** A time as JSON has it. */
+const isoTime = (at: Fragment) =>
+  fragment`to_char(${at} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
 
 /** Takes back a message if nobody has begun to send it. Answers it as it is then, or undefined when there is no such message. */
 export async function cancel(

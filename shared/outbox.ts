@@ -258,6 +258,37 @@ export async function unknownPolicy(
 }
 
 /**
+ * The statements that put messages into the outbox (`queued`) and count them in the lanes of their chats (`lane`): those in `message`, in the order of their seq; their chats are in
+ * `chat`, and locked.
+ */
+export const enqueuing = ({
+  workspaceId,
+  sessionId,
+}: {
+  workspaceId: string
+  sessionId: string
+}) => fragment`
+  queued as (
+    insert into outbox (message_id, workspace_id, session_id, chat_id, state, send_at)
+    select id, ${workspaceId}::uuid, ${sessionId}::uuid, chat_id, case when send_at > now() then 'z' else 'q' end::"char", send_at
+    from message order by seq
+    returning message_id, state
+  ), lane as (
+    insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, due_at, cold, last_inbound_at)
+    select chat.id, ${workspaceId}::uuid, ${sessionId}::uuid, count(*) filter (where m.send_at is null or m.send_at <= now()),
+      -- Chats that are opened together take their turns in the order of their messages.
+      now() - ((select max(seq) from message) - min(m.seq)) * interval '1 microsecond',
+      chat.last_inbound_at is null and chat.contacted_at is null and not chat.is_group, chat.last_inbound_at
+    from message m join chat on chat.id = m.chat_id
+    group by chat.id, chat.last_inbound_at, chat.contacted_at, chat.is_group
+    order by chat.id
+    on conflict (chat_id) do update
+    set waiting = outbox_lanes.waiting + excluded.waiting,
+        due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end
+    returning chat_id, due_at, cold, last_inbound_at
+  )`
+
+/**
  * The statements that take messages out of the outbox (`gone`), and let what is behind each of them in its chat go. `which` speaks of `o`. Rows are
  * locked in one order everywhere, outbox before lane, so that none of this can deadlock with a claim.
  */

@@ -1,7 +1,7 @@
 import Joi from 'joi'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
-import type { SessionStatus } from './wa-sessions.ts'
+import { statusOf } from './wa-session-leases.ts'
 
 /** The pace of sessions that have none of their own. */
 export interface PacingConfig {
@@ -60,24 +60,9 @@ export const today = dayOf(fragment`now()`)
 const moment = (day: Fragment, time: Fragment) =>
   fragment`((${day} + ${time}) at time zone p.time_zone)`
 
-/** The quiet hours of `p` that begin on a day: moments, so that a clock that is changed meanwhile neither ends nor repeats them. */
-const hoursOf = (day: Fragment) => {
-  const overnight = fragment`case when p.quiet_to <= p.quiet_from then interval '1 day' else interval '0' end`
-  return {
-    from: moment(day, fragment`p.quiet_from`),
-    to: moment(day, fragment`p.quiet_to + ${overnight}`),
-  }
-}
-
-/** When the quiet hours end that it is for `p` at a moment; null when it is not. They began on that day, or on the one before. */
-export const quietUntilAt = (at: Fragment) => {
-  const day = dayOf(at)
-  const [hours, lastHours] = [hoursOf(day), hoursOf(fragment`(${day} - 1)`)]
-  return fragment`
-    case when p.quiet_from is null then null
-         when ${at} >= ${hours.from} and ${at} < ${hours.to} then ${hours.to}
-         when ${at} >= ${lastHours.from} and ${at} < ${lastHours.to} then ${lastHours.to} end`
-}
+/** When the quiet hours end that it is for `p` at a moment; null when it is not. */
+export const quietUntilAt = (at: Fragment) =>
+  fragment`case when p.quiet_from is not null then quiet_until(p.quiet_from, p.quiet_to, p.time_zone, ${at}) end`
 const quietUntil = quietUntilAt(fragment`now()`)
 
 /** How many conversations `p` may open a day; 0: any number. `linkedAt`: since when its session is linked. */
@@ -121,51 +106,45 @@ export function movePace(defaults: PacingConfig): Fragment {
   where p.session_id = n.session_id`
 }
 
-/** What decides whether a queued message may leave; see holdColumns. */
-export interface HoldFacts {
-  sessionStatus: SessionStatus
-  outboxState: 'z' | 'q' | 's' | null
-  sendAt: Date | null
-  laneBusy: boolean | null
-  laneCold: boolean | null
-  retryAt: Date | null
-  pacedUntil: Date | null
-  pacedBy: string | null
-  coldUntil: Date | null
-  coldHeldBy: string | null
-  quietUntil: Date | null
-}
-
 /** The chat whose message the session of `p` has in its hands; null when it has none. */
 export const chatInHand = fragment`(select b.chat_id from outbox b where b.id = p.in_flight and b.state = 's')`
 
-/** Everything HoldFacts has beside the status, from `o` (outbox), `l` (outbox_lanes) and `p` (wa_session_pacing), any of which may be missing. */
-export const holdFacts = (lastInboundAt: Fragment) => fragment`
-  o.state as outbox_state, l.due_at = 'infinity' or l.chat_id = ${chatInHand} as lane_busy, l.cold as lane_cold,
-  case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
-  case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by,
-  case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by,
-  case when coalesce(${lastInboundAt} < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until`
-
-/** What holdOf() needs of a message in the outbox. */
-export const holdColumns = holdFacts(fragment`l.last_inbound_at`)
-
-/** Why a message that waits is waiting, and until when where that is known: of several reasons the one that lasts longest. */
-export function holdOf(facts: HoldFacts): { heldBy: string | null; notBefore: Date | null } {
-  if (facts.outboxState === 'z') return { heldBy: 'SCHEDULED', notBefore: facts.sendAt }
-  if (facts.outboxState !== 'q') return { heldBy: null, notBefore: null }
-  if (facts.sessionStatus !== 'WORKING')
-    return { heldBy: `SESSION_${facts.sessionStatus}`, notBefore: null }
-  if (facts.laneBusy) return { heldBy: 'PREVIOUS_UNCONFIRMED', notBefore: null }
-  const waits: { heldBy: string | null; notBefore: Date | null }[] = [
-    { heldBy: 'RETRY_BACKOFF', notBefore: facts.retryAt },
-    { heldBy: facts.coldHeldBy, notBefore: facts.laneCold ? facts.coldUntil : null },
-    { heldBy: 'QUIET_HOURS', notBefore: facts.quietUntil },
-    { heldBy: facts.pacedBy, notBefore: facts.pacedUntil },
-  ]
-  const longest = waits.reduce((one, other) => (+other.notBefore! > +one.notBefore! ? other : one))
-  return longest.notBefore ? longest : { heldBy: null, notBefore: null }
+/** What holdOf() is told of a message, beside what stands in `s` (wa_sessions), `l` (outbox_lanes) and `p` (wa_session_pacing). */
+export interface Waiting {
+  /** As outbox.state; null when it does not wait. */
+  state: Fragment
+  sendAt: Fragment | Date | undefined
+  lastInboundAt: Fragment
+  /** It would open a conversation. */
+  cold: Fragment
+  /** Until when no conversation is opened, if not now, and why. */
+  coldUntil: Fragment
+  coldHeldBy: Fragment
 }
+
+/**
+ * Joins `hold`: why a message waits (held_by), and until when where that is known (not_before); of several reasons the one that lasts longest. Any of `s`, `l` and `p` may be missing.
+ */
+export const holdOf = (of: Waiting) => fragment`
+  cross join lateral (
+    select
+      case when w.state = 'z' then 'SCHEDULED' when w.state is distinct from 'q' then null when w.status <> 'WORKING' then 'SESSION_' || w.status
+        when w.busy then 'PREVIOUS_UNCONFIRMED' when w.until = w.retry_at then 'RETRY_BACKOFF' when w.until = w.cold_until then w.cold_held_by
+        when w.until = w.quiet_until then 'QUIET_HOURS' when w.until = w.paced_until then w.paced_by end as held_by,
+      case when w.state = 'z' then w.send_at when w.state = 'q' and w.status = 'WORKING' and not w.busy then w.until end as not_before
+    from (
+      select w.*, greatest(w.retry_at, w.cold_until, w.quiet_until, w.paced_until) as until
+      from (
+        select ${of.state} as state, ${of.sendAt}::timestamptz as send_at, ${statusOf} as status,
+          coalesce(l.due_at = 'infinity' or l.chat_id = ${chatInHand}, false) as busy,
+          case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
+          case when ${of.cold} then ${of.coldUntil} end as cold_until, ${of.coldHeldBy} as cold_held_by,
+          case when coalesce(${of.lastInboundAt} < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until,
+          case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by
+        offset 0) w) w) hold`
+
+/** Until when `p` opens no conversation, if not now. */
+export const coldUntil = fragment`case when p.cold_at > now() then p.cold_at end`
 
 /** A lock does not shorten what holds new conversations already, and is still there when that is over. */
 const lockedUntil = (until: Fragment, by: string) => fragment`

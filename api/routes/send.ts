@@ -10,7 +10,6 @@ import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
 import type { MediaRow } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
-import { messageResource } from '../../shared/messages.ts'
 import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
 import type { Role } from '../../shared/profiles.ts'
@@ -232,7 +231,7 @@ export const sending: Routes = async (app) => {
           messages: [await draftOf(lookUps(tx, workspaceId), body, user.role)],
         })
         if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
-        return { statusCode: 202, body: messageResource(outcome!.message) }
+        return { statusCode: 202, body: outcome!.message }
       })
       return reply
     },

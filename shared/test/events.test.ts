@@ -6,6 +6,7 @@ import { listen } from '../listener.ts'
 import { createLogger } from '../logger.ts'
 import { findMessage, messageResource } from '../messages.ts'
 import { accept, retry } from '../outbound.ts'
+import type { NewMessage } from '../outbound.ts'
 import { cancelQueued } from '../outbox.ts'
 import { createSession } from '../wa-sessions.ts'
 import { createWorkspace } from '../workspaces.ts'
@@ -49,6 +50,54 @@ void t.test('readers are nudged when it is committed, and only then', async (t) 
   await until('the nudge', () => nudges === 3)
 })
 
+void t.test('what is accepted is answered, and told, as it is read afterwards', async (t) => {
+  const { workspaceId, sessionId, told } = await given()
+  const [{ id: sentBy }] = (await sql`
+    insert into profiles (workspace_id, email, full_name, role, password_hash)
+    values (${workspaceId}, 'ann@example.com', 'Ann', 'agent', '') returning id`) as [
+    { id: string },
+  ]
+  const [{ id: mediaId }] = (await sql`
+    insert into media (workspace_id, kind, mime_type, size, filename)
+    values (${workspaceId}, 'image', 'image/png', 12, 'a.png') returning id`) as [{ id: string }]
+  const submit = async (messages: NewMessage[], by: string | null) => {
+    const submission = { workspaceId, sessionId, sentBy: by, requestId: 'r', messages }
+    const outcomes = await accept(sql, submission)
+    return outcomes.flatMap((outcome) => ('message' in outcome ? [outcome.message] : []))
+  }
+  const waChatId = '12025550100@c.us'
+  const [first] = await submit([{ waChatId, content: { type: 'text', body: 'Hello' } }], null)
+  const accepted = await submit(
+    [
+      {
+        ...{ waChatId, content: { type: 'text', body: 'ö "\\' }, mentions: ['1@c.us'] },
+        quotedMessageId: first!.id,
+      },
+      { waChatId, content: { type: 'location', latitude: 1.5, longitude: -2e-7, name: 'Here' } },
+      { waChatId, content: { type: 'contact', name: 'Bob', phone: '+12025550101' } },
+      {
+        ...{ waChatId: '1-2@g.us', sendAt: new Date(Date.now() + 60_000) },
+        content: { type: 'poll', question: 'Now?', options: ['Yes', 'No'], multiple: false },
+      },
+      {
+        waChatId,
+        content: { type: 'image', mediaId, caption: 'A', mimeType: 'image/png', filename: 'a.png' },
+      },
+    ],
+    sentBy,
+  )
+  t.equal(accepted.length, 5)
+  t.match(accepted[4], { media: { id: mediaId, filename: 'a.png', status: 'pending' } })
+  t.match(accepted[3], { heldBy: 'SCHEDULED', notBefore: accepted[3]!.sendAt })
+  t.match(accepted[0], { sentBy: { id: sentBy, fullName: 'Ann' }, heldBy: /^SESSION_/ })
+  const events = await told()
+  for (const [i, message] of [first!, ...accepted].entries()) {
+    const read = asJson(messageResource((await findMessage(sql, workspaceId, message.id))!))
+    t.strictSame(asJson(message), read, `${message.type}, answered`)
+    t.strictSame(events[i], { type: 'message.any', payload: read }, `${message.type}, told`)
+  }
+})
+
 void t.test(
   'what is accepted, cancelled and queued again is told, each as it is then',
   async (t) => {
@@ -63,10 +112,10 @@ void t.test(
     const again = (await retry(sql, workspaceId, accepted[0]!.id))!
     const cancelled = (await findMessage(sql, workspaceId, accepted[1]!.id))!
     t.strictSame(await told(), [
-      ...accepted.map((row) => ({ type: 'message.any', payload: asJson(messageResource(row)) })),
+      ...accepted.map((message) => ({ type: 'message.any', payload: asJson(message) })),
       {
         type: 'message.ack',
-        payload: { ...asJson(messageResource(accepted[0]!)), status: 'cancelled', heldBy: null },
+        payload: { ...asJson(accepted[0]!), status: 'cancelled', heldBy: null },
       },
       { type: 'message.ack', payload: asJson(messageResource(cancelled)) },
       { type: 'message.ack', payload: asJson(messageResource(again)) },

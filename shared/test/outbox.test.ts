@@ -67,7 +67,7 @@ async function rig(t: Test) {
     })
     return outcomes.map((outcome) => {
       if ('refusal' in outcome) throw new Error(outcome.refusal)
-      return messageResource(outcome.message)
+      return outcome.message
     })
   }
   const next = async (pacing = atOnce) => (await claim(sql, worker, [lane], pacing))[0]

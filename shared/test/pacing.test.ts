@@ -58,7 +58,7 @@ async function rig(t: Test) {
       messages: [{ waChatId, content: { type: 'text', body: 'Hello' } }],
     })
     if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
-    return messageResource(outcome.message)
+    return outcome.message
   }
   const read = async (id: string) => messageResource((await findMessage(sql, workspaceId, id))!)
   const next = async (pacing = atOnce) => (await claim(sql, 'test', [lane], pacing))[0]

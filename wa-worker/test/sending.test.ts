@@ -54,7 +54,7 @@ async function rig(t: Test, options: Partial<Parameters<typeof startWorker>[2]> 
       messages: [message],
     })
     if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
-    return messageResource(outcome.message)
+    return outcome.message
   }
   const message = (id: string, what: string, fits: (message: Message) => boolean) =>
     until(what, async () => {

@@ -269,7 +269,7 @@ export async function accept(
     messages: [message],
   })
   if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
-  return messageResource(outcome.message)
+  return outcome.message
 }
 
 export function untilStatus(sql: Sql, workspaceId: string, id: string, status: SessionStatus) {
