@@ -16,29 +16,38 @@ export interface Stretch {
   to: Date
 }
 
+/** What is outstanding. */
+export interface Missed extends Stretch {
+  /** How often something had been noted as missed. */
+  notes: number
+}
+
 /**
  * From when until now a session may have missed something, or undefined when nothing is outstanding. It begins ten minutes before the session was last
  * known to listen: clocks differ, and a phone hands things on late. Throws LeaseLost.
  */
-export async function missedStretch(sql: Sql, session: Owned): Promise<Stretch | undefined> {
-  const [row] = await sql<{ from: Date | null; to: Date }>`
-    select backfill_from - interval '10 minutes' as "from", clock_timestamp() as "to"
+export async function missedStretch(sql: Sql, session: Owned): Promise<Missed | undefined> {
+  const [row] = await sql<{ from: Date | null; to: Date; notes: number }>`
+    select backfill_from - interval '10 minutes' as "from", clock_timestamp() as "to", backfill_notes as notes
     from wa_sessions where id = ${session.id} and fence = ${session.fence}`
   if (!row) throw new LeaseLost(session.id)
-  return row.from === null ? undefined : { from: row.from, to: row.to }
+  const { from, to, notes } = row
+  return from === null ? undefined : { from, to, notes }
 }
 
 /** Something since then may be missing, and is to be read again. Throws LeaseLost. */
 export async function noteMissed(sql: Sql, session: Owned, since: Date): Promise<void> {
   const noted = await sql`
-    update wa_sessions set backfill_from = least(backfill_from, ${since}::timestamptz)
+    update wa_sessions set backfill_from = least(backfill_from, ${since}::timestamptz), backfill_notes = backfill_notes + 1
     where id = ${session.id} and fence = ${session.fence} returning id`
   if (noted.length === 0) throw new LeaseLost(session.id)
 }
 
-/** All that was missed has been read again, as far as it is to be had. */
-export async function endStretch(sql: Sql, session: Owned): Promise<void> {
-  await sql`update wa_sessions set backfill_from = null where id = ${session.id} and fence = ${session.fence}`
+/** All that was missed has been read again, as far as it is to be had; what was noted while it was read is still outstanding. */
+export async function endStretch(sql: Sql, session: Owned, { notes }: Missed): Promise<void> {
+  await sql`
+    update wa_sessions set backfill_from = null
+    where id = ${session.id} and fence = ${session.fence} and backfill_notes = ${notes}`
 }
 
 /** What is known here of a message that WhatsApp still has. */

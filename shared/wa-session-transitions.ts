@@ -58,7 +58,7 @@ export async function writeTransition(
             select from wa_session_requests r where r.session_id = wa_sessions.id and r.kind = 'restart' and r.done_at is null
           ) then 'stopped' else desired_state end,
           qr = ${qr?.value}, qr_attempt = ${qr?.attempt}, qr_expires_at = ${qr?.expiresAt}
-          ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now(), backfill_from = ${missedSince(account)}` : fragment``}
+          ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now(), backfill_from = ${missedSince(account)}, backfill_notes = backfill_notes + 1` : fragment``}
           ${account ? accountColumns(account) : fragment``}
       where id = ${session.id} and fence = ${session.fence}
       returning *`

@@ -6,7 +6,7 @@ import {
   reportChat,
   unreadOfOurs,
 } from '../shared/backfill.ts'
-import type { KnownMessage, Stretch, UnreadCursor } from '../shared/backfill.ts'
+import type { KnownMessage, Missed, UnreadCursor } from '../shared/backfill.ts'
 import { isDatabaseAway } from '../shared/db-errors.ts'
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
@@ -41,7 +41,7 @@ interface Run {
   /** Where asking for acks goes on. */
   acksFrom: UnreadCursor | undefined
   /** What all readings of this run are about. */
-  stretch: Stretch | undefined
+  stretch: Missed | undefined
   work: Promise<void>
 }
 
@@ -158,7 +158,7 @@ export class Backfill {
     if (recent.truncated) {
       await reportChat(sql, session, { waChatId: '', keyIds: [], from, to, complete: false })
     }
-    await endStretch(sql, session)
+    await endStretch(sql, session, run.stretch)
     return stored
   }
 

@@ -150,6 +150,32 @@ void t.test(
   },
 )
 
+void t.test('what is missed while another stretch is read is read, too', async (t) => {
+  const { sql } = await testDb(t)
+  const { workspaceId, sessionId } = await givenSession(sql)
+  let interrupted = false
+  startWorker(t, sql, {
+    dataDir: t.testdir(),
+    changeEngine: (engine) => {
+      const read = engine.recent.bind(engine)
+      engine.recent = async (options) => {
+        const before = await read(options)
+        if (interrupted) return before
+        interrupted = true
+        await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+        engine.deliver(customer, 'missed meanwhile', undefined, unheard)
+        engine.dropLink()
+        await untilStatus(sql, workspaceId, sessionId, 'RECONNECTING')
+        engine.restoreLink()
+        await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+        return before
+      }
+      return engine
+    },
+  })
+  await untilStored(sql, 1)
+})
+
 void t.test('a reading that fails is tried again, from the same moment', async (t) => {
   const { sql } = await testDb(t)
   await givenSession(sql)
