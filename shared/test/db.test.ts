@@ -405,6 +405,45 @@ void t.test('a nudge is heard when what it tells of is there', async (t) => {
   }
 })
 
+void t.test(
+  'a nudge that fails behind its commit is sent once more, by another connection',
+  async (t) => {
+    const { sql, url } = await testDb(t)
+    const heard: string[] = []
+    const listener = listen(
+      url,
+      ['awfar_outbox'],
+      (_, sessions = ['start']) => heard.push(...sessions),
+      log,
+    )
+    t.teardown(() => listener.close())
+    await until('it listens', () => heard.length > 0)
+    // Fails once.
+    await sql`create table told (pid int)`
+    await sql`create sequence tries`
+    await sql`
+    create function public.pg_notify(channel text, payload text) returns void language plpgsql as $$ begin
+      if nextval('tries') = 1 then raise exception 'not now'; end if;
+      perform pg_catalog.pg_notify(channel, payload);
+    end $$`
+    await sql`do $$ begin execute format('alter database %I set search_path = public, pg_catalog', current_database()); end $$`
+    const writer = connect(url, { applicationName: 'test', max: 1 })
+    t.teardown(() => writer.close())
+    const write = () =>
+      writer.begin(async (tx) => {
+        tx.nudge('awfar_outbox', 'a')
+        const [row] = await tx<{
+          pid: number
+        }>`insert into told values (pg_backend_pid()) returning pid`
+        return row!.pid
+      })
+    const first = await write()
+    await until('it is heard', () => heard.includes('a'))
+    t.equal((await sql`select from told`).length, 1, 'what it told of is there')
+    t.not(await write(), first, 'the connection it failed on is not used again')
+  },
+)
+
 void t.test('migrations: applied once, in order, by however many ask', async (t) => {
   const { sql, url } = await testDb(t)
   const files = await readMigrations()
