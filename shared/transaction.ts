@@ -26,11 +26,12 @@ export async function transact<T>(
   const { stream } = client.connection
   // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
   const opening = ['begin', "set local idle_in_transaction_session_timeout = '5s'"]
-  let opened = false
+  let begun: Promise<void> | undefined
   let held = false
   let failed = false
   let ending: Promise<void> | undefined
   let released = false
+  let joined = 0
   const late: (() => Promise<unknown>)[] = []
   const unanswered: Promise<unknown>[] = []
   const nudges: Nudge[] = []
@@ -51,11 +52,8 @@ export async function transact<T>(
     if (piped) answer.catch(() => (failed = true))
     else await answer
   }
-  async function open(): Promise<void> {
-    if (opened) return
-    opened = true
-    await sendAlong(() => client.query(opening.join('; ')))
-  }
+  /** Whoever comes first sends the beginning; all wait for the same, and go on in the order in which they came. */
+  const open = () => (begun ??= sendAlong(() => client.query(opening.join('; '))))
 
   /** What is meant for the end goes out, the commit behind it, and behind that the nudges that may; resolves when it is committed. */
   async function commit(): Promise<void> {
@@ -65,8 +63,8 @@ export async function transact<T>(
     if (unanswered.length > 0) await new Promise((resolve) => process.nextTick(resolve))
     if (failed) throw new Error('One of the statements had failed.')
     hold()
-    const committed = opened ? client.query('commit') : undefined
-    const boarded = piped && opened ? notifier.board(nudges) : []
+    const committed = begun ? client.query('commit') : undefined
+    const boarded = piped && begun ? notifier.board(nudges) : []
     const ridden = boarded.length > 0 ? notifier.ride(run, boarded) : undefined
     // Seen to below, or found broken with the rollback behind it.
     ridden?.catch(() => {})
@@ -103,7 +101,7 @@ export async function transact<T>(
     return answer
   }
   const ahead: Tag = async (strings, ...values) => {
-    if (!opened && values.length === 0) opening.push(strings[0]!)
+    if (!begun && values.length === 0) opening.push(strings[0]!)
     else {
       await ready()
       await sendAlong(() => run(strings, ...values))
@@ -115,6 +113,8 @@ export async function transact<T>(
     return Promise.resolve([])
   }
   const final: Tag = async <Row extends object>(...[strings, ...values]: Parameters<Tag>) => {
+    // Who joined a transaction does not end it.
+    if (joined > 0) return awaited<Row>(strings, ...values)
     await ready()
     let rows: Row[] = []
     await sendAlong(async () => {
@@ -124,13 +124,17 @@ export async function transact<T>(
     return rows
   }
   const nudge: Statements['nudge'] = (...nudge) => void nudges.push(nudge)
-  const join = <U>(inner: (tx: Transaction) => Promise<U>) => inner(joined)
-  const parts = { nudge, ahead, last: Object.assign(last, { nudge }), begin: join }
-  // Who joins a transaction does not end it.
-  const joined: Transaction = Object.assign(awaited, { ...parts, final: awaited })
-  const tx: Transaction = Object.assign(((...statement) => awaited(...statement)) as Tag, {
-    ...parts,
-    final,
+  const begin = async <U>(inner: (tx: Transaction) => Promise<U>) => {
+    joined += 1
+    try {
+      return await inner(tx)
+    } finally {
+      joined -= 1
+    }
+  }
+  const tx: Transaction = Object.assign(awaited, {
+    ...{ nudge, ahead, final, begin },
+    last: Object.assign(last, { nudge }),
   })
 
   try {
@@ -145,7 +149,7 @@ export async function transact<T>(
       () => error,
       (first: unknown) => first,
     )
-    await abandon(client, opened, reason)
+    await abandon(client, begun !== undefined, reason)
     throw reason
   }
 }

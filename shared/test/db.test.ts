@@ -120,7 +120,7 @@ for (const prepare of [true, false]) {
 }
 
 for (const prepare of [true, false]) {
-  void t.test(`what a transaction ends with, prepared: ${prepare}`, async (t) => {
+  void t.test(`what a transaction begins and ends with, prepared: ${prepare}`, async (t) => {
     const { sql, url } = await testDb(t)
     const one = connect(url, { applicationName: 'test', max: 1, prepare })
     t.teardown(() => one.close())
@@ -128,9 +128,21 @@ for (const prepare of [true, false]) {
       (await sql<{ name: string }>`select name from workspaces order by name`).map(
         ({ name }) => name,
       )
+    await sql`create sequence order_of_statements`
     const insert = (tx: Tag, name: string) =>
       tx<{ name: string }>`insert into workspaces (name) values (${name}) returning name`
 
+    await one.begin(async (tx) => {
+      const order = Array.from(
+        { length: 5 },
+        (_, n) => tx<{ n: number }>`
+        with s as (select nextval('order_of_statements') as n) select n, ${n}::int as asked from s`,
+      )
+      t.strictSame(
+        (await Promise.all(order)).flat(),
+        [1, 2, 3, 4, 5].map((n) => ({ n, asked: n - 1 })),
+      )
+    })
     await one.begin(async (tx) => {
       await tx.last`insert into workspaces (name) values ('late')`
       await insert(tx, 'first')
@@ -342,17 +354,21 @@ void t.test('a nudge arrives, on a listener that proved itself', async (t) => {
 
 void t.test('a nudge is heard when what it tells of is there', async (t) => {
   const { sql, url } = await testDb(t)
-  // A transaction that takes as long to commit as it says.
-  await sql`create table slow (ms int)`
+  // A transaction whose commit waits for a lock of its number.
+  const gates = connect(url, { applicationName: 'test', max: 1 })
+  t.teardown(() => gates.close())
+  const shut = (n: string) => gates`select pg_advisory_lock(${Number(n)})`
+  const open = (n: string) => gates`select pg_advisory_unlock(${Number(n)})`
+  await sql`create table slow (n int)`
   await sql`
-    create function wait_for_it() returns trigger language plpgsql as $$ begin perform pg_sleep(new.ms / 1000.0); return null; end $$`
+    create function wait_for_it() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock_shared(new.n); return null; end $$`
   await sql`
     create constraint trigger slow_commit after insert on slow deferrable initially deferred for each row execute function wait_for_it()`
   for (const prepare of [true, false]) {
     const writer = connect(url, { applicationName: 'test', prepare })
     const heard = new Map<string, Promise<boolean>>()
-    const isThere = async (ms: string) =>
-      (await sql`select from slow where ms::text = ${ms}`).length > 0
+    const isThere = async (n: string) =>
+      (await sql`select from slow where n::text = ${n}`).length > 0
     const listener = listen(
       url,
       ['awfar_outbox'],
@@ -362,32 +378,41 @@ void t.test('a nudge is heard when what it tells of is there', async (t) => {
       log,
     )
     await until('it listens', () => heard.has('start'))
-    const write = (ms: string) =>
+    const write = (n: string) =>
       writer.begin(async (tx) => {
-        await tx`insert into slow values (${Number(ms)})`
-        tx.nudge('awfar_outbox', ms)
+        await tx`insert into slow values (${Number(n)})`
+        tx.nudge('awfar_outbox', n)
       })
-    const committing = (n: number) =>
-      until(`${n} commit`, async () => {
-        const active = await sql`
-          select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'`
-        return active.length === n
+    const committing = (count: number) =>
+      until(`${count} commit`, async () => {
+        const waiting = await sql`
+          select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'`
+        return waiting.length === count
       })
-    const times = ['250', '750', '500']
-    const first = write('250')
-    await committing(1)
-    const others = [write('750'), write('500')]
-    await committing(3)
-    await Promise.all([first, ...others])
-    await until('all are heard', () => times.every((ms) => heard.has(ms)))
-    for (const ms of times) t.equal(await heard.get(ms), true, `${ms} ms, prepared: ${prepare}`)
+    // In another order than they were handed in.
+    const numbers = ['11', '13', '12']
+    for (const n of numbers) await shut(n)
+    const writing: Promise<void>[] = []
+    for (const [i, n] of numbers.entries()) {
+      writing.push(write(n))
+      await committing(i + 1)
+    }
+    for (const n of numbers.toSorted()) {
+      t.notOk(heard.has(n), `${n} is not heard before its commit`)
+      await open(n)
+      await until(`${n} is heard`, () => heard.has(n))
+    }
+    await Promise.all(writing)
+    for (const n of numbers) t.equal(await heard.get(n), true, `${n}, prepared: ${prepare}`)
 
     // One that takes long delays nobody's but its own.
-    const slow = write('2000')
+    await shut('20')
+    const slow = write('20')
     await committing(1)
     await write('1')
     await until('the quick one is heard', () => heard.has('1'))
-    t.notOk(heard.has('2000'))
+    t.notOk(heard.has('20'))
+    await open('20')
     await slow
     await t.rejects(
       writer.begin((tx) => {
