@@ -1,4 +1,4 @@
-import type { Sql } from './db.ts'
+import type { Sql, Tag } from './db.ts'
 import { AppError } from './errors.ts'
 import { isSealFault } from './key-ring.ts'
 import type { KeyRing } from './key-ring.ts'
@@ -50,10 +50,11 @@ export async function takeKey(
   request: KeyedRequest,
 ): Promise<StoredAnswer | 'taken' | undefined> {
   // A lock of the transaction, not of the database's session: it works behind a pooler and ends with the process.
-  const [lock] = await tx<{ mine: boolean }>`
+  const locking = tx<{ mine: boolean }>`
     select pg_try_advisory_xact_lock(hashtextextended(${request.workspaceId}::text || ' ' || ${request.key}::text, 8)) as mine`
-  // A statement of its own: one that locks and reads would read what was there before it had the lock.
-  return lock!.mine ? findAnswer(tx, request) : 'taken'
+  // A statement of its own: one that locks and reads would read what was there before it had the lock. It need not wait for the answer, only for its turn.
+  const [[lock], answer] = await Promise.all([locking, findAnswer(tx, request)])
+  return lock!.mine ? answer : 'taken'
 }
 
 /** What is stored under a key, as takeKey() answers it, without taking it. */
@@ -83,7 +84,7 @@ export async function findAnswer(
 
 /** Stores the answer of a request, in the transaction that took its key. */
 export async function storeAnswer(
-  tx: Sql,
+  tx: Tag,
   { workspaceId, key, fingerprint }: KeyedRequest,
   { statusCode, body, sealedWith }: StoredAnswer,
   ttlHours: number,

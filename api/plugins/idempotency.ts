@@ -104,7 +104,7 @@ export default fp(
           if (earlier) return { ...earlier, replayed: true }
           const answer = stored(await work(tx))
           const kept = secret ? sealAnswer(keys, keyed, answer) : answer
-          await storeAnswer(tx, keyed, kept, ttlHours)
+          await storeAnswer(tx.last, keyed, kept, ttlHours)
           return { ...answer, replayed: false }
         }),
       )
