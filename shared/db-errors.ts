@@ -17,8 +17,8 @@ export function isDatabaseAway(error: unknown): boolean {
   if (error instanceof AggregateError) return error.errors.some(isDatabaseAway)
   const code = pgCode(error)
   if (code !== undefined) {
-    // Class 08 connection, 57P0x shutdown and crash, 25P03 a transaction that was left alone too long, 53300 too many connections; 40001 and 40P01: another transaction came first.
-    return /^(08...|57P0[1-5]|25P03|53300|40001|40P01|ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/.test(
+    // Class 08 connection, 57P0x shutdown and crash, 57014 a statement that took too long, 25P03 a transaction that was left alone too long, 53300 too many connections; 40001 and 40P01: another transaction came first.
+    return /^(08...|57P0[1-5]|57014|25P03|53300|40001|40P01|ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN)$/.test(
       code,
     )
   }

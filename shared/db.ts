@@ -54,6 +54,8 @@ export interface ConnectOptions {
   max?: number
   /** Named (prepared) statements; must be off behind a transaction pooler, which is recognised by its port 6543. */
   prepare?: boolean
+  /** How long to wait for the answer to one statement. */
+  answerTimeoutMs?: number
   /** Called when an idle connection breaks; the pool replaces it by itself. */
   onError?: (error: Error) => void
 }
@@ -83,6 +85,7 @@ class SqlFragment implements Fragment {
 /** Opens a pool of connections. The first one is made by the first statement. */
 export function connect(url: string, options: ConnectOptions): Db {
   const named = (options.prepare ?? true) && new URL(url).port !== '6543'
+  const { answerTimeoutMs = 30_000 } = options
   const pool = new pg.Pool({
     connectionString: url,
     application_name: options.applicationName,
@@ -91,7 +94,7 @@ export function connect(url: string, options: ConnectOptions): Db {
     keepAlive: true,
     connectionTimeoutMillis: 5_000,
     // A server that stops answering must not hold a request for ever.
-    query_timeout: 30_000,
+    query_timeout: answerTimeoutMs,
     idleTimeoutMillis: 30_000,
     pipeline: named,
   })
@@ -110,7 +113,10 @@ export function connect(url: string, options: ConnectOptions): Db {
     last: statements,
     begin: async <T>(work: (tx: Transaction) => Promise<T>): Promise<T> => {
       const client = await pool.connect()
-      return transact({ client, run: tag(client, named), piped: named, notifier }, work)
+      // It gives up first: what its caller has given up must not be committed by what was sent behind it.
+      const statementTimeoutMs = Math.ceil(0.9 * answerTimeoutMs)
+      const run = tag(client, named)
+      return transact({ client, run, piped: named, statementTimeoutMs, notifier }, work)
     },
     close: async () => {
       await notifier.close()

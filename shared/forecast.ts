@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, coldUntil, holdOf, mayOpen, quietUntilAt, today } from './pacing.ts'
+import { chatInHand, coldUntil, joinHold, mayOpen, quietUntilAt, today } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -91,7 +91,7 @@ export async function foresee(
       from (
         select b.chat_id, b.waiting, b.cold from outbox_lanes b
         where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}) b) others
-    ${holdOf({
+    ${joinHold({
       state: fragment`case when ${scheduled} then 'z' else 'q' end`,
       sendAt,
       lastInboundAt: fragment`c.last_inbound_at`,

@@ -5,7 +5,7 @@ import type { EventType } from './events.ts'
 import type { MessageMedia } from './media.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
-import { coldUntil, holdOf } from './pacing.ts'
+import { coldUntil, joinHold } from './pacing.ts'
 
 export type Direction = 'inbound' | 'outbound'
 export type Source = 'api' | 'phone' | 'live' | 'history' | 'backfill'
@@ -204,20 +204,20 @@ const actions = fragment`
      where b.message_id = a.message_id and b.kind = a.kind and b.id > a.id and b.done_at is not null and b.error_code is null)))`
 
 /** The file `f` of a message, with its object `fo`; null without one. */
-export const media = fragment`
+export const mediaColumn = fragment`
   case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
     'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end`
 
-/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `u` who sent it, `f` its file, `fo` its object, `o` its outbox row; `hold` is as below. */
+/** Everything a MessageRow has; `m` is the messages row, `c` its chat, `u` who sent it, `f` its file, `fo` its object, `o` its outbox row; `hold` is messageHold. */
 export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.content, m.mentions, ${media} as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.body, m.content, m.mentions, ${mediaColumn} as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, hold.held_by, hold.not_before,
   ${reactions} as reactions, ${votes} as votes, ${actions} as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 /** Joins `hold` to a message `m` of the session `s`, with what there is of it in the outbox: its row `o`, its lane `l`, its pace `p`. */
-export const hold = holdOf({
+export const messageHold = joinHold({
   // What is confirmed in this very statement is still to be seen in the outbox.
   state: fragment`case when m.status = 'queued' then o.state end`,
   sendAt: fragment`m.send_at`,
@@ -236,7 +236,7 @@ export const messageJoins = fragment`
   left join outbox o on o.message_id = m.id
   left join outbox_lanes l on l.chat_id = o.chat_id
   left join wa_session_pacing p on p.session_id = o.session_id
-  ${hold}`
+  ${messageHold}`
 
 export async function findMessage(
   sql: Sql,

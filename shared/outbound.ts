@@ -7,7 +7,7 @@ import type { EventType } from './events.ts'
 import { columnsOf } from './message-columns.ts'
 import type { ContentColumns } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, findMessages, hold, media, messageResource } from './messages.ts'
+import { findMessage, findMessages, mediaColumn, messageHold, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
 import { enqueuing, takeOut } from './outbox.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
@@ -55,6 +55,7 @@ export type Outcome = { message: Message } | { refusal: Refusal }
 export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
   return sql.begin(async (tx) => {
+    // Also when all are refused, which is not known before the commit is on its way.
     tx.nudge('awfar_outbox', submission.sessionId)
     tx.nudge('awfar_events')
     await planOnce(tx)
@@ -214,13 +215,13 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
           'notBefore', ${isoTime(fragment`hold.not_before`)},
           'sentBy', (select json_build_object('id', id, 'fullName', full_name) from profiles where id = ${submission.sentBy}::uuid)
-          ${attached ? fragment`, 'media', ${media}` : fragment``}) as told
+          ${attached ? fragment`, 'media', ${mediaColumn}` : fragment``}) as told
       from input i
       left join message m on m.id = i.id left join session s on m.id is not null left join queued o on o.message_id = m.id
       left join lane l on l.chat_id = m.chat_id
       ${attached ? fragment`left join media f on f.id = m.media_id left join media_objects fo on fo.id = f.object_id` : fragment``}
       left join lateral (select * from wa_session_pacing where session_id = ${sessionId}) p on true
-      ${hold}
+      ${messageHold}
     ), event as (
       insert into events (workspace_id, session_id, type, payload)
       select ${workspaceId}::uuid, ${sessionId}::uuid, 'message.any', fresh || told from told where refusal is null order by ord

@@ -109,7 +109,7 @@ export function movePace(defaults: PacingConfig): Fragment {
 /** The chat whose message the session of `p` has in its hands; null when it has none. */
 export const chatInHand = fragment`(select b.chat_id from outbox b where b.id = p.in_flight and b.state = 's')`
 
-/** What holdOf() is told of a message, beside what stands in `s` (wa_sessions), `l` (outbox_lanes) and `p` (wa_session_pacing). */
+/** What joinHold() is told of a message, beside what stands in `s` (wa_sessions), `l` (outbox_lanes) and `p` (wa_session_pacing). */
 export interface Waiting {
   /** As outbox.state; null when it does not wait. */
   state: Fragment
@@ -125,7 +125,7 @@ export interface Waiting {
 /**
  * Joins `hold`: why a message waits (held_by), and until when where that is known (not_before); of several reasons the one that lasts longest. Any of `s`, `l` and `p` may be missing.
  */
-export const holdOf = (of: Waiting) => fragment`
+export const joinHold = (of: Waiting) => fragment`
   cross join lateral (
     select
       case when w.state = 'z' then 'SCHEDULED' when w.state is distinct from 'q' then null when w.status <> 'WORKING' then 'SESSION_' || w.status

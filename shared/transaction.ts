@@ -11,6 +11,8 @@ export interface Means {
   run: Tag
   /** Statements may be sent before those before them are answered. */
   piped: boolean
+  /** How long the server works on one statement. */
+  statementTimeoutMs: number
   notifier: Notifier
 }
 
@@ -20,12 +22,16 @@ export interface Means {
  * go right behind the commit.
  */
 export async function transact<T>(
-  { client, run, piped, notifier }: Means,
+  { client, run, piped, statementTimeoutMs, notifier }: Means,
   work: (tx: Transaction) => Promise<T>,
 ): Promise<T> {
   const { stream } = client.connection
-  // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
-  const opening = ['begin', "set local idle_in_transaction_session_timeout = '5s'"]
+  const opening = [
+    'begin',
+    // An owner that stalls in here (a stopped process, a paused machine) must not hold its rows against its successor.
+    "set local idle_in_transaction_session_timeout = '5s'",
+    `set local statement_timeout = ${statementTimeoutMs}`,
+  ]
   let begun: Promise<void> | undefined
   let held = false
   let failed = false
@@ -88,42 +94,50 @@ export async function transact<T>(
     tell(nudges.filter((nudge) => !boarded.includes(nudge)))
   }
 
-  const end = () => (ending ??= commit())
-  async function ready(): Promise<void> {
+  function mustGoOn(): void {
     if (ending) throw new Error('The transaction is over.')
-    await open()
   }
 
   const awaited: Tag = async (strings, ...values) => {
-    await ready()
+    mustGoOn()
+    await open()
     const answer = run<never>(strings, ...values)
     letGo()
     return answer
   }
   const ahead: Tag = async (strings, ...values) => {
+    mustGoOn()
     if (!begun && values.length === 0) opening.push(strings[0]!)
     else {
-      await ready()
+      await open()
       await sendAlong(() => run(strings, ...values))
     }
     return []
   }
-  const last: Tag = (strings, ...values) => {
+  const last: Tag = async (strings, ...values) => {
+    mustGoOn()
     late.push(() => run(strings, ...values))
-    return Promise.resolve([])
+    return []
   }
   const final: Tag = async <Row extends object>(...[strings, ...values]: Parameters<Tag>) => {
     // Who joined a transaction does not end it.
     if (joined > 0) return awaited<Row>(strings, ...values)
-    await ready()
+    mustGoOn()
     let rows: Row[] = []
-    await sendAlong(async () => {
-      rows = await run<Row>(strings, ...values)
-    })
-    await end()
+    const sendAndCommit = async () => {
+      await open()
+      await sendAlong(async () => {
+        rows = await run<Row>(strings, ...values)
+      })
+      await commit()
+    }
+    await (ending = sendAndCommit())
     return rows
   }
-  const nudge: Statements['nudge'] = (...nudge) => void nudges.push(nudge)
+  const nudge: Statements['nudge'] = (...nudge) => {
+    mustGoOn()
+    nudges.push(nudge)
+  }
   const begin = async <U>(inner: (tx: Transaction) => Promise<U>) => {
     joined += 1
     try {
@@ -139,10 +153,12 @@ export async function transact<T>(
 
   try {
     const result = await work(tx)
-    await end()
+    await (ending ??= commit())
     return result
   } catch (error) {
     letGo()
+    // What was left behind is not given back under its hands.
+    await ending?.catch(() => {})
     if (released) throw error
     // What failed first is the reason; what came after it only says that the transaction is over.
     const reason = await Promise.all(unanswered).then(

@@ -116,7 +116,11 @@ export const text = () =>
 /** Text that shows something. */
 export const visibleText = () => text().pattern(/\S/, 'more than blanks')
 
-export const uuid = () => Joi.string().guid({ separator: '-', wrapper: false })
+/** Told again as the database writes it. */
+export const uuid = () =>
+  Joi.string()
+    .guid({ separator: '-', wrapper: false })
+    .custom((id: string) => id.toLowerCase())
 
 export interface ById {
   id: string

@@ -62,6 +62,22 @@ void t.test('every kind is accepted and answered as it was given', async (t) => 
   )
 })
 
+void t.test('ids are told as they are, in whatever capitals they came', async (t) => {
+  const { call, sessionId } = await withSession()
+  const first = (await call('POST', send, { to, message: 'Hi' })).json<Message>()
+  const shouted = {
+    sessionId: sessionId.toUpperCase(),
+    quotedMessageId: first.id.toUpperCase(),
+    ifLastMessageId: first.id.toUpperCase(),
+  }
+  const answer = (await call('POST', send, { to, message: 'Hello?', ...shouted })).json<Message>()
+  const told = { sessionId, quotedMessageId: first.id }
+  t.match(answer, told)
+  t.match((await call('GET', `/api/messages/${answer.id.toUpperCase()}`)).json(), answer)
+  const [event] = await it.sql`select payload from events where payload ->> 'id' = ${answer.id}`
+  t.match(event, { payload: told })
+})
+
 void t.test('what is wrong with a kind is named', async (t) => {
   const { call } = await withSession()
   const future = new Date(Date.now() + 3_600_000).toISOString()

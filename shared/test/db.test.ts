@@ -149,7 +149,9 @@ for (const prepare of [true, false]) {
       t.strictSame(await insert(tx.final, 'final'), [{ name: 'final' }])
       t.strictSame(await names(), ['final', 'first', 'late'], 'it is committed')
       await t.rejects(insert(tx, 'more'), { message: 'The transaction is over.' })
-      await t.rejects(insert(tx.ahead, 'more'), { message: 'The transaction is over.' })
+      for (const way of [tx.ahead, tx.last, tx.final])
+        await t.rejects(insert(way, 'more'), { message: 'The transaction is over.' })
+      t.throws(() => tx.nudge('awfar_outbox'), { message: 'The transaction is over.' })
     })
     await t.rejects(
       one.begin(async (tx) => {
@@ -192,10 +194,49 @@ for (const prepare of [true, false]) {
       }),
       { message: 'too late' },
     )
-    t.strictSame(await names(), ['final', 'first', 'kept', 'late'], 'nothing half-written')
-    t.equal((await one`select 1`).length, 1, 'the connection is given back, once')
+    const left = one.begin(async (tx) => {
+      void insert(tx.final, 'left behind')
+      await Promise.resolve()
+      throw new Error('in a hurry')
+    })
+    const next = one.begin(async (tx) => {
+      await insert(tx, 'undone')
+      throw new Error('no')
+    })
+    await t.rejects(left, { message: 'in a hurry' })
+    await t.rejects(next, { message: 'no' }, 'the connection is given back once')
+    t.strictSame(
+      await names(),
+      ['final', 'first', 'kept', 'late', 'left behind'],
+      'nothing half-written',
+    )
   })
 }
+
+void t.test('what took too long is not committed afterwards', async (t) => {
+  const { sql, url } = await testDb(t)
+  const hasty = connect(url, { applicationName: 'test', answerTimeoutMs: 1_000 })
+  t.teardown(() => hasty.close())
+  const [{ id }] = (await sql`insert into workspaces (name) values ('a') returning id`) as [
+    { id: string },
+  ]
+  const name = async () => (await sql`select name from workspaces where id = ${id}`)[0]!['name']
+  await sql.begin(async (tx) => {
+    await tx`select from workspaces where id = ${id} for update`
+    const change = hasty.begin(
+      (late) => late.final`update workspaces set name = 'b' where id = ${id}`,
+    )
+    const error: unknown = await change.then(
+      () => undefined,
+      (failure: unknown) => failure,
+    )
+    t.equal(pgCode(error), '57014')
+    t.ok(isDatabaseAway(error), 'later it can')
+  })
+  // Whatever still waited for the row has had it before this.
+  await hasty.begin((tx) => tx`select from workspaces where id = ${id} for update`)
+  t.equal(await name(), 'a')
+})
 
 void t.test('a transaction whose connection is dead does not wait for it once more', async (t) => {
   const { url } = await testDb(t)
