@@ -229,7 +229,8 @@ void t.test(
     await loseDisk(sql, workspaceId, join(dataDir, 'profiles', sessionId))
     hanging.on = true
     await wantRunning(sql, workspaceId, sessionId, 30)
-    await until('more tries than a session without a login has', () => hanging.reads > 4)
+    // Each takes its time to fail, and there is a pause after it.
+    await until('more tries than a session without a login has', () => hanging.reads > 4, 60_000)
     t.match(await findSession(sql, workspaceId, sessionId), {
       status: 'STARTING',
       reason: 'VAULT_UNAVAILABLE',
