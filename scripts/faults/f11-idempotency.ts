@@ -258,13 +258,13 @@ class Apis {
     this.#token = accessToken
     this.workspaceId = user.workspaceId
     await this.#call(0, '/api/whatsapp/sessions', { name: 'F11', start: false })
-    // The statement that stores the answer takes long for some keys, and for others the commit does.
+    // The acceptance itself takes long for some keys, and for others the commit does. What stores the answer travels with the commit.
     await this.sql`
       create function dawdle() returns trigger language plpgsql as
       $$ begin perform pg_sleep(0.4); return null; end $$`
     await this.sql`
-      create trigger before_commit after insert on idempotency_keys for each row
-      when (new.key like 'before-%') execute function dawdle()`
+      create trigger before_commit after insert on messages for each row
+      when (new.body like 'before-%') execute function dawdle()`
     await this.sql`
       create constraint trigger at_commit after insert on idempotency_keys deferrable initially deferred for each row
       when (new.key like 'after-%') execute function dawdle()`

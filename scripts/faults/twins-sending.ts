@@ -46,7 +46,7 @@ const twins: Twin[] = [
     without: 'the conflict clause that counts a lane on',
     edits: [
       {
-        file: 'shared/outbound.js',
+        file: 'shared/outbox.js',
         find: 'set waiting = outbox_lanes.waiting + excluded.waiting,',
         replace: 'set waiting = outbox_lanes.waiting,',
       },
