@@ -116,11 +116,11 @@ export const text = () =>
 /** Text that shows something. */
 export const visibleText = () => text().pattern(/\S/, 'more than blanks')
 
+/** An id that is part of something signed: to the letter. */
+export const exactUuid = () => Joi.string().guid({ separator: '-', wrapper: false })
+
 /** Told again as the database writes it. */
-export const uuid = () =>
-  Joi.string()
-    .guid({ separator: '-', wrapper: false })
-    .custom((id: string) => id.toLowerCase())
+export const uuid = () => exactUuid().custom((id: string) => id.toLowerCase())
 
 export interface ById {
   id: string

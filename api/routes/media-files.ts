@@ -16,7 +16,7 @@ import type { MediaRow } from '../../shared/media.ts'
 import type { ByteRange } from '../../shared/object-store.ts'
 import { errorBody } from '../plugins/errors.ts'
 import type { Routes } from '../plugins/joi.ts'
-import { uuid } from '../plugins/joi.ts'
+import { exactUuid } from '../plugins/joi.ts'
 import type { Signature } from '../media-urls.ts'
 
 interface Named {
@@ -25,8 +25,8 @@ interface Named {
 }
 
 const named = Joi.object<Named, true>({
-  workspaceId: uuid().required(),
-  mediaId: uuid().required(),
+  workspaceId: exactUuid().required(),
+  mediaId: exactUuid().required(),
 })
 
 export const signature = Joi.object<Signature, true>({

@@ -21,7 +21,7 @@ import { ObjectExists } from '../../shared/object-store.ts'
 import type { Resumable } from '../../shared/object-store.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { nothing, text, uuid } from '../plugins/joi.ts'
+import { exactUuid, nothing, text, uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { guardUploads } from '../uploading.ts'
 import { signature } from './media-files.ts'
@@ -72,8 +72,8 @@ interface Named {
 }
 
 const named = Joi.object<Named, true>({
-  workspaceId: uuid().required(),
-  mediaId: uuid().required(),
+  workspaceId: exactUuid().required(),
+  mediaId: exactUuid().required(),
 })
 
 /** How long a direct upload may take to arrive, in seconds. */

@@ -11,6 +11,7 @@ import { longestSendMs } from './webjs-outgoing.ts'
 /** What the library has and its type declarations leave out. */
 export interface Internals {
   inject(): Promise<void>
+  initWebVersionCache(): Promise<void>
   lastLoggedOut: boolean
   pupBrowser?: Browser | null
   pupPage?: Page | null
@@ -53,7 +54,7 @@ const withoutAddressBar =
 /** A client of whatsapp-web.js. The only file that imports the library. */
 export function createClient(options: ClientOptions): LibraryClient {
   const { executablePath, profileDir, browserArgs, webVersion, onBrowser } = options
-  return new whatsapp.Client({
+  const client = new whatsapp.Client({
     authStrategy: new OwnProfile(profileDir, onBrowser),
     puppeteer: {
       headless: true,
@@ -79,6 +80,9 @@ export function createClient(options: ClientOptions): LibraryClient {
         }
       : { webVersionCache: { type: 'none' } }),
   }) as LibraryClient
+  // It would keep the source of each page that is loaded, for a cache that is not there, and fail with nobody to tell where the page is gone before it is read.
+  if (!webVersion) client.initWebVersionCache = () => Promise.resolve()
+  return client
 }
 
 /** Closes a browser and sees to it that nothing of it is left. */
