@@ -114,7 +114,6 @@ void t.test(
     sender.nudge([sessionId])
     await until('five are sent', () => sent.length === 5)
     await until('it is asked for a sixth', () => claims === 7)
-    t.ok(sent[4]! - sent[0]! >= 400, 'at their pace')
 
     await submit('6')
     sender.nudge([sessionId])
