@@ -81,6 +81,7 @@ async function run(lab: Lab): Promise<Row[]> {
   const counted = [...atPoint].map(([point, count]) => `${count} ${point}`).join(', ')
   const killed = new Trials('F1', 'SIGKILL of a worker, simulator')
   for (let index = 0; index < fleet.kills; index++) killed.kept()
+  for (const [point, count] of atPoint) if (count < wanted) killed.failed(`${count} ${point}`)
   killed.note = `${atRandom} at random instants, ${counted}; ${fleet.underLoad} while messages waited; ${workers} workers, ${sessions} sessions, ${sessions * chats} chats; the judge is a file outside of the workers`
   await world.close()
   return [killed.row(), ...rows]
@@ -166,7 +167,7 @@ async function killAtPoints(
   wanted: number,
 ): Promise<void> {
   const { sql } = fleet.world
-  const deadline = performance.now() + 240_000
+  const deadline = performance.now() + 600_000
   while ([...counts.values()].some((count) => count < wanted) && performance.now() < deadline) {
     lab.signal.throwIfAborted()
     const held = await sql<{ pid: number; name: string; point: Point }>`
