@@ -34,6 +34,8 @@ try {
   const rounds = options.quick ? 1 : 3
   const drained = await drain({ sql, url, folder, workers, rounds, say })
   say(`${drained.handled} messages of ours handled, ${drained.violations} violations of the order`)
+  // What the drains left behind is cleared away first, and not while single messages are timed.
+  await sql`vacuum analyze`
   const waited = await pickups({
     sql,
     url,
