@@ -49,6 +49,8 @@ export interface Claimed {
 export interface FreshlyClaimed extends Claimed {
   /** How long its session's pace asks for until the next one, in milliseconds. */
   waitMs: number
+  /** Something else waits in its session. What is accepted from here on is told by a nudge. */
+  more: boolean
 }
 
 interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
@@ -109,7 +111,7 @@ export async function claim(
   lanes: Lane[],
   defaults: PacingConfig,
 ): Promise<FreshlyClaimed[]> {
-  const rows = await sql<ClaimedRow & { waitMs: number }>`
+  const rows = await sql<ClaimedRow & Pick<FreshlyClaimed, 'waitMs' | 'more'>>`
     with head as (
       select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight, hand.chat_id is not null as in_hand
       from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) u(id, fence)
@@ -146,8 +148,10 @@ export async function claim(
       -- All that was claimed, so that nothing has to be joined to it again.
       returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    select ${selected}, true as same_login, o.typing, o.wait_ms::float8 from pace o ${joined}`
-  return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs }))
+    select ${selected}, true as same_login, o.typing, o.wait_ms::float8,
+      exists (select from outbox_lanes l where l.session_id = o.session_id and l.waiting > 0 and (l.waiting > 1 or l.chat_id <> o.chat_id)) as more
+    from pace o ${joined}`
+  return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs, more: row.more }))
 }
 
 /** What is left claimed: by a worker that died, or handed to WhatsApp and not yet confirmed for `olderThanSeconds`. */

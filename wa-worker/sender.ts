@@ -53,6 +53,8 @@ interface OpenLane extends Line {
   pause: Wake
   /** What the lane is doing; idle when undefined. */
   work: Promise<void> | undefined
+  /** Whether there may be something to claim when that is done. */
+  asked: boolean
   /** Rings when the session's pace lets it go on. */
   pacer: NodeJS.Timeout | undefined
 }
@@ -104,6 +106,7 @@ export class Sender {
       onTrouble,
       pause: new Wake(),
       work: undefined,
+      asked: false,
       pacer: undefined,
     }
     this.#lanes.set(session.id, lane)
@@ -195,10 +198,10 @@ export class Sender {
     if (!asked)
       for (const lane of this.#idle())
         if (!lane.settled) this.#occupy(lane, () => this.#settleLeft(lane))
+    const meant = [...this.#lanes.values()].filter(({ session }) => asked?.has(session.id) ?? true)
     // A lane that is at work asks again when it is done.
-    const idle = this.#idle().filter(
-      ({ session, settled }) => settled && (asked?.has(session.id) ?? true),
-    )
+    for (const lane of meant) lane.asked ||= lane.work !== undefined
+    const idle = meant.filter(({ work, settled }) => work === undefined && settled)
     if (idle.length === 0) return
     const { pollMs } = this.#options
     const claiming = this.#claimFor(idle)
@@ -218,7 +221,8 @@ export class Sender {
           this.nudge([lane.session.id])
         }, Math.ceil(message.waitMs))
       }
-      this.#occupy(lane, () => this.#deliver(lane, message))
+      // A claim in vain is a third of the work of one that finds something.
+      this.#occupy(lane, () => this.#deliver(lane, message), message.more)
     }
   }
 
@@ -274,7 +278,9 @@ export class Sender {
     return [...this.#lanes.values()].filter((lane) => lane.work === undefined)
   }
 
-  #occupy(lane: OpenLane, work: () => Promise<void>): void {
+  /** Gives a lane something to do. After that it asks for more, if there is any or it was told of some meanwhile. */
+  #occupy(lane: OpenLane, work: () => Promise<void>, more = true): void {
+    lane.asked = more
     lane.work = work()
       .catch((error: unknown) => {
         const fields = { sessionId: lane.session.id, error }
@@ -284,7 +290,7 @@ export class Sender {
       .then(() => {
         lane.work = undefined
         // Before its pace lets it go on there is nothing to claim.
-        if (!lane.pacer) this.nudge([lane.session.id])
+        if (lane.asked && !lane.pacer) this.nudge([lane.session.id])
       })
   }
 
@@ -295,6 +301,8 @@ export class Sender {
     this.#awaited.set(message.keyId, lane)
     try {
       const outcome = await this.#delivery.send(lane, message)
+      // It may be in the queue again.
+      if (outcome !== 'sent' && outcome !== 'handed') lane.asked = true
       if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
       // The lane goes no further before it is known. An engine that broke closes the lane, and the next one settles it.
       if (outcome === 'unsettled') {

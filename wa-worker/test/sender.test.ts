@@ -6,6 +6,7 @@ import { createLogger } from '../../shared/logger.ts'
 import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { AckBook } from '../ack-book.ts'
+import { EngineError } from '../engine/engine.ts'
 import { Sender } from '../sender.ts'
 import { until } from './waiting.ts'
 import { givenSession } from './worker.ts'
@@ -34,7 +35,7 @@ async function rig(
     /** What becomes of what the database answers to a claim. */
     answers?: <T>(claimed: Promise<T[]>) => Promise<T[]>
     /** The ack a send is answered with. */
-    onSend?: (keyId: string) => number
+    onSend?: (keyId: string) => number | Promise<number>
     minGapMs?: number
     pollMs?: number
   },
@@ -69,9 +70,9 @@ async function rig(
     ackWaitMs: 1_000,
   })
   const engine: Parameters<Sender['open']>[1] = {
-    send({ chatId, keyId }) {
+    async send({ chatId, keyId }) {
       sent.push(performance.now())
-      return Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: onSend(keyId) })
+      return { waMessageId: `true_${chatId}_${keyId}`, ack: await onSend(keyId) }
     },
     find: () => Promise.resolve(null),
     typing: () => Promise.resolve(),
@@ -122,6 +123,57 @@ void t.test(
     t.equal(claims, 8, 'once for each, and once when there was none')
   },
 )
+
+void t.test('a session is asked again only where something waits', async (t) => {
+  let claims = 0
+  const { sql, sessionId, sender, sent, submit } = await rig(t, {
+    onClaim: () => void (claims += 1),
+  })
+  const isOver = async (count: number) =>
+    sent.length === count && (await sql`select from outbox`).length === 0
+  await until('the first claim', () => claims === 1)
+  await submit('1', '2', '2', '3')
+  sender.nudge([sessionId])
+  await until('four are sent', () => isOver(4))
+  await submit('4')
+  sender.nudge([sessionId])
+  await until('another is sent', () => isOver(5))
+  t.equal(claims, 6, 'once for each, after that of an empty queue')
+})
+
+void t.test('what comes while a message is on its way is not left lying', async (t) => {
+  const rigged = await rig(t, {
+    async onSend() {
+      const nth = rigged.sent.length
+      if (nth > 3) return 1
+      await rigged.submit(String(nth + 1))
+      // Of this session, or of any.
+      rigged.sender.nudge(nth % 2 === 1 ? [rigged.sessionId] : undefined)
+      // The claim that passes this session by is over.
+      for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate)
+      return nth % 3
+    },
+  })
+  const { sender, sessionId, sent, submit } = rigged
+  await submit('1')
+  sender.nudge([sessionId])
+  await until('four are sent', () => sent.length === 4)
+  t.pass('each without a poll')
+})
+
+void t.test('what was looked up in vain is sent again', async (t) => {
+  const rigged = await rig(t, {
+    onSend() {
+      if (rigged.sent.length > 1) return 1
+      throw new EngineError('unknown', 'PAGE_AWAY', 'Nobody knows.')
+    },
+  })
+  const { sender, sessionId, sent, submit } = rigged
+  await submit('1')
+  sender.nudge([sessionId])
+  await until('it is sent again', () => sent.length === 2)
+  t.pass('without a poll')
+})
 
 void t.test('what is claimed while its session is opened anew is not left lying', async (t) => {
   let began = 0
