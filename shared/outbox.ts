@@ -1,5 +1,5 @@
 import { fragment } from './db.ts'
-import type { Fragment, Sql } from './db.ts'
+import type { Fragment, Sql, Tag } from './db.ts'
 import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
@@ -106,7 +106,7 @@ const laneHeads = fragment`
  * before that ack: written with every claim, the lane and its indexes would add a third to its work.
  */
 export async function claim(
-  sql: Sql,
+  sql: Tag,
   worker: string,
   lanes: Lane[],
   defaults: PacingConfig,

@@ -1,10 +1,9 @@
 import { randomUUID } from 'node:crypto'
-import { connect, fragment, planOnce } from '../../../shared/db.ts'
+import { connect } from '../../../shared/db.ts'
 import type { Db } from '../../../shared/db.ts'
 import { listen } from '../../../shared/listener.ts'
 import { createLogger } from '../../../shared/logger.ts'
 import { accept } from '../../../shared/outbound.ts'
-import { claim, takingOut } from '../../../shared/outbox.ts'
 import { AckBook } from '../../../wa-worker/ack-book.ts'
 import { Sender } from '../../../wa-worker/sender.ts'
 import type { Consumer, ConsumerOptions, Contestant, Producer } from './contestant.ts'
@@ -16,12 +15,6 @@ export const pollMs = 1_000
 
 /** All of it: the worker's own sender, as main.ts puts it together, on an engine that does nothing. */
 export const awfar: Contestant = { openProducer, openConsumer: openSender }
-
-/**
- * The outbox alone, which is what a queue library does: a claim, and taking out what was claimed before, by the statement of an ack, in one transaction. No message is marked
- * as sent, no event written.
- */
-export const awfarQueue: Contestant = { openProducer, openConsumer: openQueue }
 
 function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<Producer> {
   let count = 0
@@ -73,7 +66,7 @@ async function openSender(options: ConsumerOptions): Promise<Consumer> {
         send({ chatId, keyId, content }) {
           const body = content.type === 'text' ? content.body : ''
           const chat = `${session.id} ${chatId}`
-          if (inFlight.has(session.id) || Number(body) <= (latest.get(chat) ?? 0)) violations += 1
+          if (inFlight.has(session.id) || Number(body) <= (latest.get(chat) ?? -1)) violations += 1
           inFlight.add(session.id)
           latest.set(chat, Number(body))
           onMessage(body)
@@ -102,45 +95,6 @@ async function openSender(options: ConsumerOptions): Promise<Consumer> {
       await running
       await Promise.all(sessions.map(({ id }) => sender.close(id)))
       await listener?.close()
-      await sql.close()
-      return { violations }
-    },
-  }
-}
-
-async function openQueue(options: ConsumerOptions): Promise<Consumer> {
-  const { url, worker, onMessage } = options
-  const sessions = options.sessions.filter((session) => session.worker === worker)
-  const sql = connect(url, { applicationName: 'bench-awfar' })
-  await sql`select`
-  const latest = new Map<string, number>()
-  let violations = 0
-  let stopped = false
-  let running: Promise<void> | undefined
-  const run = async () => {
-    for (let done: number[] = []; ;) {
-      const claimed = await sql.begin(async (tx) => {
-        await planOnce(tx)
-        await tx.ahead`with ${takingOut(fragment`o.id = any(${done}::bigint[])`)} select from gone`
-        return stopped ? [] : claim(tx, worker, sessions, atOnce)
-      })
-      if (claimed.length === 0) return
-      for (const { chatId, content } of claimed) {
-        const body = content.type === 'text' ? content.body : ''
-        if (Number(body) <= (latest.get(chatId) ?? 0)) violations += 1
-        latest.set(chatId, Number(body))
-        onMessage(body)
-      }
-      done = claimed.map(({ outboxId }) => outboxId)
-    }
-  }
-  return {
-    start() {
-      running = run()
-    },
-    async stop() {
-      stopped = true
-      await running
       await sql.close()
       return { violations }
     },

@@ -1,10 +1,18 @@
 import type { Db } from '../../../shared/db.ts'
 import type { BenchSession } from './world.ts'
 
+export interface Submission {
+  session: BenchSession
+  /** A number that says its place among all. */
+  body: string
+}
+
 /** What hands messages in. */
 export interface Producer {
   /** Tops the backlog of each session up to so many messages. */
   fill(perSession: number): Promise<void>
+  /** Writes what has to be there before these are handed in, and is no part of that. */
+  prepare?(submissions: Submission[]): Promise<void>
   /** Hands in one message, and resolves when it is durable. */
   submit(session: BenchSession, body: string): Promise<void>
   close(): Promise<void>

@@ -22,8 +22,11 @@ export interface PickupOptions {
 
 /** Milliseconds from the beginning of an insert to the beginning of its handler, at about 150 messages a second over 100 sessions. */
 export async function pickups({ rounds, ...options }: PickupOptions) {
-  const names = ['awfar', 'pgBoss', 'graphile'] as const
-  const all: Record<(typeof names)[number], number[]> = { awfar: [], pgBoss: [], graphile: [] }
+  const names = Object.keys(contestants) as Name[]
+  const all = Object.fromEntries(names.map((name) => [name, []])) as unknown as Record<
+    Name,
+    number[]
+  >
   let violations = 0
   for (let round = 0; round < rounds; round++) {
     for (const name of names) {
@@ -46,27 +49,30 @@ async function pickup(
   const sessions = await createSessions(sql, sessionCount)
   const producer = await contestants[name].openProducer(url, sessions, sql)
   await producer.fill(0)
-  let countedFrom = Infinity
+  const submissions = Array.from({ length: warmUps + messages }, (_, i) => ({
+    session: sessions[i % sessionCount]!,
+    body: String(i),
+  }))
+  await producer.prepare?.(submissions)
+  const bornAt: number[] = []
   const results = await workers.run({ name, url, sessions, mode }, async () => {
     await sleep(1_000)
     const handedIn: Promise<void>[] = []
     const began = clock()
-    for (let i = 0; i < warmUps + messages; i++) {
+    for (const [i, { session, body }] of submissions.entries()) {
       await sleep(Math.max(0, began + i * everyMs - clock()))
-      if (i === warmUps) countedFrom = clock()
-      handedIn.push(producer.submit(sessions[i % sessionCount]!, String(clock())))
+      bornAt.push(clock())
+      handedIn.push(producer.submit(session, body))
     }
     await Promise.all(handedIn)
     await sleep(pollMs + 500)
   })
   await producer.close()
-  const counted = results
-    .flatMap((result) => result.pickups)
-    .filter(({ born }) => born >= countedFrom)
-  if (counted.length !== messages)
-    throw new Error(`${name} handled ${counted.length} of ${messages}.`)
+  const cameAt = new Map(results.flatMap((result) => Object.entries(result.cameAt)))
+  if (cameAt.size !== submissions.length)
+    throw new Error(`${name} handled ${cameAt.size} of ${submissions.length}.`)
   return {
-    pickups: counted.map(({ ms }) => ms),
+    pickups: bornAt.map((at, i) => cameAt.get(String(i))! - at).slice(warmUps),
     violations: results.reduce((sum, result) => sum + result.violations, 0),
   }
 }

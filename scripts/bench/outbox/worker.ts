@@ -1,5 +1,6 @@
 /** A worker process of the bench: handles messages for one contestant at a time, as it is told. */
-import { awfar, awfarQueue } from './awfar.ts'
+import { awfar } from './awfar.ts'
+import { awfarQueue } from './awfar-queue.ts'
 import type { ConsumerOptions } from './contestant.ts'
 import { graphile } from './graphile.ts'
 import { pgBoss } from './pg-boss.ts'
@@ -14,17 +15,11 @@ export type Order =
   | { do: 'count' }
   | { do: 'stop' }
 
-/** When a message was about to be handed in, and how long it took from there to its handler. */
-export interface Pickup {
-  born: number
-  ms: number
-}
-
-/** What came of a window: messages handled since it was told to count, and milliseconds from there to the last one; for those that carry their birth, how long they waited. */
+/** What came of a window: messages handled since it was told to count, and milliseconds from there to the last one; but for a drain, when each message came to its handler. */
 export interface Result {
   handled: number
   ms: number
-  pickups: Pickup[]
+  cameAt: Record<string, number>
   violations: number
 }
 
@@ -32,20 +27,19 @@ let consumer: Awaited<ReturnType<(typeof awfar)['openConsumer']>> | undefined
 let handled = 0
 let countedFrom = 0
 let lastAt = 0
-let pickups: Pickup[] = []
+let cameAt: Record<string, number> = {}
 
 async function obey(order: Order): Promise<Result | undefined> {
   switch (order.do) {
     case 'open': {
       handled = 0
-      pickups = []
+      cameAt = {}
       consumer = await contestants[order.name].openConsumer({
         ...order,
         onMessage: (body) => {
           lastAt = clock()
           handled += 1
-          if (order.mode !== 'drain')
-            pickups.push({ born: Number(body), ms: lastAt - Number(body) })
+          if (order.mode !== 'drain') cameAt[body] = lastAt
         },
       })
       return undefined
@@ -58,7 +52,7 @@ async function obey(order: Order): Promise<Result | undefined> {
       countedFrom = clock()
       return undefined
     case 'stop': {
-      const result = { handled, ms: lastAt - countedFrom, pickups }
+      const result = { handled, ms: lastAt - countedFrom, cameAt }
       return { ...result, ...(await consumer!.stop()) }
     }
   }

@@ -1,4 +1,5 @@
 import type { Db, Sql } from '../../../shared/db.ts'
+import type { Submission } from './contestant.ts'
 import type { PacingConfig } from '../../../shared/pacing.ts'
 import { createWorkspace } from '../../../shared/workspaces.ts'
 
@@ -86,6 +87,22 @@ export async function fill(
       on conflict (chat_id) do update
       set waiting = outbox_lanes.waiting + excluded.waiting, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end`
   })
+}
+
+/** Writes messages that are in no queue yet. */
+export function writeMessages(
+  sql: Sql,
+  submissions: Submission[],
+): Promise<{ id: string; chatId: string; body: string }[]> {
+  return sql<{ id: string; chatId: string; body: string }>`
+    insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id)
+    select c.workspace_id, c.session_id, c.id, 'outbound', 'api', 'text', s.body, 'queued', '3EB0' || upper(substr(replace(gen_random_uuid()::text, '-', ''), 1, 18))
+    from unnest(
+      ${submissions.map(({ session }) => session.id)}::uuid[], ${submissions.map(({ body }) => body)}::text[],
+      ${submissions.map((_, i) => chatIds[i % chatIds.length]!)}::text[]) with ordinality s(session_id, body, wa_chat_id, ord)
+    join chats c on c.session_id = s.session_id and c.wa_chat_id = s.wa_chat_id
+    order by s.ord
+    returning id, chat_id, body`
 }
 
 /** Milliseconds on a clock all processes of this machine share. */

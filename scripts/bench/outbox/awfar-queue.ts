@@ -1,0 +1,139 @@
+import { connect, fragment, planOnce } from '../../../shared/db.ts'
+import type { Db, Tag } from '../../../shared/db.ts'
+import { listen } from '../../../shared/listener.ts'
+import { createLogger } from '../../../shared/logger.ts'
+import { claim, enqueuing, takingOut } from '../../../shared/outbox.ts'
+import type { FreshlyClaimed } from '../../../shared/outbox.ts'
+import { Wake } from '../../../shared/wake.ts'
+import { pollMs } from './awfar.ts'
+import type { Consumer, ConsumerOptions, Contestant, Producer } from './contestant.ts'
+import { atOnce, fill, writeMessages } from './world.ts'
+import type { BenchSession } from './world.ts'
+
+/**
+ * The outbox alone, which is what a queue library does: a message that is there already is put in, claimed, and taken out, by the statements of an acceptance, a claim and an ack.
+ * What else those write is left out: the message itself, that it was sent, events for webhooks.
+ */
+export const awfarQueue: Contestant = { openProducer, openConsumer }
+
+function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<Producer> {
+  const written = new Map<string, { id: string; chatId: string }>()
+  return Promise.resolve({
+    fill: (perSession: number) => fill(sql, sessions[0]!, perSession),
+    async prepare(submissions) {
+      for (const { body, ...message } of await writeMessages(sql, submissions))
+        written.set(body, message)
+    },
+    async submit({ workspaceId, id: sessionId }: BenchSession, body: string) {
+      const { id, chatId } = written.get(body)!
+      await sql.begin(async (tx) => {
+        tx.nudge('awfar_outbox', sessionId)
+        await planOnce(tx)
+        await tx.final`
+          with message as (
+            select id, chat_id, seq, send_at from messages where id = ${id}
+          ), chat as (
+            select id, is_group, last_inbound_at, contacted_at from chats where id = ${chatId} for no key update
+          ), ${enqueuing({ workspaceId, sessionId })}
+          select from queued, lane`
+      })
+    },
+    close: () => Promise.resolve(),
+  })
+}
+
+async function openConsumer(options: ConsumerOptions): Promise<Consumer> {
+  const { url, worker, mode, onMessage } = options
+  const own = new Map(
+    options.sessions.filter((session) => session.worker === worker).map((one) => [one.id, one]),
+  )
+  const sql = connect(url, { applicationName: 'bench-awfar' })
+  await sql`select`
+  const latest = new Map<string, number>()
+  /** Sessions that may have something, and those whose last one is being taken out. */
+  const asked = new Set<string>()
+  const busy = new Set<string>()
+  const wake = new Wake()
+  let violations = 0
+  let stopped = false
+  let running: Promise<void> | undefined
+
+  const ask = (sessionIds: Iterable<string>) => {
+    for (const id of sessionIds) {
+      if (!own.has(id)) continue
+      asked.add(id)
+      wake.ring()
+    }
+  }
+  const next = (run: Tag) => {
+    const free = [...asked].filter((id) => !busy.has(id))
+    for (const id of free) asked.delete(id)
+    const sessions = free.map((id) => own.get(id)!)
+    return sessions.length === 0 ? Promise.resolve([]) : claim(run, worker, sessions, atOnce)
+  }
+  const taking = (done: FreshlyClaimed[]) =>
+    fragment`with ${takingOut(fragment`o.id = any(${done.map(({ outboxId }) => outboxId)}::bigint[])`)} select from gone`
+  const takeOut = async (done: FreshlyClaimed[]) => {
+    for (const { sessionId } of done) busy.add(sessionId)
+    await sql`${taking(done)}`
+    for (const { sessionId } of done) busy.delete(sessionId)
+    wake.ring()
+  }
+  const takeOutAndClaim = (done: FreshlyClaimed[]) =>
+    sql.begin(async (tx) => {
+      await planOnce(tx)
+      await tx.ahead`${taking(done)}`
+      return next(tx.final)
+    })
+  const run = async () => {
+    let done: FreshlyClaimed[] = []
+    const aside = new Set<Promise<void>>()
+    let pollAt = 0
+    while (!stopped) {
+      if (performance.now() >= pollAt) {
+        pollAt = performance.now() + pollMs
+        ask(own.keys())
+      }
+      const claimed = done.length > 0 ? await takeOutAndClaim(done) : await next(sql)
+      for (const { sessionId, chatId, content } of claimed) {
+        const body = content.type === 'text' ? content.body : ''
+        const chat = `${sessionId} ${chatId}`
+        if (Number(body) <= (latest.get(chat) ?? -1)) violations += 1
+        latest.set(chat, Number(body))
+        onMessage(body)
+      }
+      ask(claimed.filter(({ more }) => more).map(({ sessionId }) => sessionId))
+      // Where nothing waits, the next one is not made to wait for this.
+      done = asked.size > 0 ? claimed : []
+      if (done.length === 0 && claimed.length > 0) {
+        const work = takeOut(claimed).finally(() => aside.delete(work))
+        aside.add(work)
+      }
+      if (claimed.length > 0) continue
+      await wake.wait(Math.max(0, pollAt - performance.now()))
+    }
+    await Promise.all([...aside, takeOut(done)])
+  }
+  const listener =
+    mode === 'wait'
+      ? listen(
+          url,
+          ['awfar_outbox'],
+          (_, sessionIds) => ask(sessionIds ?? own.keys()),
+          createLogger('bench', { level: 'warn' }),
+        )
+      : undefined
+  return {
+    start() {
+      running = run()
+    },
+    async stop() {
+      stopped = true
+      wake.ring()
+      await running
+      await listener?.close()
+      await sql.close()
+      return { violations }
+    },
+  }
+}
