@@ -142,7 +142,7 @@ async function lockElsewhere(profile: string): Promise<void> {
 async function run(lab: Lab, some: Cause[], browser: BrowserKind): Promise<Row[]> {
   const world = await World.open(lab, `f6-${browser}`, {
     browser,
-    settings: { WA_LEASE_TTL_MS: '3000', WA_SNAPSHOT_INTERVAL_MS: '5000' },
+    settings: { WA_LEASE_TTL_MS: '6000', WA_SNAPSHOT_INTERVAL_MS: '5000' },
   })
   const orphans = new Trials('F6', 'worker SIGKILL: no browser outlives it by 5 s')
   const random = lab.random('F6')
