@@ -168,16 +168,12 @@ export class Sender {
     let pollAt = 0
     while (!this.#stopped) {
       try {
-        let releasing: Promise<number> | undefined
         if (performance.now() >= pollAt) {
           pollAt = performance.now() + pollMs
           this.#askAll = true
-          releasing = releaseScheduled(sql)
-          // Told of below, unless the claim fails, too.
-          releasing.catch(() => {})
+          await releaseScheduled(sql)
         }
         await this.#claim()
-        if (await releasing) this.nudge()
       } catch (error) {
         log.error('claim failed', { error })
       }
