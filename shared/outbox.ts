@@ -49,7 +49,7 @@ export interface Claimed {
 export interface FreshlyClaimed extends Claimed {
   /** How long its session's pace asks for until the next one, in milliseconds. */
   waitMs: number
-  /** Something else waits in its session. What is accepted from here on is told by a nudge. */
+  /** Its session has others: they may wait, or be on their way. What is accepted from here on is told by a nudge. */
   more: boolean
 }
 
@@ -274,7 +274,8 @@ export const enqueuing = ({
 }) => fragment`
   queued as (
     insert into outbox (message_id, workspace_id, session_id, chat_id, state, send_at)
-    select id, ${workspaceId}::uuid, ${sessionId}::uuid, chat_id, case when send_at > now() then 'z' else 'q' end::"char", send_at
+    select id, ${workspaceId}::uuid, ${sessionId}::uuid, chat_id, case when send_at > now() then 'z' else 'q' end::"char",
+      case when send_at > now() then send_at end
     from message order by seq
     returning message_id, state
   ), lane as (

@@ -500,6 +500,17 @@ void t.test('scheduled messages wait for their time and hold up nobody', async (
   await lanesAreRight(t, sql)
 })
 
+void t.test('a time that has just passed is now', async (t) => {
+  const { sql, queue, next, body, confirm } = await rig(t)
+  await queue(text(ada, 'due', { sendAt: new Date(Date.now() - 30_000) }))
+  await lanesAreRight(t, sql)
+  t.equal(await releaseScheduled(sql), 0, 'nothing is left to be released')
+  const due = (await next())!
+  t.equal(body(due), 'due')
+  await confirm(due)
+  await lanesAreRight(t, sql)
+})
+
 void t.test('what becomes due waits for nobody who is at work in its chat', async (t) => {
   const { sql, workspaceId, sessionId, queue } = await rig(t)
   const sendAt = new Date(Date.now() + 3_600_000)
