@@ -31,7 +31,7 @@ export interface Line {
 }
 
 /**
- * What came of a claimed message. sent: confirmed. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
+ * What came of a claimed message. sent: confirmed, or refused. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
  * queue. unsettled: nobody knows, it must be looked up. offline, crippled: the session cannot send now, or lacks what sending needs; the message waits.
  */
 export type Outcome = 'sent' | 'over' | 'handed' | 'unsettled' | 'offline' | 'crippled'

@@ -53,8 +53,8 @@ interface OpenLane extends Line {
   pause: Wake
   /** What the lane is doing; idle when undefined. */
   work: Promise<void> | undefined
-  /** Whether there may be something to claim when that is done. */
-  asked: boolean
+  /** Whether there may be something to claim when that is done and its pace allows it. */
+  askAgain: boolean
   /** Rings when the session's pace lets it go on. */
   pacer: NodeJS.Timeout | undefined
 }
@@ -106,7 +106,7 @@ export class Sender {
       onTrouble,
       pause: new Wake(),
       work: undefined,
-      asked: false,
+      askAgain: false,
       pacer: undefined,
     }
     this.#lanes.set(session.id, lane)
@@ -168,12 +168,12 @@ export class Sender {
     let pollAt = 0
     while (!this.#stopped) {
       try {
-        if (performance.now() >= pollAt) {
+        const polling = performance.now() >= pollAt
+        if (polling) {
           pollAt = performance.now() + pollMs
-          this.#askAll = true
           await releaseScheduled(sql)
         }
-        await this.#claim()
+        await this.#claim(polling)
       } catch (error) {
         log.error('claim failed', { error })
       }
@@ -190,18 +190,20 @@ export class Sender {
     this.#wake.ring()
   }
 
-  async #claim(): Promise<void> {
-    const asked = this.#askAll ? undefined : new Set(this.#asked)
+  async #claim(polling: boolean): Promise<void> {
+    const all = this.#askAll
+    const asked = new Set(this.#asked)
     this.#askAll = false
     this.#asked.clear()
+    const isTold = ({ session }: OpenLane) => all || asked.has(session.id)
     // With each poll: what could not be looked up cannot now either, unless some time has passed.
-    if (!asked)
+    if (all || polling)
       for (const lane of this.#idle())
         if (!lane.settled) this.#occupy(lane, () => this.#settleLeft(lane))
-    const meant = [...this.#lanes.values()].filter(({ session }) => asked?.has(session.id) ?? true)
-    // A lane that is at work asks again when it is done.
-    for (const lane of meant) lane.asked ||= lane.work !== undefined
-    const idle = meant.filter(({ work, settled }) => work === undefined && settled)
+    // Who is at work, or has to keep a pace, is asked after that; of what nobody tells, a later poll will know.
+    for (const lane of this.#lanes.values())
+      if (isTold(lane)) lane.askAgain ||= lane.work !== undefined || lane.pacer !== undefined
+    const idle = this.#idle().filter((lane) => lane.settled && (polling || isTold(lane)))
     if (idle.length === 0) return
     const { pollMs } = this.#options
     const claiming = this.#claimFor(idle)
@@ -218,10 +220,9 @@ export class Sender {
       if (message.waitMs > 0 && message.waitMs < 60 * pollMs) {
         lane.pacer = setTimeout(() => {
           lane.pacer = undefined
-          this.nudge([lane.session.id])
+          if (lane.askAgain) this.nudge([lane.session.id])
         }, Math.ceil(message.waitMs))
       }
-      // A claim in vain is a third of the work of one that finds something.
       this.#occupy(lane, () => this.#deliver(lane, message), message.more)
     }
   }
@@ -278,11 +279,15 @@ export class Sender {
     return [...this.#lanes.values()].filter((lane) => lane.work === undefined)
   }
 
-  /** Gives a lane something to do. After that it asks for more, if there is any or it was told of some meanwhile. */
+  /**
+   * Gives a lane something to do. After that it asks for more where there may be any, was told of some meanwhile, or could not do it: a claim in vain is a third of the
+   * work of one that finds something.
+   */
   #occupy(lane: OpenLane, work: () => Promise<void>, more = true): void {
-    lane.asked = more
+    lane.askAgain = more
     lane.work = work()
       .catch((error: unknown) => {
+        lane.askAgain = true
         const fields = { sessionId: lane.session.id, error }
         if (error instanceof LeaseLost) this.#options.log.warn('lane lost', fields)
         else this.#options.log.error('lane stalled', fields)
@@ -290,7 +295,7 @@ export class Sender {
       .then(() => {
         lane.work = undefined
         // Before its pace lets it go on there is nothing to claim.
-        if (lane.asked && !lane.pacer) this.nudge([lane.session.id])
+        if (lane.askAgain && !lane.pacer) this.nudge([lane.session.id])
       })
   }
 
@@ -302,7 +307,7 @@ export class Sender {
     try {
       const outcome = await this.#delivery.send(lane, message)
       // It may be in the queue again.
-      if (outcome !== 'sent' && outcome !== 'handed') lane.asked = true
+      if (outcome !== 'sent' && outcome !== 'handed') lane.askAgain = true
       if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
       // The lane goes no further before it is known. An engine that broke closes the lane, and the next one settles it.
       if (outcome === 'unsettled') {
