@@ -6,8 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { connect, fragment } from '../../shared/db.ts'
-import type { Db, Fragment } from '../../shared/db.ts'
+import { connect } from '../../shared/db.ts'
 import { openDatabase } from '../../shared/embedded-postgres.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { migrate } from '../../shared/migrations.ts'
@@ -32,20 +31,20 @@ const url = database.url
 const sql = connect(url, { applicationName: 'bench' })
 try {
   await migrate(url)
+  // First: the drains leave millions of rows behind, and vacuuming to be done.
+  const waited = await pickups({
+    sql,
+    url,
+    workers,
+    rounds: options.quick ? 1 : 2,
+    messages: options.quick ? 150 : 300,
+  })
+  say(`pickups measured, ${waited.violations} violations of the order`)
   const rounds = options.quick ? 1 : 3
   const drained = await drain({ sql, url, folder, workers, rounds, say })
   say(`${drained.handled} messages of ours handled, ${drained.violations} violations of the order`)
-  const waited = await inDatabaseOfItsOwn(fragment`pickups`, (own) =>
-    pickups({
-      ...own,
-      workers,
-      rounds: options.quick ? 1 : 2,
-      messages: options.quick ? 150 : 300,
-    }),
-  )
-  say(`pickups measured, ${waited.violations} violations of the order`)
-  const costs = await inDatabaseOfItsOwn(fragment`claims`, (own) =>
-    claimCosts(own.sql, options.quick ? 100_000 : 1_000_000),
+  const costs = await inDatabaseOfItsOwn((claims) =>
+    claimCosts(claims, options.quick ? 100_000 : 1_000_000),
   )
   say('claims measured')
 
@@ -67,20 +66,18 @@ try {
   await rm(folder, { recursive: true, force: true })
 }
 
-/** The drains leave millions of rows behind, and vacuuming to be done. */
 async function inDatabaseOfItsOwn<T>(
-  name: Fragment,
-  work: (own: { sql: Db; url: string }) => Promise<T>,
+  work: (sql: ReturnType<typeof connect>) => Promise<T>,
 ): Promise<T> {
-  await sql`create database ${name}`
-  const address = new URL(url)
-  address.pathname = name.strings.join('')
-  await migrate(address.href)
-  const own = { url: address.href, sql: connect(address.href, { applicationName: 'bench' }) }
+  await sql`create database claims`
+  const other = new URL(url)
+  other.pathname = 'claims'
+  await migrate(other.href)
+  const own = connect(other.href, { applicationName: 'bench' })
   try {
     return await work(own)
   } finally {
-    await own.sql.close()
+    await own.close()
   }
 }
 

@@ -21,7 +21,7 @@ function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<
   return Promise.resolve({
     fill: (perSession: number) => fill(sql, sessions[0]!, perSession),
     async prepare(submissions) {
-      for (const { body, ...message } of await writeMessages(sql, submissions))
+      for (const { body, ...message } of await writeMessages(sql, submissions, sessions))
         written.set(body, message)
     },
     async submit({ workspaceId, id: sessionId }: BenchSession, body: string) {

@@ -7,7 +7,7 @@ import { accept } from '../../../shared/outbound.ts'
 import { AckBook } from '../../../wa-worker/ack-book.ts'
 import { Sender } from '../../../wa-worker/sender.ts'
 import type { Consumer, ConsumerOptions, Contestant, Producer } from './contestant.ts'
-import { atOnce, chatIds, fill } from './world.ts'
+import { atOnce, chatIdOf, fill } from './world.ts'
 import type { BenchSession } from './world.ts'
 
 /** How often the sender looks for work nobody told it of; its own default. */
@@ -26,9 +26,7 @@ function openProducer(_url: string, sessions: BenchSession[], sql: Db): Promise<
         sessionId: id,
         sentBy: null,
         requestId: randomUUID(),
-        messages: [
-          { waChatId: chatIds[count++ % chatIds.length]!, content: { type: 'text', body } },
-        ],
+        messages: [{ waChatId: chatIdOf(count++, sessions), content: { type: 'text', body } }],
       })
     },
     close: () => Promise.resolve(),

@@ -74,7 +74,7 @@ export function figuresOf({ drained, waited, costs, quick, seconds }: Measured):
       },
     ],
     notes: [
-      `"outbox" is what a queue library does: put in, claim, handle, take out. "send" is all of it: the fence, the message's own row, its chat, the events for webhooks; pgbench sends the statements of "send". By sessions: messages/s of a backlog of ${backlog.toLocaleString('en')}.`,
+      `"outbox" is what a queue library does: put in, claim, handle, take out. "send" is all of it: the fence, the message's own row, its chat, the events for webhooks; pgbench sends the statements of "send". By sessions: messages/s of a backlog of ${backlog.toLocaleString('en')}. The message an outbox row is of is there before; a job carries its payload.`,
       'pg-boss: key_strict_fifo, its own fetch/complete loop, batches of 500. graphile-worker: a named queue for each session, 10 jobs at a time. Both run on a Node below the one they ask for.',
       `pickup is from the beginning of handing a message in to the beginning of its handler, at 150 a second; p50/p99, ms: outbox ${pair(waited.awfarQueue)}, send ${pair(waited.awfar)}, graphile-worker ${pair(waited.graphile)}, pg-boss ${pair(waited.pgBoss)}.`,
       ...costs.map(

@@ -13,7 +13,11 @@ export const atOnce: PacingConfig = {
 }
 export const workers = 2
 const chatsPerSession = 4
-export const chatIds = Array.from({ length: chatsPerSession }, (_, i) => `${120255500001 + i}@c.us`)
+const chatIds = Array.from({ length: chatsPerSession }, (_, i) => `${120255500001 + i}@c.us`)
+
+/** The chat of the nth message where sessions take turns: a session goes through its chats. */
+export const chatIdOf = (nth: number, sessions: BenchSession[]) =>
+  chatIds[Math.floor(nth / sessions.length) % chatIds.length]!
 
 export interface BenchSession {
   id: string
@@ -93,13 +97,14 @@ export async function fill(
 export function writeMessages(
   sql: Sql,
   submissions: Submission[],
+  sessions: BenchSession[],
 ): Promise<{ id: string; chatId: string; body: string }[]> {
   return sql<{ id: string; chatId: string; body: string }>`
     insert into messages (workspace_id, session_id, chat_id, direction, source, type, body, status, wa_key_id)
     select c.workspace_id, c.session_id, c.id, 'outbound', 'api', 'text', s.body, 'queued', '3EB0' || upper(substr(replace(gen_random_uuid()::text, '-', ''), 1, 18))
     from unnest(
       ${submissions.map(({ session }) => session.id)}::uuid[], ${submissions.map(({ body }) => body)}::text[],
-      ${submissions.map((_, i) => chatIds[i % chatIds.length]!)}::text[]) with ordinality s(session_id, body, wa_chat_id, ord)
+      ${submissions.map((_, i) => chatIdOf(i, sessions))}::text[]) with ordinality s(session_id, body, wa_chat_id, ord)
     join chats c on c.session_id = s.session_id and c.wa_chat_id = s.wa_chat_id
     order by s.ord
     returning id, chat_id, body`
