@@ -17,15 +17,20 @@ export interface Answer<T> {
   bytes: Buffer
 }
 
-export interface Registered {
+interface Tokens {
   accessToken: string
+  refreshToken: string
+}
+
+export interface Registered extends Tokens {
   user: { id: string; workspaceId: string }
 }
 
 /** An agent's client: HTTP and nothing else. */
 export class AgentClient {
   readonly #base: string
-  #token: string | undefined
+  #tokens: Tokens | undefined
+  #renewal: Promise<void> | undefined
 
   constructor(base: string) {
     this.#base = base
@@ -39,16 +44,32 @@ export class AgentClient {
       fullName: 'Ann Agent',
     })
     if (status !== 201) throw new Error(`register: ${status} ${JSON.stringify(body)}`)
-    this.#token = body.accessToken
+    this.#tokens = body
     return body
   }
 
+  /** As somebody who stays logged in: an access token lasts a quarter of an hour. */
   async call<T>(method: string, path: string, body?: object): Promise<Answer<T>> {
+    const answer = await this.#request<T>(method, path, body)
+    if (answer.status !== 401 || this.#tokens === undefined) return answer
+    // One for all who wait: a refresh token works once.
+    await (this.#renewal ??= this.#renew(this.#tokens).finally(() => (this.#renewal = undefined)))
+    return this.#request<T>(method, path, body)
+  }
+
+  async #renew({ refreshToken }: Tokens): Promise<void> {
+    const { status, body } = await this.#request<Tokens>('POST', '/api/auth/refresh', {
+      refreshToken,
+    })
+    if (status === 200) this.#tokens = body
+  }
+
+  async #request<T>(method: string, path: string, body?: object): Promise<Answer<T>> {
     const form = body instanceof FormData
     const response = await fetch(this.#base + path, {
       method,
       headers: {
-        ...(this.#token !== undefined && { authorization: `Bearer ${this.#token}` }),
+        ...(this.#tokens && { authorization: `Bearer ${this.#tokens.accessToken}` }),
         ...(body !== undefined && !form && { 'content-type': 'application/json' }),
       },
       ...(body !== undefined && { body: form ? body : JSON.stringify(body) }),

@@ -92,8 +92,8 @@ const order = [
   'SSE',
   'HOOKS',
 ]
-/** Families that run at the same time: one waits while others start browsers, and two cores are to have something to do all the time. */
-const width = 3
+/** Families that run at the same time: one waits while another starts browsers. With three, two slow cores are so busy that sessions are not linked within minutes. */
+const width = 2
 const quickShare = 0.1
 
 const { values: options } = parseArgs({
