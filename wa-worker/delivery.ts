@@ -31,10 +31,10 @@ export interface Line {
 }
 
 /**
- * What came of a claimed message. sent: confirmed, or refused. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
+ * What came of a claimed message. acked: the server has confirmed or refused it. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
  * queue. unsettled: nobody knows, it must be looked up. offline, crippled: the session cannot send now, or lacks what sending needs; the message waits.
  */
-export type Outcome = 'sent' | 'over' | 'handed' | 'unsettled' | 'offline' | 'crippled'
+export type Outcome = 'acked' | 'over' | 'handed' | 'unsettled' | 'offline' | 'crippled'
 
 /** Brings one claimed message to WhatsApp, or finds out what became of it, and records that. */
 export class Delivery {
@@ -89,7 +89,7 @@ export class Delivery {
       })
       await acks.record(session, { keyId, ...receipt })
       log.info('message handed to WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-      return receipt.ack === 0 ? 'handed' : 'sent'
+      return receipt.ack === 0 ? 'handed' : 'acked'
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       return this.#failed(line, message, error)
@@ -111,7 +111,7 @@ export class Delivery {
       if (receipt === null) return await this.#absent(line, message)
       await acks.record(session, { keyId, ...receipt })
       log.info('message found on WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-      return receipt.ack === 0 ? 'handed' : 'sent'
+      return receipt.ack === 0 ? 'handed' : 'acked'
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       log.warn('message could not be looked up', fieldsOf(message, { error }))

@@ -307,7 +307,7 @@ export class Sender {
     try {
       const outcome = await this.#delivery.send(lane, message)
       // It may be in the queue again.
-      if (outcome !== 'sent' && outcome !== 'handed') lane.askAgain = true
+      if (outcome !== 'acked' && outcome !== 'handed') lane.askAgain = true
       if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
       // The lane goes no further before it is known. An engine that broke closes the lane, and the next one settles it.
       if (outcome === 'unsettled') {

@@ -109,7 +109,7 @@ async function rig(
 
 void t.test('a session is asked for its next message when its pace lets it', async (t) => {
   let claims = 0
-  const { sessionId, sender, sent, submit } = await rig(t, {
+  const { sql, sessionId, sender, sent, submit } = await rig(t, {
     onClaimed: () => void (claims += 1),
     minGapMs: 500,
   })
@@ -117,11 +117,21 @@ void t.test('a session is asked for its next message when its pace lets it', asy
   await submit('1', '2')
   sender.nudge([sessionId])
   await until('two are sent', () => sent.length === 2)
-  t.equal(claims, 3, 'once for each, after that of an empty queue')
+  const isLongOver = async () => {
+    const [pace] = await sql<{ over: boolean }>`
+      select next_send_at < now() - interval '200 ms' as over from wa_session_pacing`
+    return pace!.over
+  }
+  await until('its pace to be over', isLongOver)
 
   await submit('3')
   sender.nudge([sessionId])
   await until('another is sent', () => sent.length === 3)
+  t.equal(claims, 4, 'once for each, after that of an empty queue')
+
+  await submit('4')
+  sender.nudge([sessionId])
+  await until('one more is sent', () => sent.length === 4)
   t.pass('without a poll, although it came before its time')
 })
 
@@ -143,16 +153,20 @@ void t.test('a session is asked again only where something waits', async (t) => 
 })
 
 void t.test('what comes while a message is on its way is not left lying', async (t) => {
+  const sends = [
+    { toldOf: 'it', ack: 1 },
+    { toldOf: 'any', ack: 2 },
+    { toldOf: 'it', ack: 0 },
+  ]
   const rigged = await rig(t, {
     async onSend() {
-      const nth = rigged.sent.length
-      if (nth > 3) return 1
-      await rigged.submit(String(nth + 1))
-      // Of this session, or of any.
-      rigged.sender.nudge(nth % 2 === 1 ? [rigged.sessionId] : undefined)
+      const send = sends[rigged.sent.length - 1]
+      if (!send) return 1
+      await rigged.submit(String(rigged.sent.length + 1))
+      rigged.sender.nudge(send.toldOf === 'it' ? [rigged.sessionId] : undefined)
       // The claim that passes this session by is over.
       for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate)
-      return nth % 3
+      return send.ack
     },
   })
   const { sender, sessionId, sent, submit } = rigged
