@@ -50,69 +50,49 @@ async function openConsumer(options: ConsumerOptions): Promise<Consumer> {
   const sql = connect(url, { applicationName: 'bench-awfar' })
   await sql`select`
   const latest = new Map<string, number>()
-  /** Sessions that may have something, and those whose last one is being taken out. */
+  /** Sessions that may have something. */
   const asked = new Set<string>()
-  const busy = new Set<string>()
   const wake = new Wake()
   let violations = 0
   let stopped = false
   let running: Promise<void> | undefined
 
   const ask = (sessionIds: Iterable<string>) => {
-    for (const id of sessionIds) {
-      if (!own.has(id)) continue
-      asked.add(id)
-      wake.ring()
-    }
+    for (const id of sessionIds) if (own.has(id)) asked.add(id)
+    if (asked.size > 0) wake.ring()
   }
   const next = (run: Tag) => {
-    const free = [...asked].filter((id) => !busy.has(id))
-    for (const id of free) asked.delete(id)
-    const sessions = free.map((id) => own.get(id)!)
+    const sessions = [...asked].map((id) => own.get(id)!)
+    asked.clear()
     return sessions.length === 0 ? Promise.resolve([]) : claim(run, worker, sessions, atOnce)
-  }
-  const taking = (done: FreshlyClaimed[]) =>
-    fragment`with ${takingOut(fragment`o.id = any(${done.map(({ outboxId }) => outboxId)}::bigint[])`)} select from gone`
-  const takeOut = async (done: FreshlyClaimed[]) => {
-    for (const { sessionId } of done) busy.add(sessionId)
-    await sql`${taking(done)}`
-    for (const { sessionId } of done) busy.delete(sessionId)
-    wake.ring()
   }
   const takeOutAndClaim = (done: FreshlyClaimed[]) =>
     sql.begin(async (tx) => {
       await planOnce(tx)
-      await tx.ahead`${taking(done)}`
+      await tx.ahead`
+        with ${takingOut(fragment`o.id = any(${done.map(({ outboxId }) => outboxId)}::bigint[])`)} select from gone`
       return next(tx.final)
     })
   const run = async () => {
     let done: FreshlyClaimed[] = []
-    const aside = new Set<Promise<void>>()
     let pollAt = 0
-    while (!stopped) {
+    while (!stopped || done.length > 0) {
       if (performance.now() >= pollAt) {
         pollAt = performance.now() + pollMs
         ask(own.keys())
       }
-      const claimed = done.length > 0 ? await takeOutAndClaim(done) : await next(sql)
-      for (const { sessionId, chatId, content } of claimed) {
+      if (stopped) asked.clear()
+      done = done.length > 0 ? await takeOutAndClaim(done) : await next(sql)
+      for (const { sessionId, chatId, content } of done) {
         const body = content.type === 'text' ? content.body : ''
         const chat = `${sessionId} ${chatId}`
         if (Number(body) <= (latest.get(chat) ?? -1)) violations += 1
         latest.set(chat, Number(body))
         onMessage(body)
       }
-      ask(claimed.filter(({ more }) => more).map(({ sessionId }) => sessionId))
-      // Where nothing waits, the next one is not made to wait for this.
-      done = asked.size > 0 ? claimed : []
-      if (done.length === 0 && claimed.length > 0) {
-        const work = takeOut(claimed).finally(() => aside.delete(work))
-        aside.add(work)
-      }
-      if (claimed.length > 0) continue
-      await wake.wait(Math.max(0, pollAt - performance.now()))
+      ask(done.filter(({ more }) => more).map(({ sessionId }) => sessionId))
+      if (done.length === 0) await wake.wait(Math.max(0, pollAt - performance.now()))
     }
-    await Promise.all([...aside, takeOut(done)])
   }
   const listener =
     mode === 'wait'

@@ -4,7 +4,6 @@ import type { Producer } from './contestant.ts'
 import { median } from './figures.ts'
 import { hasPgbench, pgbenchRate } from './pgbench.ts'
 import { contestants } from './worker.ts'
-import type { Name } from './worker.ts'
 import type { Workers } from './workers.ts'
 import { createSessions } from './world.ts'
 
@@ -14,6 +13,9 @@ export const sizes = [10, 100, 1_000]
 /** Connections plan their statements anew a few times before they keep a plan; nobody's is counted. */
 const warmUpMs = 700
 const windowMs = 1_000
+
+const names = ['awfar', 'awfarQueue', 'pgBoss', 'graphile'] as const
+type Name = (typeof names)[number]
 
 /** Messages a second by number of sessions; of pgbench none where it is not installed. */
 export interface Rates {
@@ -38,7 +40,6 @@ export async function drain(
   options: DrainOptions,
 ): Promise<{ rates: Rates[]; handled: number; violations: number }> {
   const { sql, url, folder, workers, rounds, say } = options
-  const names = Object.keys(contestants) as Name[]
   const pgbench = await hasPgbench()
   if (!pgbench) say('pgbench is not installed: its column stays empty')
   let handled = 0

@@ -25,8 +25,11 @@ export interface PickupOptions {
  * notifications (`deaf`) from its end, since only what is accepted can be looked for.
  */
 export async function pickups({ rounds, ...options }: PickupOptions) {
-  const all: Record<Name, number[]> = { awfar: [], awfarQueue: [], pgBoss: [], graphile: [] }
-  const names = Object.keys(all) as Name[]
+  const names = Object.keys(contestants) as Name[]
+  const all = Object.fromEntries(names.map((name) => [name, [] as number[]])) as Record<
+    Name,
+    number[]
+  >
   let violations = 0
   for (let round = 0; round < rounds; round++) {
     for (const name of names) {

@@ -76,7 +76,8 @@ export function figuresOf({ drained, waited, costs, quick, seconds }: Measured):
     notes: [
       `"outbox" is what a queue library does: put in, claim, handle, take out. "send" is all of it: the fence, the message's own row, its chat, the events for webhooks; pgbench sends the statements of "send". By sessions: messages/s of a backlog of ${backlog.toLocaleString('en')}. The message an outbox row is of is there before; a job carries its payload.`,
       'pg-boss: key_strict_fifo, its own fetch/complete loop, batches of 500. graphile-worker: a named queue for each session, 10 jobs at a time. Both run on a Node below the one they ask for.',
-      `pickup is from the beginning of handing a message in to the beginning of its handler, at 150 a second; p50/p99, ms: outbox ${pair(waited.awfarQueue)}, send ${pair(waited.awfar)}, graphile-worker ${pair(waited.graphile)}, pg-boss ${pair(waited.pgBoss)}.`,
+      `pickup is from the beginning of handing a message in to the beginning of its handler, at 150 a second; p50/p99, ms: outbox ${pair(waited.awfarQueue)}, bare queue ${pair(waited.bareQueue)}, send ${pair(waited.awfar)}, graphile-worker ${pair(waited.graphile)}, pg-boss ${pair(waited.pgBoss)}.`,
+      '"bare queue" is the least that an ordered queue in Postgres can be: a table, an insert, a nudge, a claim; no paces, fences or chats, nor anything else that sending needs.',
       ...costs.map(
         ({ backlog: what, ms: times }) =>
           `claim with ${what}, ms: ${laneCounts.map((count, i) => `${count} lanes ${ms(times[i]!)}`).join(', ')}.`,
@@ -107,7 +108,7 @@ function drainFigures({ sessions, rates }: Rates): Figure[] {
   ]
 }
 
-function pickupFigures({ awfar, awfarQueue, pgBoss, graphile }: Waited): Figure[] {
+function pickupFigures({ awfar, awfarQueue, bareQueue, pgBoss, graphile }: Waited): Figure[] {
   const against = (what: string, ours: number[], peer: number[], atMost?: number) =>
     told(
       `${what}, pickup p50, ms`,
@@ -119,6 +120,8 @@ function pickupFigures({ awfar, awfarQueue, pgBoss, graphile }: Waited): Figure[
   return [
     against('outbox : pg-boss', awfarQueue, pgBoss, 0.6),
     against('outbox : graphile-worker', awfarQueue, graphile, 1),
+    against('bare queue : pg-boss', bareQueue, pgBoss),
+    against('bare queue : graphile-worker', bareQueue, graphile),
     against('send : pg-boss', awfar, pgBoss),
     against('send : graphile-worker', awfar, graphile),
   ]

@@ -1,12 +1,13 @@
 /** A worker process of the bench: handles messages for one contestant at a time, as it is told. */
 import { awfar } from './awfar.ts'
 import { awfarQueue } from './awfar-queue.ts'
+import { bareQueue } from './bare-queue.ts'
 import type { ConsumerOptions } from './contestant.ts'
 import { graphile } from './graphile.ts'
 import { pgBoss } from './pg-boss.ts'
 import { clock } from './world.ts'
 
-export const contestants = { awfar, awfarQueue, pgBoss, graphile }
+export const contestants = { awfar, awfarQueue, bareQueue, pgBoss, graphile }
 export type Name = keyof typeof contestants
 
 export type Order =
