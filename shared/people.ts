@@ -1,12 +1,8 @@
 import { tellChats } from './chats.ts'
 import type { Sql } from './db.ts'
 import { assertFence } from './wa-session-leases.ts'
+import type { Lease } from './wa-session-leases.ts'
 import type { OwnedSession } from './wa-session-transitions.ts'
-
-interface Lane {
-  id: string
-  fence: number
-}
 
 /** Somebody, or a group, of whom WhatsApp is to be asked. */
 export interface Question {
@@ -17,10 +13,14 @@ export interface Question {
 }
 
 /** Whom these sessions heard of, and what WhatsApp has not been asked about yet, or not for long; some of each session. */
-export async function openQuestions(sql: Sql, worker: string, lanes: Lane[]): Promise<Question[]> {
+export async function openQuestions(
+  sql: Sql,
+  worker: string,
+  leases: Lease[],
+): Promise<Question[]> {
   return sql<Question>`
     select s.id as session_id, q.wa_id, q.chat_id
-    from unnest(${lanes.map(({ id }) => id)}::uuid[], ${lanes.map(({ fence }) => fence)}::bigint[]) x(id, fence)
+    from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
       (select k.wa_id, null::uuid as chat_id from contacts k

@@ -3,7 +3,7 @@ import type { Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { tellMessages } from './messages.ts'
-import type { Lane } from './outbox.ts'
+import type { Lease } from './wa-session-leases.ts'
 import { assertFence } from './wa-session-leases.ts'
 
 /** What is to be done on WhatsApp beside sending. */
@@ -74,13 +74,13 @@ const isAhead = fragment`exists (select from outbox o where o.message_id = d.mes
  * The next action of each of these sessions. What waits for its message to be confirmed, or for a retry, lets others pass, but not the same of the same message
  * (or chat): what was asked for last must be done last.
  */
-export async function dueActions(sql: Sql, worker: string, lanes: Lane[]): Promise<Action[]> {
+export async function dueActions(sql: Sql, worker: string, leases: Lease[]): Promise<Action[]> {
   return sql<Action>`
     select a.id, a.workspace_id, a.session_id, a.chat_id, a.message_id, a.kind, a.payload, a.attempts,
       coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
       case when m.wa_key_id is not null then json_build_object('fromMe', m.direction = 'outbound',
         'chatId', coalesce(c.canonical_wa_id, c.wa_chat_id), 'id', m.wa_key_id, 'participant', m.wa_participant) end as target
-    from unnest(${lanes.map((lane) => lane.id)}::uuid[], ${lanes.map((lane) => lane.fence)}::bigint[]) x(id, fence)
+    from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
       select d.* from wa_actions d left join messages m on m.id = d.message_id
@@ -97,12 +97,12 @@ export async function dueActions(sql: Sql, worker: string, lanes: Lane[]): Promi
 /** Records that an action is done, with what it changes. Also when it counted as expired meanwhile. Throws LeaseLost. */
 export async function actionDone(
   sql: Sql,
-  lane: Lane,
+  lease: Lease,
   action: Action,
   result?: object,
 ): Promise<void> {
   await sql.begin(async (tx) => {
-    await assertFence(tx, lane)
+    await assertFence(tx, lease)
     const [done] = await tx`
       update wa_actions set done_at = now(), result = ${result}, attempts = attempts + 1, error_code = null, error_message = null
       where id = ${action.id} and (done_at is null or error_code = ${expired.code}) returning id`
@@ -144,13 +144,13 @@ async function apply(tx: Sql, { kind, workspaceId, messageId, payload }: Action)
 /** An action failed: it is tried again after `delayMs`, or, without one, given up, which is told with its message. Throws LeaseLost. */
 export async function actionFailed(
   sql: Sql,
-  lane: Lane,
+  lease: Lease,
   { id, messageId }: Action,
   { code, message }: { code: string; message: string },
   delayMs?: number,
 ): Promise<void> {
   await sql.begin(async (tx) => {
-    await assertFence(tx, lane)
+    await assertFence(tx, lease)
     const [failed] = await tx`
       update wa_actions
       set attempts = attempts + 1, error_code = ${code}, error_message = ${message},

@@ -2,15 +2,19 @@ import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import type { DesiredState, EngineKind, SessionRequest, SessionStatus } from './wa-sessions.ts'
 
-/** A session a worker owns for now, and what is wished of it. */
-export interface LeasedSession {
+/** A session as its owner proves it: only the owner of the moment has its fence. */
+export interface Lease {
   id: string
+  fence: number
+}
+
+/** A session a worker owns for now, and what is wished of it. */
+export interface LeasedSession extends Lease {
   workspaceId: string
   name: string
   engine: EngineKind
   status: SessionStatus
   desiredState: DesiredState
-  fence: number
   /** The account it was linked to last. */
   waId: string | null
   /** Open one-shot wishes. */
@@ -130,20 +134,14 @@ export async function ownedSessions(sql: Sql, worker: string): Promise<LeasedSes
 }
 
 /** What is wished of one session now. Undefined when the caller does not own it any more. */
-export async function wishesOf(
-  sql: Sql,
-  { id, fence }: { id: string; fence: number },
-): Promise<LeasedSession | undefined> {
+export async function wishesOf(sql: Sql, { id, fence }: Lease): Promise<LeasedSession | undefined> {
   const [row] = await sql<LeasedSession>`
     select ${leased} from wa_sessions s where s.id = ${id} and s.fence = ${fence}`
   return row
 }
 
 /** Gives a session back, so that another worker may take it at once. Harmless when the lease is lost already. */
-export async function releaseLease(
-  sql: Sql,
-  { id, fence }: { id: string; fence: number },
-): Promise<void> {
+export async function releaseLease(sql: Sql, { id, fence }: Lease): Promise<void> {
   await sql`update wa_sessions set owner = null, lease_until = null where id = ${id} and fence = ${fence}`
 }
 
@@ -151,10 +149,7 @@ export async function releaseLease(
  * Holds the session's row against a change of owner until the transaction ends. Throws LeaseLost when the fence has moved on:
  * call it first in every transaction of a worker.
  */
-export async function assertFence(
-  tx: Sql,
-  { id, fence }: { id: string; fence: number },
-): Promise<void> {
+export async function assertFence(tx: Sql, { id, fence }: Lease): Promise<void> {
   const [row] = await tx`select from wa_sessions where id = ${id} and fence = ${fence} for share`
   if (!row) throw new LeaseLost(id)
 }

@@ -1,10 +1,10 @@
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import type * as acks from '../../shared/acks.ts'
+import type * as claims from '../../shared/claims.ts'
 import type * as db from '../../shared/db.ts'
 import type * as inbox from '../../shared/inbox.ts'
 import type * as outbound from '../../shared/outbound.ts'
-import type * as outbox from '../../shared/outbox.ts'
 import type * as ids from '../../shared/wa-id.ts'
 import type * as leases from '../../shared/wa-session-leases.ts'
 import type * as sessions from '../../shared/wa-sessions.ts'
@@ -19,8 +19,8 @@ export interface Parts {
   accept: typeof outbound.accept
   cancel: typeof outbound.cancel
   editQueued: typeof outbound.editQueued
-  claim: typeof outbox.claim
-  unconfirmed: typeof outbox.unconfirmed
+  claim: typeof claims.claim
+  unconfirmed: typeof claims.unconfirmed
   recordAck: typeof acks.recordAck
   storeReceived: typeof inbox.storeReceived
   takeLeases: typeof leases.takeLeases
@@ -39,7 +39,7 @@ export async function builtParts(root: string): Promise<Parts> {
       'db',
       'inbox',
       'outbound',
-      'outbox',
+      'claims',
       'acks',
       'wa-id',
       'wa-session-leases',

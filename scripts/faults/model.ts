@@ -6,7 +6,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Db, Sql } from '../../shared/db.ts'
 import type { Logger } from '../../shared/logger.ts'
-import type { Claimed } from '../../shared/outbox.ts'
+import type { Claimed } from '../../shared/claims.ts'
 import type { PacingConfig } from '../../shared/pacing.ts'
 import type { OwnedSession } from '../../shared/wa-session-transitions.ts'
 import type { Delivery, Line } from '../../wa-worker/delivery.ts'

@@ -25,7 +25,7 @@ const twins: Twin[] = [
   {
     without: 'marking what is claimed',
     edits: [
-      { file: 'shared/outbox.js', find: "set state = 's', claimed_by", replace: 'set claimed_by' },
+      { file: 'shared/claims.js', find: "set state = 's', claimed_by", replace: 'set claimed_by' },
     ],
     breaks: 'lanes',
     in: taken,
@@ -70,8 +70,8 @@ const twins: Twin[] = [
     without: 'the fence at putting back',
     edits: [
       {
-        file: 'shared/outbox.js',
-        find: 'await assertFence(tx, lane);\n        // Not there',
+        file: 'shared/claims.js',
+        find: 'await assertFence(tx, lease);\n        // Not there',
         replace: '// Not there',
       },
     ],

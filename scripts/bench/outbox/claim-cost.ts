@@ -1,5 +1,5 @@
 import type { Db } from '../../../shared/db.ts'
-import { claim } from '../../../shared/outbox.ts'
+import { claim } from '../../../shared/claims.ts'
 import { median } from './figures.ts'
 import { undone } from './undone.ts'
 import { atOnce, createSessions, fill } from './world.ts'

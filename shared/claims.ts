@@ -1,0 +1,249 @@
+import { fragment } from './db.ts'
+import type { Sql, Tag } from './db.ts'
+import { appendEvents } from './events.ts'
+import { contentOf } from './message-columns.ts'
+import type { MessageContent } from './message-content.ts'
+import { findMessage, messageResource } from './messages.ts'
+import { takeOut } from './outbox.ts'
+import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
+import type { PacingConfig } from './pacing.ts'
+import { assertFence } from './wa-session-leases.ts'
+import type { Lease } from './wa-session-leases.ts'
+
+/** A message a worker has claimed: it is `sending` from here on, and must be looked up before it is ever sent again. */
+export interface Claimed {
+  outboxId: number
+  messageId: string
+  sessionId: string
+  workspaceId: string
+  chatId: string
+  /** Where it goes: the chat's address, or the one WhatsApp has for that number. */
+  waChatId: string
+  keyId: string
+  content: MessageContent
+  mentions: string[]
+  quoted: { fromMe: boolean; chatId: string; id: string; participant: string } | null
+  /** Claims so far, without those that were no fault of the message. */
+  attempts: number
+  /** Of these: how often the page broke down meanwhile. */
+  crashes: number
+  /** How often it was sent again although nobody could know whether the time before had worked. */
+  doubts: number
+  /** The login it was claimed under is the one the session has now. */
+  sameLogin: boolean
+  /** The recipient has asked for no more messages. */
+  optedOut: boolean
+  /** It opens a conversation, however often it is tried. */
+  cold: boolean
+  /** Whether to show "typing…" first. */
+  typing: boolean
+  requestId: string | null
+}
+
+/** A message that has just been claimed. */
+export interface FreshlyClaimed extends Claimed {
+  /** How long its session's pace asks for until the next one, in milliseconds. */
+  waitMs: number
+  /** Its session has others: they may wait, or be on their way. What is accepted from here on is told by a nudge. */
+  more: boolean
+}
+
+interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
+  type: string
+  body: string | null
+  content: object | null
+  mediaId: string | null
+  quotedId: string | null
+  quotedFromMe: boolean
+  quotedChatId: string
+  quotedParticipant: string
+}
+
+/** What a ClaimedRow has, beside sameLogin and typing; `o` is the outbox row, the rest is joined. */
+const selected = fragment`
+  o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
+  m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
+  q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
+  coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold, m.request_id`
+const joined = fragment`
+  join messages m on m.id = o.message_id
+  join chats c on c.id = o.chat_id
+  left join contacts k on k.id = c.contact_id
+  left join messages q on q.id = m.quoted_message_id`
+
+function claimedOf(row: ClaimedRow): Claimed {
+  const { quotedId: id, quotedFromMe, quotedChatId, quotedParticipant } = row
+  return {
+    // All of it, since leaving out what it is not asked for takes longer than all the rest that is done with a row here.
+    ...row,
+    content: contentOf(row),
+    quoted:
+      id === null
+        ? null
+        : { fromMe: quotedFromMe, chatId: quotedChatId, id, participant: quotedParticipant },
+  }
+}
+
+/** The first message of each lane of `s` that is due; of none whose chat is in the session's `hand`. By an index of its own: see migration 0030. */
+const laneHeads = fragment`
+  select o.id, o.revision, l.cold, l.due_at
+  from outbox_lanes l
+  cross join lateral (
+    select o.id, o.revision from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 'q' order by o.id + 0 limit 1) o
+  where l.session_id = s.id and l.waiting > 0 and l.due_at <= now() and l.chat_id is distinct from hand.chat_id`
+
+/**
+ * Claims, for each of these idle sessions whose pace allows it, the oldest due message, in one round trip. Only a session whose fence still holds
+ * and that is WORKING gives one, so a worker that lost a session claims nothing of it. The cost depends on the number of sessions, not
+ * on what waits: a chat that backs off, waits for an ack or may not be opened today lies ahead in its lane and is not visited.
+ *
+ * What is on its way is named by its session's pace, which changes with each claim anyway. Its lane is put aside only when the session goes on to another chat
+ * before that ack: written with every claim, the lane and its indexes would add a third to its work.
+ */
+export async function claim(
+  sql: Tag,
+  worker: string,
+  leases: Lease[],
+  defaults: PacingConfig,
+): Promise<FreshlyClaimed[]> {
+  const rows = await sql<ClaimedRow & Pick<FreshlyClaimed, 'waitMs' | 'more'>>`
+    with head as (
+      select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight, hand.chat_id is not null as in_hand
+      from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) u(id, fence)
+      join wa_sessions s on s.id = u.id and s.fence = u.fence and s.owner = ${worker} and s.status = 'WORKING'
+      join wa_session_pacing p on p.session_id = s.id and p.next_send_at <= now()
+      cross join lateral (select ${isQuiet} as quiet offset 0) hours
+      cross join lateral (select ${chatInHand} as chat_id offset 0) hand
+      cross join lateral (
+        (${laneHeads} and not hours.quiet and not l.cold order by l.due_at limit 1)
+        union all
+        (${laneHeads} and not hours.quiet and l.cold and p.cold_at <= now() order by l.due_at limit 1)
+        union all
+        (${laneHeads} and hours.quiet and l.last_inbound_at > now() - interval '24 hours' order by l.last_inbound_at limit 1)
+        order by due_at limit 1
+      ) h
+      -- In the order of renewLeases, so that the two cannot wait for each other.
+      order by s.id
+      for share of s
+      offset 0
+    ), hand as (
+      -- Whoever is at it (an ack, a giving up) wants what is locked here, and is not waited for: the session is asked again after that.
+      select b.id, b.chat_id from head join outbox b on b.id = head.in_flight where head.in_hand and b.state = 's' for no key update of b skip locked
+    ), claimed as (
+      update outbox o
+      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
+      -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
+      from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
+        and (not head.in_hand or exists (select from hand where hand.id = head.in_flight))
+      returning o.*, head.linked_at, head.cold as opens, head.in_flight
+    ), aside as (
+      update outbox_lanes l set due_at = 'infinity' from claimed join hand on hand.id = claimed.in_flight where l.chat_id = hand.chat_id
+    ), pace as (
+      ${movePace(defaults)}
+      -- All that was claimed, so that nothing has to be joined to it again.
+      returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+    )
+    select ${selected}, true as same_login, o.typing, o.wait_ms::float8,
+      exists (select from outbox_lanes l where l.session_id = o.session_id and l.waiting > 0 and (l.waiting > 1 or l.chat_id <> o.chat_id)) as more
+    from pace o ${joined}`
+  return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs, more: row.more }))
+}
+
+/** What is left claimed: by a worker that died, or handed to WhatsApp and not yet confirmed for `olderThanSeconds`. */
+export async function unconfirmed(
+  sql: Sql,
+  lease: Lease,
+  olderThanSeconds: number,
+  defaults: PacingConfig,
+): Promise<Claimed[]> {
+  const rows = await sql<ClaimedRow>`
+    select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
+    from wa_session_pacing p
+    join wa_sessions s on s.id = p.session_id
+    -- One at the most is on its way in a chat: of the chat the session is at, or of one that it has put aside.
+    cross join lateral (
+      select p.in_flight as id
+      union
+      select o.id from outbox_lanes l
+      cross join lateral (select o.id from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.state = 's' limit 1) o
+      where l.session_id = p.session_id and l.waiting > 0 and l.cold = any('{f,t}') and l.due_at = 'infinity') out
+    join outbox o on o.id = out.id ${joined}
+    where p.session_id = ${lease.id} and o.state = 's' and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
+    order by o.id`
+  return rows.map(claimedOf)
+}
+
+/** What a try that came to nothing says about the message. */
+export interface Verdict {
+  /** How long it, and what is behind it in its chat, waits. */
+  delayMs: number
+  /** It was no fault of the message: the attempt does not count. */
+  forgiven?: boolean
+  /** The page broke down over it. */
+  crashed?: boolean
+  /** Nobody can know whether it went out. */
+  doubted?: boolean
+}
+
+/** Puts a message back at the head of its chat. Throws LeaseLost. */
+export async function putBack(
+  sql: Sql,
+  lease: Lease,
+  { outboxId }: Claimed,
+  { delayMs, forgiven = false, crashed = false, doubted = false }: Verdict,
+): Promise<void> {
+  await sql.begin(async (tx) => {
+    await assertFence(tx, lease)
+    // Not there any more: it was confirmed after all.
+    await tx`
+      with back as (
+        update outbox
+        set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
+            crashes = crashes + ${crashed}::boolean::int, doubts = doubts + ${doubted}::boolean::int
+        where id = ${outboxId} and state = 's' returning chat_id)
+      update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id`
+  })
+}
+
+/** Gives a message up: `failed` when it certainly did not go out, `unknown` when nobody can tell. Throws LeaseLost. */
+export async function giveUp(
+  sql: Sql,
+  lease: Lease,
+  { workspaceId, messageId }: Claimed,
+  { status, code, message }: { status: 'failed' | 'unknown'; code: string; message: string },
+): Promise<void> {
+  await sql.begin(async (tx) => {
+    await assertFence(tx, lease)
+    const [left] = await takeOut(tx, fragment`o.message_id = ${messageId}`)
+    if (!left) return
+    await tx`
+      update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
+      where id = ${messageId}`
+    if (left.cold && status === 'failed') {
+      await keepClosed(tx, left.chatId)
+      if (code === 'NUMBER_NOT_ON_WHATSAPP') await giveBackOpening(tx, lease.id)
+    }
+    const row = await findMessage(tx, workspaceId, messageId)
+    if (!row) return
+    await appendEvents(tx, [
+      { workspaceId, sessionId: lease.id, type: 'message.ack', payload: messageResource(row) },
+    ])
+  })
+}
+
+/** The engine broke down while it had the message in its hands. */
+export async function countCrash(sql: Sql, lease: Lease, { outboxId }: Claimed): Promise<void> {
+  await sql`
+    update outbox o set crashes = o.crashes + 1 from wa_sessions s
+    where o.id = ${outboxId} and o.state = 's' and s.id = o.session_id and s.fence = ${lease.fence}`
+}
+
+/** What the workspace wants done when nobody can know whether a message went out. */
+export async function unknownPolicy(
+  sql: Sql,
+  workspaceId: string,
+): Promise<'reconcile_then_resend_same_id' | 'at_most_once'> {
+  const [row] = await sql<{ unknownPolicy: 'reconcile_then_resend_same_id' | 'at_most_once' }>`
+    select unknown_policy from workspaces where id = ${workspaceId}`
+  return row!.unknownPolicy
+}
