@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { homeOf } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
 import { AppError, notFound } from './errors.ts'
@@ -13,7 +14,7 @@ import { enqueuing, takeOut } from './outbox.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
 export interface NewMessage {
-  /** As parseRecipient() answers it. */
+  /** As parseRecipient() answers it. The message goes to the chat there is for it, which may have another address of the same person. */
   waChatId: string
   content: MessageContent
   mentions?: string[]
@@ -145,7 +146,7 @@ export async function messagesAfter(
 }
 
 /** What only the database can say of a new message; times as in JSON. */
-interface Told extends Pick<Message, 'chatId' | 'heldBy' | 'sentBy'> {
+interface Told extends Pick<Message, 'chatId' | 'waChatId' | 'heldBy' | 'sentBy'> {
   media?: Message['media']
   createdAt: string
   notBefore: string | null
@@ -160,12 +161,12 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
   const guards = messages.some(({ ifLastMessageId }) => ifLastMessageId !== undefined)
   const attached = columns.some(({ mediaId }) => mediaId !== null)
   const fresh = messages.map((message, i) => newMessage(submission, message, ids[i]!, columns[i]!))
-  const where = { sessionId: fragment`session.id`, waChatId: fragment`i.wa_chat_id` }
+  const where = { sessionId: fragment`session.id`, waChatId: fragment`home.wa_chat_id` }
   const rows = await run<{ refusal: Refusal | null; told: Told }>`
     with session as (
       select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
     ), input as (
-      select i.*, coalesce(case
+      select i.*, home.wa_chat_id, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
           when not ${quotes ? isQuotable(fragment`i.quoted`, where) : fragment`true`} then 'QUOTED_NOT_FOUND' end,
           ${guards ? guard(fragment`i.last`, where) : fragment`null`}) as refusal
@@ -180,14 +181,15 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
         ${messages.map(({ sendAt }) => sendAt?.toISOString() ?? null)}::timestamptz[],
         ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[],
         ${fresh.map((message) => JSON.stringify(message))}::jsonb[]
-      ) with ordinality i(id, wa_chat_id, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
+      ) with ordinality i(id, address, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
       cross join session
-      left join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = i.wa_chat_id
+      cross join lateral (select coalesce(${homeOf({ workspaceId, sessionId }, fragment`i.address`)}, i.address) as wa_chat_id) home
+      left join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = i.address
       left join contacts k on k.id = coalesce(a.merged_into, a.id)
     ), target as (
       -- In one order, so that two batches to the same people wait for each other instead of for ever.
-      select wa_chat_id, phone, is_group, (array_agg(id order by ord desc))[1] as last_id
-      from input where refusal is null group by wa_chat_id, phone, is_group order by wa_chat_id
+      select wa_chat_id, max(phone) as phone, bool_or(is_group) as is_group, (array_agg(id order by ord desc))[1] as last_id
+      from input where refusal is null group by wa_chat_id order by wa_chat_id
     ), contact as (
       insert into contacts (workspace_id, session_id, wa_id, phone, lid)
       select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, phone, case when wa_chat_id like '%@lid' then wa_chat_id end from target
@@ -212,7 +214,7 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       from input i join chat on chat.wa_chat_id = i.wa_chat_id where i.refusal is null order by i.ord
       returning id, chat_id, media_id, seq, status, send_at, created_at
     ), ${enqueuing({ workspaceId, sessionId })}, told as (
-      select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
+      select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'waChatId', i.wa_chat_id, 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
           'notBefore', ${isoTime(fragment`hold.not_before`)},
           'sentBy', (select json_build_object('id', id, 'fullName', full_name) from profiles where id = ${submission.sentBy}::uuid)
           ${attached ? fragment`, 'media', ${mediaColumn}` : fragment``}) as told

@@ -1,3 +1,5 @@
+import { homeOf, otherAddress } from './chat-homes.ts'
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { contactsOf } from './identities.ts'
 import { authorOf } from './received.ts'
@@ -22,21 +24,13 @@ export async function openChats(
   session: Hearing,
   messages: Received[],
 ): Promise<Map<string, string>> {
+  const { id: sessionId, workspaceId } = session
   const seen = [...new Set(messages.map(({ waChatId }) => waChatId))]
   const found = await tx<Seen>`
     select x.address, o.wa_id as other, c.wa_chat_id, c.contact_id is not null as has_contact
     from unnest(${seen}::text[]) x(address)
-    left join lateral (
-      -- One number and one lid of one person are one account. With more of either nobody knows which of his telephones would be answered.
-      select max(k.wa_id) filter (where k.wa_id <> x.address) as wa_id
-      from contacts a join contacts k on k.id = coalesce(a.merged_into, a.id) or k.merged_into = coalesce(a.merged_into, a.id)
-      where a.workspace_id = ${session.workspaceId} and a.wa_id = x.address
-      having count(*) = 2 and count(distinct split_part(k.wa_id, '@', 2)) = 2) o on true
-    left join lateral (
-      select * from chats c
-      -- What was sent to a number may be answered from the address WhatsApp has for it.
-      where c.session_id = ${session.id} and (c.wa_chat_id in (x.address, o.wa_id) or c.canonical_wa_id = x.address)
-      order by c.canonical_wa_id is not distinct from x.address desc, c.wa_chat_id = x.address desc limit 1) c on true`
+    cross join lateral (select ${otherAddress(workspaceId, fragment`x.address`)} as wa_id, ${homeOf({ workspaceId, sessionId }, fragment`x.address`)} as home) o
+    left join chats c on c.session_id = ${sessionId} and c.wa_chat_id = o.home`
   const chats = new Map(found.map((one) => [one.address, one]))
   const homes = new Map<string, string>()
   for (const { address, other, waChatId } of found) {
