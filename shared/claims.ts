@@ -59,12 +59,15 @@ interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
   quotedParticipant: string
 }
 
+/** `k` is the recipient of message `m`, where there is one. */
+const optedOut = fragment`(coalesce(k.opted_out, false) and m.opt_out_override is null)`
+
 /** What a ClaimedRow has, beside sameLogin and typing; `o` is the outbox row, the rest is joined. */
 const selected = fragment`
   o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
   m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
   q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
-  coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out, o.cold, m.request_id`
+  ${optedOut} as opted_out, o.cold, m.request_id`
 const joined = fragment`
   join messages m on m.id = o.message_id
   join chats c on c.id = o.chat_id
@@ -229,6 +232,13 @@ export async function giveUp(
       { workspaceId, sessionId: lease.id, type: 'message.ack', payload: messageResource(row) },
     ])
   })
+}
+
+/** Whether the recipient of a message has asked for no more of them by now; see Claimed.optedOut. */
+export async function hasOptedOut(sql: Sql, { messageId }: Claimed): Promise<boolean> {
+  const [row] = await sql<{ optedOut: boolean }>`
+    select ${optedOut} as opted_out from messages m join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id where m.id = ${messageId}`
+  return row?.optedOut ?? false
 }
 
 /** The engine broke down while it had the message in its hands. */

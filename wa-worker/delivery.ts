@@ -1,6 +1,6 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { countCrash, giveUp, putBack, unknownPolicy } from '../shared/claims.ts'
+import { countCrash, giveUp, hasOptedOut, putBack, unknownPolicy } from '../shared/claims.ts'
 import type { Claimed } from '../shared/claims.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
@@ -48,13 +48,7 @@ export class Delivery {
   async send(line: Line, message: Claimed): Promise<Outcome> {
     const { acks, log, ownsLease } = this.#options
     const { session, engine } = line
-    if (message.optedOut)
-      return this.#refuse(
-        line,
-        message,
-        'RECIPIENT_OPTED_OUT',
-        'The recipient has asked for no more messages.',
-      )
+    if (message.optedOut) return this.#refuseOptedOut(line, message)
     let attachment: Attachment | undefined
     try {
       const chatId = await this.#address(line, message)
@@ -75,6 +69,12 @@ export class Delivery {
       if ('mediaId' in message.content) {
         attachment = await this.#options.attachments.fetch(message.workspaceId, message.content)
       }
+      // They may have written so meanwhile, or turned out to be somebody who had.
+      if (
+        (message.cold || message.typing || attachment) &&
+        (await hasOptedOut(this.#options.sql, message))
+      )
+        return await this.#refuseOptedOut(line, message)
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
       if (!ownsLease(session.id)) throw new LeaseLost(message.sessionId)
@@ -215,6 +215,11 @@ export class Delivery {
     await putBack(sql, session, message, { delayMs: crashes > 1 ? suspectDelayMs : 0, doubted })
     log.info('message had not gone out, queued again', fieldsOf(message, { doubted }))
     return 'over'
+  }
+
+  #refuseOptedOut(line: Line, message: Claimed): Promise<Outcome> {
+    const why = 'The recipient has asked for no more messages.'
+    return this.#refuse(line, message, 'RECIPIENT_OPTED_OUT', why)
   }
 
   async #refuse({ session }: Line, message: Claimed, code: string, why: string): Promise<Outcome> {
