@@ -69,21 +69,28 @@ export async function recordAcks(
         -- In the order of claim(), and against it: what either locks of a session after this comes in no order.
         order by s.id
         for no key update of s
+      ), queued as (
+        -- Before the messages: whoever takes one back has locked what stands in the outbox, and wants the message next.
+        select r.ord, o.attempts, o.cold
+        from report r join held on held.id = r.session_id
+        join messages m on m.session_id = r.session_id and m.direction = 'outbound' and m.wa_key_id = r.key_id
+        join outbox o on o.message_id = m.id
+        for update of o
       ), changed as (
         update messages m
         set ack = r.ack,
             wa_message_id = coalesce(m.wa_message_id, r.wa_message_id),
             status = case r.ack when -1 then 'failed' when 0 then m.status when 1 then 'sent' when 2 then 'delivered' when 3 then 'read' else 'played' end,
             error_code = case when r.ack = -1 then r.code end,
-            attempts = coalesce((select o.attempts from outbox o where o.message_id = m.id), m.attempts),
+            attempts = coalesce(q.attempts, m.attempts),
             error_message = case when r.ack = -1 then 'WhatsApp refused the message.' end,
             sent_at = case when r.ack >= 1 then coalesce(m.sent_at, now()) else m.sent_at end,
             delivered_at = case when r.ack >= 2 then coalesce(m.delivered_at, now()) else m.delivered_at end,
             read_at = case when r.ack >= 3 then coalesce(m.read_at, now()) else m.read_at end
-        from report r join held on held.id = r.session_id
+        from report r join held on held.id = r.session_id left join queued q on q.ord = r.ord
         where m.session_id = r.session_id and m.direction = 'outbound' and m.wa_key_id = r.key_id
           and case r.ack when -1 then coalesce(m.ack, 0) = 0 when 0 then m.ack is null else coalesce(m.ack, 0) < r.ack end
-        returning m.*, r.ord, (select o.cold from outbox o where o.message_id = m.id) as cold
+        returning m.*, r.ord, q.cold
       ), ${takingOut(fragment`o.message_id in (select id from changed where ack <> 0)`)}
       select held.id is not null as held, m.cold, ${messageColumns}
       from report r left join held on held.id = r.session_id left join (changed m ${messageJoins}) on m.ord = r.ord
@@ -95,7 +102,7 @@ export async function recordAcks(
       const { ack, code, until } = acks[index]!
       if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
       else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
-      if (row.cold && ack === -1) await keepClosed(tx, row.chatId)
+      if (row.cold && ack === -1) await keepClosed(tx, [row.chatId])
     }
     await appendEvents(
       tx.last,

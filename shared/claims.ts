@@ -223,7 +223,7 @@ export async function giveUp(
       update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
       where id = ${messageId}`
     if (left.cold && status === 'failed') {
-      await keepClosed(tx, left.chatId)
+      await keepClosed(tx, [left.chatId])
       if (code === 'NUMBER_NOT_ON_WHATSAPP') await giveBackOpening(tx, lease.id)
     }
     const row = await findMessage(tx, workspaceId, messageId)

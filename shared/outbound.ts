@@ -10,7 +10,7 @@ import type { ContentColumns } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, findMessages, mediaColumn, messageHold, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
-import { enqueuing, takeOut } from './outbox.ts'
+import { endTaken, enqueuing, takeOut } from './outbox.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
 export interface NewMessage {
@@ -275,15 +275,12 @@ export async function cancel(
   id: string,
 ): Promise<MessageRow | undefined> {
   return sql.begin(async (tx) => {
-    const [taken] = await takeOut(
+    const taken = await takeOut(
       tx,
       fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId} and o.state in ('q', 'z')`,
     )
-    if (taken)
-      await tx`update messages set status = 'cancelled', attempts = ${taken.attempts} where id = ${id}`
-    const row = await findMessage(tx, workspaceId, id)
-    if (taken && row) await tell(tx, 'message.ack', [row])
-    return row
+    if (taken.length > 0) await endTaken(tx, taken, { status: 'cancelled' })
+    return findMessage(tx, workspaceId, id)
   })
 }
 

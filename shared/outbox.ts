@@ -2,6 +2,7 @@ import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { tellMessages } from './messages.ts'
 import type { MessageStatus } from './messages.ts'
+import { keepClosed } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
 import type { Lease } from './wa-session-leases.ts'
 
@@ -118,6 +119,12 @@ export async function endTaken(
   await tx`
     update messages m set status = ${status}, attempts = t.attempts, error_code = ${code}, error_message = ${message}
     from unnest(${ids}::uuid[], ${taken.map(({ attempts }) => attempts)}::int[]) t(id, attempts) where m.id = t.id`
+  const unopened = taken.filter(({ cold, state }) => cold && state !== 's')
+  if (unopened.length > 0)
+    await keepClosed(
+      tx,
+      unopened.map(({ chatId }) => chatId),
+    )
   await tellMessages(tx, 'message.ack', ids)
 }
 

@@ -179,11 +179,11 @@ export async function countColdRefusal(
     update wa_session_pacing set ${lockedUntil(fragment`now() + interval '6 hours'`, 'REACHOUT_SUSPECTED')} where session_id = ${sessionId}`
 }
 
-/** The message that was to open the conversation certainly did not: the next one is a first one again, unless they have met meanwhile. */
-export async function keepClosed(tx: Sql, chatId: string): Promise<void> {
+/** The messages that were to open these conversations did not: the next ones are first ones again, unless they have met meanwhile. */
+export async function keepClosed(tx: Sql, chatIds: string[]): Promise<void> {
   await tx`
     update outbox_lanes l set cold = true from chats c
-    where l.chat_id = ${chatId} and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
+    where l.chat_id = any(${chatIds}::uuid[]) and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
 }
 
 /** A conversation that was counted today could not be opened, and WhatsApp was not bothered with it. */

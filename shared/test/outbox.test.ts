@@ -10,7 +10,7 @@ import type { MessageContent } from '../message-content.ts'
 import { messageResource } from '../messages.ts'
 import { accept, cancel, editQueued, retry } from '../outbound.ts'
 import { claim, giveUp, putBack, unconfirmed } from '../claims.ts'
-import { endOutbox, releaseScheduled } from '../outbox.ts'
+import { cancelQueued, endOutbox, releaseScheduled } from '../outbox.ts'
 import { findPacing } from '../pacing.ts'
 import type { PacingConfig } from '../pacing.ts'
 import { ada, atOnce, bob, cleo, rig, text, worker } from './outbox-rig.ts'
@@ -253,7 +253,6 @@ void t.test('a message taken back in the very moment of the claim is not sent', 
   await lanesAreRight(t, sql)
 })
 
-/** Waits until some statement of this database waits for a lock. */
 for (const overtaker of ['a message that is due', 'one that is sent once more'] as const) {
   for (const other of ['waits too', 'backs off'] as const) {
     void t.test(
@@ -315,13 +314,14 @@ for (const ending of ['given up', 'ended with all others'] as const) {
   })
 }
 
-async function untilLocked(sql: Sql): Promise<void> {
+/** Waits until so many statements of this database wait for a lock. */
+async function untilLocked(sql: Sql, count = 1): Promise<void> {
   const deadline = Date.now() + 20_000
   for (;;) {
     const waiting = await sql`
       select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-    if (waiting.length > 0) return
-    if (Date.now() > deadline) throw new Error('Nothing waits for a lock.')
+    if (waiting.length >= count) return
+    if (Date.now() > deadline) throw new Error(`${waiting.length} wait for a lock.`)
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
 }
@@ -821,4 +821,40 @@ void t.test('another login cannot vouch for what was sent under the one before',
   t.match(left, { sameLogin: false })
   await putBack(sql, lane, left!, { delayMs: 0, doubted: true })
   t.match(await next(), { sameLogin: true, doubts: 1 })
+})
+
+void t.test('what was to open a conversation and was taken back leaves it closed', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next } = await rig(t)
+  for (const takeBack of [
+    (id: string) => cancel(sql, workspaceId, id),
+    () => cancelQueued(sql, sessionId),
+  ]) {
+    const [message] = await queue(text(ada, 'Hello'))
+    const claimed = await next()
+    t.match(claimed, { cold: true })
+    await putBack(sql, lane, claimed!, { delayMs: 0 })
+    await takeBack(message!.id)
+  }
+  await queue(text(ada, 'Hello again'))
+  t.match(await next(), { cold: true })
+  await lanesAreRight(t, sql)
+})
+
+void t.test('a cancel and an ack that comes late do not wait for each other', async (t) => {
+  const { sql, workspaceId, lane, queue, next, confirm, read } = await rig(t)
+  const [message] = await queue(text(ada, 'Hello'))
+  const claimed = await next()
+  await putBack(sql, lane, claimed!, { delayMs: 0, doubted: true })
+  let both: Promise<unknown> | undefined
+  await sql.begin(async (tx) => {
+    await tx`select from outbox_lanes for no key update`
+    const cancelling = cancel(sql, workspaceId, message!.id)
+    await untilLocked(sql)
+    both = Promise.all([cancelling, confirm(claimed!)])
+    await untilLocked(sql, 2)
+  })
+  await t.resolves(both!)
+  t.match(await read(message!.id), { status: 'sent' }, 'WhatsApp has the last word')
+  t.strictSame(await sql`select from outbox`, [])
+  await lanesAreRight(t, sql)
 })
