@@ -241,8 +241,8 @@ export async function findPacing(
 }
 
 /**
- * Sets the pace of a session. What has left within the minute, or been opened today, counts for the new pace; what is not changed goes on as it was; a lock of WhatsApp's
- * stays. Undefined when there is no such session.
+ * Sets the pace of a session. What has left within the minute, or been opened today, counts for the new pace, also where the new time zone has another date; what is not
+ * changed goes on as it was; a lock of WhatsApp's stays. Undefined when there is no such session.
  */
 export async function setPacing(
   sql: Sql,
@@ -257,11 +257,13 @@ export async function setPacing(
       update wa_session_pacing n
       set min_gap_ms = ${pacing.minGapMs}, jitter_ms = ${pacing.jitterMs}, per_minute = ${pacing.perMinute},
           new_contacts_per_day = ${pacing.newContactsPerDay}, typing = ${pacing.typing}, number_since = ${pacing.numberSince}::date,
-          quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone}
+          quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone},
+          -- What was opened today stays what was opened today, whatever the date is in the new zone.
+          new_on = (now() at time zone ${pacing.timeZone}::text)::date, new_contacts = case when p.new_on = ${today} then p.new_contacts else 0 end
       from (select * from wa_session_pacing where workspace_id = ${workspaceId} and session_id = ${sessionId} for update) p
       where n.session_id = p.session_id
       returning (n.min_gap_ms, n.jitter_ms, n.per_minute) is distinct from (p.min_gap_ms, p.jitter_ms, p.per_minute) as pace, ${perMinute} = 0 as unlimited,
-        (n.new_contacts_per_day, n.number_since) is distinct from (p.new_contacts_per_day, p.number_since) as budget`
+        (n.new_contacts_per_day, n.number_since, n.time_zone) is distinct from (p.new_contacts_per_day, p.number_since, p.time_zone) as budget`
     if (!changed) return undefined
     const gap = fragment`coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) * interval '1 ms'`
     const afterGap = fragment`(p.recent[cardinality(p.recent)] + ${gap})`

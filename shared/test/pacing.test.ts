@@ -9,7 +9,7 @@ import { findMessage, messageResource } from '../messages.ts'
 import { accept } from '../outbound.ts'
 import { claim, putBack } from '../claims.ts'
 import { releaseScheduled } from '../outbox.ts'
-import { lockReachOut, setPacing } from '../pacing.ts'
+import { findPacing, lockReachOut, setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
 import { createSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
@@ -252,6 +252,31 @@ void t.test('a pace that is eased lets go what it held', async (t) => {
     await pace(eased!)
     t.ok(await next(), Object.keys(eased!).join())
   }
+})
+
+void t.test('what was opened today counts in another time zone, too', async (t) => {
+  const { sql, workspaceId, sessionId, queue, next } = await rig(t)
+  const pace = (timeZone: string) =>
+    setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 1, timeZone }, atOnce)
+  await pace('UTC')
+  await queue(ada)
+  await queue('12025550102@c.us')
+  t.ok(await next())
+  // It is another day there, whatever the hour is in UTC.
+  const ahead = new Date().getUTCHours() >= 12
+  const zone = ahead ? 'Etc/GMT-14' : 'Etc/GMT+12'
+  const changed = await pace(zone)
+  const midnight = new Date().setUTCHours(ahead ? 34 : 12, 0, 0, 0)
+  t.match(changed, {
+    state: { newContactsToday: 1, newContactsHeldUntil: new Date(midnight) },
+  })
+  t.equal(await next(), undefined)
+  // What was opened on another day counts there as little as here.
+  await sql`update wa_session_pacing set new_on = new_on - 1`
+  t.match(await pace('UTC'), { state: { newContactsToday: 0, newContactsHeldUntil: null } })
+  t.match(await pace(zone), { state: { newContactsToday: 0 } })
+  t.ok(await next())
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
 })
 
 void t.test(
