@@ -44,6 +44,8 @@ export interface Claimed {
 export interface FreshlyClaimed extends Claimed {
   /** How long its session's pace asks for until the next one, in milliseconds. */
   waitMs: number
+  /** This claim has counted it as a conversation opened today. A later one of the same message does not count it again. */
+  opens: boolean
   /** Its session has others: they may wait, or be on their way. What is accepted from here on is told by a nudge. */
   more: boolean
 }
@@ -109,7 +111,7 @@ export async function claim(
   leases: Lease[],
   defaults: PacingConfig,
 ): Promise<FreshlyClaimed[]> {
-  const rows = await sql<ClaimedRow & Pick<FreshlyClaimed, 'waitMs' | 'more'>>`
+  const rows = await sql<ClaimedRow & Pick<FreshlyClaimed, 'waitMs' | 'opens' | 'more'>>`
     with head as (
       select h.id, h.revision, h.cold, s.login_epoch, s.linked_at, p.in_flight, hand.chat_id is not null as in_hand
       from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) u(id, fence)
@@ -146,10 +148,15 @@ export async function claim(
       -- All that was claimed, so that nothing has to be joined to it again.
       returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
-    select ${selected}, true as same_login, o.typing, o.wait_ms::float8,
+    select ${selected}, true as same_login, o.typing, o.wait_ms::float8, o.opens,
       exists (select from outbox_lanes l where l.session_id = o.session_id and l.waiting > 0 and (l.waiting > 1 or l.chat_id <> o.chat_id)) as more
     from pace o ${joined}`
-  return rows.map((row) => ({ ...claimedOf(row), waitMs: row.waitMs, more: row.more }))
+  return rows.map((row) => ({
+    ...claimedOf(row),
+    waitMs: row.waitMs,
+    opens: row.opens,
+    more: row.more,
+  }))
 }
 
 /** What is left claimed: by a worker that died, or handed to WhatsApp and not yet confirmed for `olderThanSeconds`. */
@@ -208,12 +215,22 @@ export async function putBack(
   })
 }
 
-/** Gives a message up: `failed` when it certainly did not go out, `unknown` when nobody can tell. Throws LeaseLost. */
+/** What ends a message that is given up. */
+export interface Ending {
+  /** `failed` when it certainly did not go out, `unknown` when nobody can tell. */
+  status: 'failed' | 'unknown'
+  code: string
+  message: string
+  /** WhatsApp was not asked to send it since it was claimed. */
+  unasked?: boolean
+}
+
+/** Gives a message up. Throws LeaseLost. */
 export async function giveUp(
   sql: Sql,
   lease: Lease,
-  { workspaceId, messageId }: Claimed,
-  { status, code, message }: { status: 'failed' | 'unknown'; code: string; message: string },
+  { workspaceId, messageId, opens }: Claimed & { opens?: boolean },
+  { status, code, message, unasked }: Ending,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lease)
@@ -224,7 +241,10 @@ export async function giveUp(
       where id = ${messageId}`
     if (left.cold && status === 'failed') {
       await keepClosed(tx, [left.chatId])
-      if (code === 'NUMBER_NOT_ON_WHATSAPP') await giveBackOpening(tx, lease.id)
+      // What WhatsApp may have seen stays counted. It has seen nothing of a message whose very claim counted it and that was not handed over since; of one that was tried before
+      // nobody can tell, however few its attempts: those that were no fault of its own are not among them. And nobody is there to see what goes to a number WhatsApp does not have.
+      if ((opens && unasked) || code === 'NUMBER_NOT_ON_WHATSAPP')
+        await giveBackOpening(tx, lease.id)
     }
     const row = await findMessage(tx, workspaceId, messageId)
     if (!row) return

@@ -186,7 +186,7 @@ export async function keepClosed(tx: Sql, chatIds: string[]): Promise<void> {
     where l.chat_id = any(${chatIds}::uuid[]) and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
 }
 
-/** A conversation that was counted today could not be opened, and WhatsApp was not bothered with it. */
+/** A conversation that was counted today was not opened, and WhatsApp has seen nothing of it. */
 export async function giveBackOpening(tx: Sql, sessionId: string): Promise<void> {
   await tx`
     update wa_session_pacing

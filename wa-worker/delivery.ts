@@ -1,7 +1,7 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { countCrash, giveUp, hasOptedOut, putBack, unknownPolicy } from '../shared/claims.ts'
-import type { Claimed } from '../shared/claims.ts'
+import type { Claimed, Ending, FreshlyClaimed } from '../shared/claims.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
@@ -45,20 +45,20 @@ export class Delivery {
   }
 
   /** Sends a message that was just claimed. Throws LeaseLost when the session may be somebody else's by now. */
-  async send(line: Line, message: Claimed): Promise<Outcome> {
+  async send(line: Line, message: FreshlyClaimed): Promise<Outcome> {
     const { acks, log, ownsLease } = this.#options
     const { session, engine } = line
-    if (message.optedOut) return this.#refuseOptedOut(line, message)
+    if (message.optedOut)
+      return this.#refuse(line, message, { ...recipientOptedOut, unasked: true })
+    let unasked = true
     let attachment: Attachment | undefined
     try {
       const chatId = await this.#address(line, message)
       if (chatId === null) {
-        return await this.#refuse(
-          line,
-          message,
-          'NUMBER_NOT_ON_WHATSAPP',
-          'This number is not on WhatsApp.',
-        )
+        return await this.#refuse(line, message, { ...notOnWhatsApp, unasked })
+      }
+      if ('mediaId' in message.content) {
+        attachment = await this.#options.attachments.fetch(message.workspaceId, message.content)
       }
       if (message.typing) {
         // For show only: where it fails, the send will tell what is wrong.
@@ -66,20 +66,18 @@ export class Delivery {
           log.warn('typing not shown', fieldsOf(message, { error }))
         })
       }
-      if ('mediaId' in message.content) {
-        attachment = await this.#options.attachments.fetch(message.workspaceId, message.content)
-      }
       // They may have written so meanwhile, or turned out to be somebody who had.
       if (
         (message.cold || message.typing || attachment) &&
         (await hasOptedOut(this.#options.sql, message))
       )
-        return await this.#refuseOptedOut(line, message)
+        return await this.#refuse(line, message, { ...recipientOptedOut, unasked })
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
       if (!ownsLease(session.id)) throw new LeaseLost(message.sessionId)
       const { keyId, mentions, quoted } = message
       const content = attachment?.content ?? (message.content as OutgoingContent)
+      unasked = false
       const receipt = await engine.send({
         chatId,
         keyId,
@@ -92,7 +90,7 @@ export class Delivery {
       return receipt.ack === 0 ? 'handed' : 'acked'
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
-      return this.#failed(line, message, error)
+      return this.#failed(line, message, error, unasked)
     } finally {
       await attachment?.remove()
     }
@@ -153,16 +151,22 @@ export class Delivery {
     return known.waId === null || known.waId.endsWith('@c.us') ? known.waId : waChatId
   }
 
-  async #failed(line: Line, message: Claimed, error: EngineError): Promise<Outcome> {
+  async #failed(
+    line: Line,
+    message: FreshlyClaimed,
+    error: EngineError,
+    unasked: boolean,
+  ): Promise<Outcome> {
     const { sql, log, maxAttempts } = this.#options
     const { session } = line
     const { code } = error
+    const ending = { code, message: error.message, unasked }
     const fields = fieldsOf(message, { code, certainty: error.certainty, error })
     if (error.certainty === 'unknown') {
       log.warn('outcome of a message unknown', fields)
       return 'unsettled'
     }
-    if (error.certainty === 'permanent') return this.#refuse(line, message, code, error.message)
+    if (error.certainty === 'permanent') return this.#refuse(line, message, ending)
     if (code === 'SESSION_NOT_READY' || code === 'MODULE_MISSING') {
       await putBack(sql, session, message, { delayMs: 0, forgiven: true })
       log.warn('session cannot send', fields)
@@ -174,7 +178,7 @@ export class Delivery {
       log.warn('media store away, message waits', fields)
       return 'over'
     }
-    if (message.attempts >= maxAttempts) return this.#refuse(line, message, code, error.message)
+    if (message.attempts >= maxAttempts) return this.#refuse(line, message, ending)
     await putBack(sql, session, message, { delayMs: retryBackoff(message.attempts) })
     log.warn('message not sent, will be tried again', fields)
     return 'over'
@@ -186,21 +190,17 @@ export class Delivery {
     const { session } = line
     const { attempts, crashes, doubts } = message
     if (crashes >= maxCrashes) {
-      return this.#refuse(
-        line,
-        message,
-        'PAGE_CRASHED',
-        `WhatsApp Web broke down ${crashes} times over this message.`,
-      )
+      return this.#refuse(line, message, {
+        code: 'PAGE_CRASHED',
+        message: `WhatsApp Web broke down ${crashes} times over this message.`,
+      })
     }
     // Deaths of workers count here too, which are seldom a message's fault: hence the longer rope.
     if (attempts >= 2 * maxAttempts) {
-      return this.#refuse(
-        line,
-        message,
-        'ATTEMPTS_EXHAUSTED',
-        `Not sent after ${attempts} attempts.`,
-      )
+      return this.#refuse(line, message, {
+        code: 'ATTEMPTS_EXHAUSTED',
+        message: `Not sent after ${attempts} attempts.`,
+      })
     }
     // The login it was sent by is not the one that was asked: that one has its word for it only where it was not sent at all.
     const doubted = !message.sameLogin
@@ -217,16 +217,25 @@ export class Delivery {
     return 'over'
   }
 
-  #refuseOptedOut(line: Line, message: Claimed): Promise<Outcome> {
-    const why = 'The recipient has asked for no more messages.'
-    return this.#refuse(line, message, 'RECIPIENT_OPTED_OUT', why)
-  }
-
-  async #refuse({ session }: Line, message: Claimed, code: string, why: string): Promise<Outcome> {
-    await giveUp(this.#options.sql, session, message, { status: 'failed', code, message: why })
-    this.#options.log.warn('message given up', fieldsOf(message, { code }))
+  async #refuse(
+    { session }: Line,
+    message: Claimed,
+    ending: Omit<Ending, 'status'>,
+  ): Promise<Outcome> {
+    await giveUp(this.#options.sql, session, message, { status: 'failed', ...ending })
+    this.#options.log.warn('message given up', fieldsOf(message, { code: ending.code }))
     return 'over'
   }
+}
+
+const recipientOptedOut = {
+  code: 'RECIPIENT_OPTED_OUT',
+  message: 'The recipient has asked for no more messages.',
+}
+
+const notOnWhatsApp = {
+  code: 'NUMBER_NOT_ON_WHATSAPP',
+  message: 'This number is not on WhatsApp.',
 }
 
 const outcomeUnknown = {

@@ -300,7 +300,7 @@ export class Sender {
       })
   }
 
-  async #deliver(lane: OpenLane, message: Claimed): Promise<void> {
+  async #deliver(lane: OpenLane, message: FreshlyClaimed): Promise<void> {
     // What rang for the message before is not for this one.
     lane.pause.forget()
     // Before the send: the ack may come before send() resolves.

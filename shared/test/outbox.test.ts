@@ -580,8 +580,29 @@ void t.test('who is not on WhatsApp is a stranger, and costs no budget', async (
   const second = (await next({ ...budget, WA_NEW_CONTACTS_PER_DAY: 2 }))!
   t.match(second, { cold: true }, 'the second to her is looked up, too')
   t.equal(body(second), 'a2')
-  await giveUp(sql, lane, second, { status: 'failed', code: 'MEDIA_GONE', message: 'Gone' })
+  await giveUp(sql, lane, second, { status: 'failed', code: 'SEND_FAILED', message: 'no' })
   t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 2 } })
+})
+
+void t.test('only the claim that opens a conversation may have its opening back', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+  const gone = { status: 'failed', code: 'MEDIA_GONE', message: 'Gone', unasked: true } as const
+  const opening = (await next(budget))!
+  t.match(opening, { cold: true, opens: true })
+  await putBack(sql, lane, opening, { delayMs: 0, forgiven: true })
+  const again = (await next(budget))!
+  t.match(again, { messageId: opening.messageId, attempts: 1, cold: true, opens: false })
+  await giveUp(sql, lane, again, gone)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' }, 'it may have been seen')
+
+  await sql`update wa_session_pacing set cold_at = '-infinity', new_on = new_on - 1`
+  const other = (await next(budget))!
+  t.match([body(other), other.opens], ['b1', true])
+  await giveUp(sql, lane, other, gone)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 0 } })
 })
 
 void t.test('three refused strangers in a row are taken for a lock', async (t) => {

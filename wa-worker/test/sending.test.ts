@@ -17,6 +17,7 @@ import type { ObjectStore } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
+import { findPacing } from '../../shared/pacing.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { findSession } from '../../shared/wa-sessions.ts'
 import { EngineError } from '../engine/engine.ts'
@@ -437,6 +438,43 @@ void t.test('files arrive as they were stored; one that is gone is said to be', 
   await sql`update media set status = 'expired', object_id = null where id = ${media.id}`
   const other = await queue(ada, content)
   t.match(await message(other.id, 'the failure', is('failed')), { error: { code: 'MEDIA_GONE' } })
+})
+
+void t.test('what WhatsApp is not asked to send costs no new conversation', async (t) => {
+  const { sql, workspaceId, sessionId, dataDir, worker, queue, message } = await rig(t, {
+    pacing: { WA_NEW_CONTACTS_PER_DAY: 1 },
+    changeEngine: spoiling(async ({ content }) => {
+      if (content.type === 'text' && content.body === 'refused')
+        throw new EngineError('permanent', 'INVALID_RECIPIENT', 'no')
+    }),
+  })
+  const store = new LocalObjectStore(join(dataDir, 'objects'))
+  const { media, content } = await givenFile(sql, workspaceId, join(dataDir, 'up'), store)
+  await sql`update media set status = 'expired', object_id = null where id = ${media.id}`
+  const openedToday = async () => (await findPacing(sql, workspaceId, sessionId))!.state
+
+  worker.engine().dropLink()
+  await until(
+    'no link',
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+  )
+  const optedOut = await queue('12025550103@c.us', 'offer')
+  await sql`update contacts set opted_out = true`
+  worker.engine().restoreLink()
+  t.match(await message(optedOut.id, 'the refusal', is('failed')), {
+    error: { code: 'RECIPIENT_OPTED_OUT' },
+  })
+  t.match(await openedToday(), { newContactsToday: 0, newContactsHeldUntil: null })
+
+  const gone = await queue('12025550102@c.us', content)
+  t.match(await message(gone.id, 'the refusal', is('failed')), { error: { code: 'MEDIA_GONE' } })
+  t.match(await openedToday(), { newContactsToday: 0 })
+
+  const refused = await queue(ada, 'refused')
+  t.match(await message(refused.id, 'the refusal', is('failed')), {
+    error: { code: 'INVALID_RECIPIENT' },
+  })
+  t.match(await openedToday(), { newContactsToday: 1 }, 'the page was asked')
 })
 
 void t.test('a media store that is away keeps messages waiting, and blames nobody', async (t) => {
