@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, coldUntil, joinHold, mayOpen, quietUntilAt, today } from './pacing.ts'
+import { chatInHand, dayOf, joinHold, mayOpen, moment, quietUntilAt } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -27,21 +27,35 @@ export interface Forecast {
 interface Facts {
   chatId: string | null
   working: boolean
-  scheduled: boolean
   heldBy: string | null
   notBefore: Date | null
   optedOut: boolean
   quotable: boolean
   absent: boolean
   refusal: Refusal | null
+  now: Date
+  /** When it may leave as far as only it is concerned. */
+  ready: Date
   ahead: number
+  /** Of these, those that are still there when it is ready, at least. */
+  aheadThen: number
   gapMs: number
-  /** Until when it is quiet at the time it is scheduled for. */
-  quietThen: Date | null
+  /** The quiet hours it does not leave in, in their order, as milliseconds since 1970. */
+  quiet: [from: number, to: number][]
 }
 
-/** Messages ahead that are counted; beyond it the estimate is a lower bound. */
+/** Messages ahead that are counted, and days of quiet hours beyond `ready`; past that the estimate is a lower bound. */
 const countedAhead = 10_000
+const countedDays = 30
+
+/** When the message leaves that is behind so many from a moment on, all of them a gap apart, and none in quiet hours. */
+function leavesAt(from: number, behind: number, { gapMs, quiet }: Facts): number {
+  let at = from + behind * gapMs
+  for (const [began, ended] of quiet) {
+    if (began <= at && from < ended) at += ended - Math.max(began, from)
+  }
+  return at
+}
 
 /** Foretells, and writes nothing. Undefined when there is no such session. */
 export async function foresee(
@@ -58,17 +72,29 @@ export async function foresee(
   defaults: PacingConfig,
 ): Promise<Forecast | undefined> {
   const scheduled = fragment`coalesce(${sendAt}::timestamptz > now(), false)`
-  // When its turn to be opened comes, if not today.
-  const opensAt = fragment`
-    case when others.may_open > 0 and others.strangers >= others.may_open - others.opened
-      then (${today} + (others.strangers - others.may_open + others.opened) / others.may_open + 1)::timestamp at time zone p.time_zone end`
+  const cold = fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`
+  const openedOn = (day: Fragment) =>
+    fragment`case when p.new_on = ${day} then p.new_contacts else 0 end`
+  /** The lanes of the others whose turn has come. What the session has in its hands is not in front any more, and has opened its chat. */
+  const lanes = fragment`
+    select b.due_at, b.last_inbound_at, b.waiting - held.here::int as waiting, b.cold and not held.here as cold
+    from outbox_lanes b cross join lateral (select coalesce(b.chat_id = hand.chat_id, false) as here) held
+    where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}`
   const [facts] = await sql<Facts>`
-    select ${statusOf} = 'WORKING' as working, c.id as chat_id, ${scheduled} as scheduled,
+    select ${statusOf} = 'WORKING' as working, c.id as chat_id, now() as now, ready.at as ready,
       coalesce(k.opted_out, false) and ${optOutOverride}::text is null as opted_out,
-      ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable, coalesce(n.wa_id is null and n.phone is not null, false) as absent,
+      ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable,
+      -- Only strangers are looked up.
+      ${cold} and n.wa_id is null and n.phone is not null as absent,
       ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
       least(own.waiting + others.waiting, ${countedAhead})::int as ahead,
-      case when coalesce(c.last_inbound_at < ${sendAt}::timestamptz - interval '24 hours', true) then ${quietUntilAt(fragment`${sendAt}::timestamptz`)} end as quiet_then,
+      case when ${scheduled} then 0 when ${cold} and turn.at > now() then turn.behind else least(own.waiting + others.waiting, ${countedAhead}) end::int as ahead_then,
+      coalesce((
+        select jsonb_agg(jsonb_build_array(extract(epoch from q.began) * 1000, extract(epoch from q.ended) * 1000) order by q.began)
+        from generate_series(${dayOf(fragment`now()`)} - 1, ${dayOf(fragment`ready.at`)} + ${countedDays}::int, interval '1 day') days(day)
+        cross join lateral (select ${moment(fragment`days.day::date`, fragment`p.quiet_from`)} as at) quiet
+        cross join lateral (select greatest(quiet.at, c.last_inbound_at + interval '24 hours') as began, ${quietUntilAt(fragment`quiet.at`)} as ended) q
+        where q.began < q.ended), '[]') as quiet,
       greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
         60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
       hold.held_by, hold.not_before
@@ -83,26 +109,44 @@ export async function foresee(
     cross join lateral (select ${chatInHand} as chat_id) hand
     cross join lateral (
       select coalesce(l.waiting, 0) - coalesce(l.due_at = 'infinity' or l.chat_id = hand.chat_id, false)::int as waiting) own
-    -- Chats take turns: no other sends more before it than its own does, and one turn. Who backs off, or may not be opened today, does not.
+    cross join lateral (select ${mayOpen(defaults, fragment`s.linked_at`)} as may_open) budget
+    -- When a stranger's turn to be opened comes, if not now, and behind how many others it is on that day; the first day is the one on which a lock ends, or today.
     cross join lateral (
-      select coalesce(sum(least(b.waiting - coalesce(b.chat_id = hand.chat_id, false)::int, own.waiting + 1)) filter (where not b.cold or p.cold_at <= now()), 0)::bigint as waiting,
-        count(*) filter (where b.cold)::int as strangers, ${mayOpen(defaults, fragment`s.linked_at`)} as may_open,
-        case when p.new_on = ${today} then p.new_contacts else 0 end as opened
-      from (
-        select b.chat_id, b.waiting, b.cold from outbox_lanes b
-        where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}) b) others
+      select case when strangers.n < first.may_open or budget.may_open = 0 then case when p.cold_at > now() then p.cold_at end
+          else ${moment(fragment`first.day + (strangers.n - first.may_open) / budget.may_open + 1`, fragment`time '00:00'`)} end as at,
+        case when strangers.n < first.may_open or budget.may_open = 0 then strangers.n else (strangers.n - first.may_open) % budget.may_open end as behind
+      from (select count(*)::int as n from (${lanes}) b where b.cold) strangers,
+        lateral (select ${dayOf(fragment`greatest(now(), p.cold_at)`)} as day) d,
+        lateral (select d.day, greatest(0, budget.may_open - ${openedOn(fragment`d.day`)}) as may_open) first
+    ) turn
     ${joinHold({
       state: fragment`case when ${scheduled} then 'z' else 'q' end`,
       sendAt,
       lastInboundAt: fragment`c.last_inbound_at`,
-      cold: fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`,
-      coldUntil: fragment`greatest(${coldUntil}, ${opensAt})`,
-      coldHeldBy: fragment`coalesce(p.cold_held_by, 'NEW_CONTACTS_PER_DAY')`,
+      cold,
+      coldUntil: fragment`turn.at`,
+      coldHeldBy: fragment`case when turn.at = p.cold_at then p.cold_held_by else 'NEW_CONTACTS_PER_DAY' end`,
     })}
+    cross join lateral (select greatest(now(), hold.not_before, case when ${cold} then turn.at end) as at) allowed
+    -- What is opened once a lock, or a day, is over may be opened into quiet hours: they hold it, too. After them nothing else does.
+    cross join lateral (
+      select case when coalesce(c.last_inbound_at <= allowed.at - interval '24 hours', true)
+        then coalesce(${quietUntilAt(fragment`allowed.at`)}, allowed.at) else allowed.at end as at) ready
+    -- What leaves in quiet hours is an answer, and only answers leave before it; before what opens no conversation only those strangers do that may be opened by then.
+    cross join lateral (
+      select ${quietUntilAt(fragment`ready.at`)} is not null as quiet,
+        case when ${cold} or budget.may_open = 0 and coalesce(p.cold_at <= ready.at, true) then ${countedAhead}
+          when p.cold_at > ready.at then 0 else greatest(0, budget.may_open - ${openedOn(dayOf(fragment`ready.at`))}) end as strangers) before
+    -- Chats take turns: no other sends more before it than its own does, and one turn. Who backs off does not.
+    cross join lateral (
+      select coalesce(sum(least(b.waiting, own.waiting + 1)), 0)::bigint as waiting
+      from (select b.*, row_number() over (partition by b.cold order by b.due_at) as place from (${lanes}) b) b
+      where case when before.quiet then b.last_inbound_at > now() - interval '24 hours' else not b.cold or b.place <= before.strangers end) others
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
-  const { chatId, optedOut, quotable, absent, refusal, ahead, gapMs, heldBy, notBefore } = facts
-  const earliest = Math.max(Date.now(), +(notBefore ?? 0), +(facts.quietThen ?? 0))
+  const { chatId, optedOut, quotable, absent, refusal, now, ready, ahead, aheadThen } = facts
+  // Those ahead begin now, whenever it is ready itself.
+  const estimate = Math.max(leavesAt(+ready, aheadThen, facts), leavesAt(+now, ahead, facts))
   return {
     sessionId,
     chatId,
@@ -113,11 +157,9 @@ export async function foresee(
       !quotable && 'QUOTED_NOT_FOUND',
       refusal,
     ].filter((code) => typeof code === 'string'),
-    heldBy,
-    notBefore,
+    heldBy: facts.heldBy,
+    notBefore: facts.notBefore,
     ahead,
-    estimatedSendAt: facts.working
-      ? new Date(earliest + (facts.scheduled ? 0 : ahead * gapMs))
-      : null,
+    estimatedSendAt: facts.working ? new Date(estimate) : null,
   }
 }

@@ -52,12 +52,12 @@ const warmUp = fragment`
   case when age < interval '3 days' then 20 when age < interval '7 days' then 50 when age < interval '14 days' then 100 else 200 end`
 
 /** `p` is the wa_session_pacing row; the day there. */
-const dayOf = (at: Fragment) => fragment`(${at} at time zone p.time_zone)::date`
+export const dayOf = (at: Fragment) => fragment`(${at} at time zone p.time_zone)::date`
 
-export const today = dayOf(fragment`now()`)
+const today = dayOf(fragment`now()`)
 
 /** A time of day on a day there. */
-const moment = (day: Fragment, time: Fragment) =>
+export const moment = (day: Fragment, time: Fragment) =>
   fragment`((${day} + ${time}) at time zone p.time_zone)`
 
 /** When the quiet hours end that it is for `p` at a moment; null when it is not. */

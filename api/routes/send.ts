@@ -177,7 +177,9 @@ const forecast = Joi.object<Forecast>({
   ahead: Joi.number()
     .integer()
     .required()
-    .description('Messages of the session that would leave first'),
+    .description(
+      'Messages of the session that would leave first; of those that open a conversation, no more than may be opened by then',
+    ),
   estimatedSendAt: Joi.date().allow(null).required(),
 })
 

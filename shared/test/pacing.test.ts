@@ -63,8 +63,10 @@ async function rig(t: Test) {
   }
   const read = async (id: string) => messageResource((await findMessage(sql, workspaceId, id))!)
   const next = async (pacing = atOnce) => (await claim(sql, 'test', [lane], pacing))[0]
-  const dry = (waChatId: string, pacing = atOnce) =>
-    foresee(sql, workspaceId, { sessionId, waChatId }, pacing)
+  const dry = async (waChatId: string, sendAt?: Date) =>
+    (await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, atOnce))!
+  const pace = (pacing: Partial<Pacing>) =>
+    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
   const receive = (from: string) =>
     storeReceived(sql, lane, {
       fromMe: false,
@@ -82,7 +84,7 @@ async function rig(t: Test) {
   /** Sets quiet hours in a zone of its own. */
   const quiet = (from: string, to: string, zone = 'UTC') =>
     sql`update wa_session_pacing set quiet_from = ${from}::time, quiet_to = ${to}::time, time_zone = ${zone}`
-  return { sql, workspaceId, sessionId, lane, queue, read, next, dry, receive, quiet }
+  return { sql, workspaceId, sessionId, lane, queue, read, next, dry, pace, receive, quiet }
 }
 
 /** The time of day in UTC so many milliseconds from now. */
@@ -135,6 +137,95 @@ void t.test('a dry run sees what is on its way in the chat', async (t) => {
   const { heldBy } = await read(id)
   t.equal(heldBy, 'PREVIOUS_UNCONFIRMED')
   t.match(await dry(ada), { heldBy })
+})
+
+/** Strangers, each by the address of his own. */
+const strangers = (n: number) =>
+  Array.from({ length: n }, (_, i) => `1202555${String(2_000 + i)}@c.us`)
+
+/** Midnight in UTC, so many days from now. */
+const inDays = (days: number, hours = 0) =>
+  new Date(new Date().setUTCHours(24 * days + hours, 0, 0, 0))
+
+void t.test('who may be opened at night is foretold for the end of the quiet hours', async (t) => {
+  const { sql, queue, next, dry, pace } = await rig(t)
+  await pace({ newContactsPerDay: 1 })
+  await queue('12025550102@c.us')
+  t.ok(await next())
+  await pace({ newContactsPerDay: 1, quietHours: { from: '22:00', to: '08:00' } })
+  t.strictSame((await dry(ada)).estimatedSendAt, inDays(1, 8), 'not at midnight')
+  await queue('12025550103@c.us')
+  t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'one a day')
+  await sql`update wa_session_pacing set new_contacts = 5`
+  t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'what was too much is no debt')
+})
+
+void t.test('what is scheduled is foretold with all that holds it then', async (t) => {
+  const { sql, sessionId, queue, next, dry, pace } = await rig(t)
+  await pace({ newContactsPerDay: 1 })
+  await queue('12025550102@c.us')
+  t.ok(await next())
+  const soon = new Date(Date.now() + minute)
+  const { heldBy, notBefore, estimatedSendAt } = await dry(ada, soon)
+  t.strictSame([heldBy, notBefore, estimatedSendAt], ['SCHEDULED', soon, inDays(1)])
+  const locked = inDays(3, 5)
+  await lockReachOut(sql, sessionId, locked)
+  t.strictSame((await dry(ada, soon)).estimatedSendAt, locked)
+  const later = inDays(4)
+  t.strictSame((await dry(ada, later)).estimatedSendAt, later, 'the lock is over by then')
+  await queue('12025550103@c.us')
+  t.strictSame((await dry(ada)).estimatedSendAt, inDays(4), 'who waits has the day the lock ends')
+})
+
+void t.test('an answer in quiet hours has only answers before it', async (t) => {
+  const { queue, dry, receive, pace } = await rig(t)
+  for (const stranger of strangers(20)) await queue(stranger)
+  await receive(ada)
+  const quietHours = { from: clock(-hour).slice(0, 5), to: clock(hour).slice(0, 5) }
+  await pace({ minGapMs: minute, jitterMs: 0, quietHours })
+  const { ahead, estimatedSendAt, heldBy } = await dry(ada)
+  t.match({ ahead, heldBy }, { ahead: 0, heldBy: null })
+  t.ok(+estimatedSendAt! < Date.now() + 1_000)
+  t.match(await dry('12025550103@c.us'), { ahead: 20 }, 'a stranger waits for them all')
+})
+
+void t.test('before an answer go as many strangers as may be opened today', async (t) => {
+  const { sql, lane, queue, next, dry, receive, pace } = await rig(t)
+  for (const stranger of strangers(20)) await queue(stranger)
+  await receive(ada)
+  await pace({ newContactsPerDay: 3 })
+  const { ahead } = await dry(ada)
+  const { id } = await queue(ada)
+  let sent = 0
+  for (let one = await next(); one?.messageId !== id; one = await next()) {
+    await recordAck(sql, lane, { keyId: one!.keyId, ack: 1 })
+    sent += 1
+  }
+  t.equal(sent, 3)
+  t.equal(ahead, sent)
+})
+
+void t.test('a queue that runs into quiet hours goes on after them', async (t) => {
+  const { queue, dry, receive, pace } = await rig(t)
+  for (const stranger of strangers(10)) await queue(stranger)
+  const from = clock(20 * minute).slice(0, 5)
+  const to = clock(9 * hour).slice(0, 5)
+  await pace({ minGapMs: 10 * minute, jitterMs: 0, quietHours: { from, to } })
+  const { estimatedSendAt } = await dry(ada)
+  // Ten gaps, and the quiet hours.
+  const end = Date.now() + 100 * minute + 9 * hour - 20 * minute
+  t.ok(Math.abs(+estimatedSendAt! - end) < 2 * minute, estimatedSendAt!.toISOString())
+  await receive(ada)
+  t.ok(+(await dry(ada)).estimatedSendAt! < end - hour, 'an answer does not wait for them')
+})
+
+void t.test('only who is a stranger is looked up, and missed', async (t) => {
+  const { sql, workspaceId, lane, queue, next, dry } = await rig(t)
+  await sql`insert into wa_numbers (workspace_id, phone) values (${workspaceId}, '12025550101')`
+  t.match(await dry(ada), { blockedBy: ['NUMBER_NOT_ON_WHATSAPP'] })
+  await queue(ada)
+  await recordAck(sql, lane, { keyId: (await next())!.keyId, ack: 1 })
+  t.strictSame((await dry(ada)).blockedBy, [])
 })
 
 void t.test('quiet hours end when they were said to, also where the clock jumps', async (t) => {
@@ -265,11 +356,9 @@ void t.test('what was opened today counts in another time zone, too', async (t) 
   // It is another day there, whatever the hour is in UTC.
   const ahead = new Date().getUTCHours() >= 12
   const zone = ahead ? 'Etc/GMT-14' : 'Etc/GMT+12'
-  const changed = await pace(zone)
+  const { state } = (await pace(zone))!
   const midnight = new Date().setUTCHours(ahead ? 34 : 12, 0, 0, 0)
-  t.match(changed, {
-    state: { newContactsToday: 1, newContactsHeldUntil: new Date(midnight) },
-  })
+  t.strictSame([state.newContactsToday, state.newContactsHeldUntil], [1, new Date(midnight)])
   t.equal(await next(), undefined)
   // What was opened on another day counts there as little as here.
   await sql`update wa_session_pacing set new_on = new_on - 1`
