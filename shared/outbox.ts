@@ -84,7 +84,8 @@ export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
 export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   const [released] = await sql<{ n: number }>`
     with due as (
-      select id, chat_id, send_at from outbox where send_at <= now() order by send_at limit ${limit} for update skip locked
+      -- Of what has one time, too, the first go first: where the limit cuts through a chat, or a mailing.
+      select id, chat_id, send_at from outbox where send_at <= now() order by send_at, id limit ${limit} for update skip locked
     ), free as (
       select chat_id from outbox_lanes where chat_id in (select chat_id from due) for no key update skip locked
     ), placed as (
@@ -92,10 +93,12 @@ export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
       from (select due.id from due join free on free.chat_id = due.chat_id order by due.send_at, due.id) d
     ), released as (
       update outbox o set state = 'q', send_at = null, id = placed.place from placed where o.id = placed.id
-      returning o.chat_id
+      returning o.id, o.chat_id
     ), lanes as (
-      update outbox_lanes l set waiting = l.waiting + r.n, due_at = case when l.waiting = 0 then now() else l.due_at end
-      from (select chat_id, count(*)::int as n from released group by chat_id) r where l.chat_id = r.chat_id
+      update outbox_lanes l set waiting = l.waiting + r.n,
+        -- As in enqueuing(): chats that are released together take their turns in the order of their messages.
+        due_at = case when l.waiting = 0 then now() - ((select max(id) from released) - r.first) * interval '1 microsecond' else l.due_at end
+      from (select chat_id, count(*)::int as n, min(id) as first from released group by chat_id) r where l.chat_id = r.chat_id
     )
     select count(*)::int as n from released`
   return released!.n

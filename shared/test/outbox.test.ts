@@ -395,6 +395,25 @@ void t.test('scheduled messages wait for their time and hold up nobody', async (
   await lanesAreRight(t, sql)
 })
 
+void t.test('what was scheduled for one time leaves in the order it was accepted in', async (t) => {
+  const { sql, queue, next, body } = await rig(t)
+  const sendAt = new Date(Date.now() + 3_600_000)
+  const people = Array.from({ length: 20 }, stranger)
+  const bodies = people.map((_, i) => `offer ${i}`)
+  await queue(
+    ...people.map((to, i) => text(to, bodies[i]!, { sendAt })),
+    text(people[0]!, 'the second to the first', { sendAt }),
+  )
+  await sql`update outbox set send_at = now()`
+  const released: number[] = []
+  for (let n; (n = await releaseScheduled(sql, 8)) > 0;) released.push(n)
+  t.strictSame(released, [8, 8, 5])
+  const left: (string | undefined)[] = []
+  for (let m; (m = await next());) left.push(body(m))
+  t.strictSame(left, bodies)
+  await lanesAreRight(t, sql)
+})
+
 void t.test('a time that has just passed is now', async (t) => {
   const { sql, queue, next, body, confirm } = await rig(t)
   await queue(text(ada, 'due', { sendAt: new Date(Date.now() - 30_000) }))
