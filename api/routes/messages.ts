@@ -131,11 +131,20 @@ const tags = ['messages']
 /** The longest text WhatsApp takes. */
 export const textLimit = 65_536
 
-/** One emoji, or nothing to take a reaction back. */
+const oneEmoji = new RegExp(String.raw`^\p{RGI_Emoji}$`, 'v')
+
+/** One emoji, or nothing to take a reaction back. Many programs leave out U+FE0F, which asks for the picture of what is a letter as well; WhatsApp's own write it. */
 const emoji = Joi.string()
   .allow('')
   .max(64)
-  .pattern(new RegExp(String.raw`^(?:\p{RGI_Emoji})?$`, 'v'), 'one emoji, or empty')
+  .custom((value: string) => {
+    const qualified = value
+      .replaceAll('\ufe0f', '')
+      .replace(/(?!\p{Emoji_Presentation})\p{Emoji}(?!\p{Emoji_Modifier})/gu, '$&\ufe0f')
+    if (!oneEmoji.test(qualified)) throw new Error('must be one emoji, or empty')
+    return qualified
+  })
+  .description('One emoji, or empty')
 
 /** Reading messages, and what can be done to one. */
 export const messages: Routes = async (app) => {

@@ -205,13 +205,45 @@ void t.test('what was sent is changed by a worker', async (t) => {
       { kind: 'typing', payload: { on: false } },
     ],
   )
-  for (const emoji of ['x', '👍👍', '1', 'thumbs up']) {
+  for (const emoji of ['x', '👍👍', '❤❤', '❤x', '1', '#', '\ufe0f', '❤\ufe0e', '🇩', 'thumbs up']) {
     t.match(
       (await call('POST', `${url}/reaction`, { emoji })).json(),
       errorShape(400, 'VALIDATION_FAILED'),
       emoji,
     )
   }
+})
+
+void t.test('an emoji is taken as clients write it, and passed on as WhatsApp does', async (t) => {
+  const { call, sessionId } = await withSession()
+  const { id } = (await call('POST', send, { to, message: 'Hi' })).json<Message>()
+  const written = [
+    ...['❤', '☺', '✔', '♥', '©', '⌚\ufe0f', '1\u20e3', '☝🏽', '👩‍❤‍👨', '🕵🏽‍♂', '🏴‍☠', '👁‍🗨\ufe0f'],
+    ...['❤\ufe0f', '👍🏽', '🇩🇪', '🏴󠁧󠁢󠁥󠁮󠁧󠁿', '👩‍❤\ufe0f‍👨'],
+  ]
+  for (const emoji of written) {
+    const answer = await call('POST', `/api/messages/${id}/reaction`, { emoji })
+    t.equal(answer.statusCode, 202, emoji)
+  }
+  const asked = await it.sql<{ emoji: string }>`
+    select payload ->> 'emoji' as emoji from wa_actions where session_id = ${sessionId} order by id`
+  t.strictSame(
+    asked.map(({ emoji }) => emoji),
+    [
+      ...[
+        '❤\ufe0f',
+        '☺\ufe0f',
+        '✔\ufe0f',
+        '♥\ufe0f',
+        '©\ufe0f',
+        '⌚',
+        '1\ufe0f\u20e3',
+        '☝🏽',
+        '👩‍❤\ufe0f‍👨',
+      ],
+      ...['🕵🏽‍♂\ufe0f', '🏴‍☠\ufe0f', '👁\ufe0f‍🗨\ufe0f', '❤\ufe0f', '👍🏽', '🇩🇪', '🏴󠁧󠁢󠁥󠁮󠁧󠁿', '👩‍❤\ufe0f‍👨'],
+    ],
+  )
 })
 
 void t.test('an inbound message can be reacted to, not changed', async (t) => {
