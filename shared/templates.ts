@@ -20,14 +20,18 @@ type Part = string | (Variable & { written: string })
 /** Letters of any language, digits and underscores. */
 export const variableName = /^[\p{L}_][\p{L}\p{M}\p{N}_]{0,63}$/u
 
+/** Names that look the same are the same: keyboards and file systems write an accented letter as one character, or as two. */
+const sameName = (name: string) => name.normalize('NFC')
+
 /** The longest text that can be sent. */
 const longest = 65_536
 
 /**
  * The pieces of a template. Braces that stand alone are text; where two of them are not those of a `{{name}}` or `{{name|fallback}}` it throws an
- * error that says at which character, counted from 1.
+ * error that says at which character, counted from 1. With `isNew` it throws of a "{" in a fallback, too: that of `{{name|{x}}}` ends at the first "}}",
+ * and leaves a brace behind every value. Templates that were stored before this was refused are read as ever.
  */
-export function parseTemplate(text: string): Part[] {
+export function parseTemplate(text: string, isNew = false): Part[] {
   const parts: Part[] = []
   const fault = (index: number, what: string) =>
     new Error(`has a ${what} at character ${[...text.slice(0, index)].length + 1}`)
@@ -47,7 +51,10 @@ export function parseTemplate(text: string): Part[] {
     if (!variableName.test(name) || fallback?.includes('{{')) {
       throw fault(open, '"{{" without the name of a variable')
     }
-    parts.push({ name, fallback, written: text.slice(open, close + 2) })
+    if (isNew && fallback?.includes('{')) {
+      throw fault(text.indexOf('{', open + 2), '"{" in the fallback of a variable')
+    }
+    parts.push({ name: sameName(name), fallback, written: text.slice(open, close + 2) })
     at = close + 2
   }
   return parts
@@ -68,14 +75,14 @@ export function variablesOf(text: string): Variable[] {
 
 /**
  * The text of a template with its values, which are put in as they are: braces in them mean nothing. Variables that have neither value nor fallback
- * are named, each once, and stay as they were written.
+ * are named, each once, and stay as they were written. Of two values for one name the last counts, as where JSON has a key twice.
  */
 export function render(text: string, values: Values): { body: string; missing: string[] } {
+  const given = new Map(Object.entries(values).map(([name, value]) => [sameName(name), value]))
   const missing = new Set<string>()
   const pieces = parseTemplate(text).map((part) => {
     if (typeof part === 'string') return part
-    const value = Object.hasOwn(values, part.name) ? values[part.name] : null
-    const piece = value ?? part.fallback
+    const piece = given.get(part.name) ?? part.fallback
     if (piece === null) missing.add(part.name)
     return piece ?? part.written
   })

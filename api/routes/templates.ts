@@ -42,11 +42,13 @@ const name = visibleText().max(120).description('Unique in the workspace, howeve
 const body = visibleText()
   .max(4096)
   .custom((text: string) => {
-    parseTemplate(text)
+    parseTemplate(text, true)
     return text
   })
   .messages({ 'any.custom': '{#label} {#error.message}' })
-  .description('With variables: `{{name}}`, or `{{name|there}}` with a fallback')
+  .description(
+    'With variables: `{{name}}`, or `{{name|there}}` with a fallback, in which there is no `{`',
+  )
 
 interface NewTemplate {
   name: string

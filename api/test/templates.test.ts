@@ -80,6 +80,11 @@ void t.test('what is no template is refused, with the place of the fault', async
     [{ name: 'x', body: 'Hi {{name' }, 'body.body', /"\{\{" that is never closed at character 4/],
     [{ name: 'x', body: 'Hi name}}' }, 'body.body', /"\}\}" that closes nothing at character 8/],
     [{ name: 'x', body: '{{first name}}' }, 'body.body', /name of a variable at character 1/],
+    [
+      { name: 'x', body: 'Hi {{name|{x}}}' },
+      'body.body',
+      /"\{" in the fallback of a variable at character 11/,
+    ],
     [{ name: 'x', body: 'x'.repeat(4097) }, 'body.body', /4096/],
     [{ name: 'x', body: ' ' }, 'body.body', /blanks/],
     [{ name: 'x'.repeat(121), body: 'x' }, 'body.name', /120/],
@@ -139,6 +144,10 @@ void t.test('a preview says what is missing and writes nothing', async (t) => {
     body: 'Hello {{order}} $& <b>, order 42 is ready.',
     missing: [],
   })
+  const accented = { name: 'Accented', body: `{{${'prénom'.normalize('NFC')}|there}}` }
+  const { id: other } = (await call('POST', base, accented)).json<Template>()
+  const variables = { ['prénom'.normalize('NFD')]: 'Zoé' }
+  t.match((await call('POST', `${base}/${other}/preview`, { variables })).json(), { body: 'Zoé' })
   for (const variables of [{ name: 7 }, { 'a b': 'x' }, { name: 'x\0' }, [], 'x']) {
     t.match((await preview({ variables })).json(), errorShape(400, 'VALIDATION_FAILED'))
   }

@@ -79,6 +79,38 @@ void t.test(
   },
 )
 
+void t.test('a name is the same however its accents are written', (t) => {
+  const [nfc, nfd] = ['prénom'.normalize('NFC'), 'prénom'.normalize('NFD')]
+  for (const [written, given] of [
+    [nfc, nfd],
+    [nfd, nfc],
+    [nfd, nfd],
+  ] as const) {
+    t.equal(render(`Salut {{${written}|toi}}`, { [given]: 'Zoé' }).body, 'Salut Zoé')
+  }
+  t.strictSame(variablesOf(`{{${nfc}|toi}} {{${nfd}}}`), [{ name: nfc, fallback: null }])
+  t.strictSame(render(`{{${nfd}}} {{${nfc}}}`, {}).missing, [nfc])
+  t.equal(render(`{{${nfc}}}`, { [nfc]: 'Ada', [nfd]: 'Zoé' }).body, 'Zoé', 'the last one counts')
+  t.end()
+})
+
+void t.test('a new template has no brace in a fallback, which would end before its own', (t) => {
+  for (const [text, at] of [
+    ['Hi {{name|{x}}}', 11],
+    ['Hi {{name|{x}}}!', 11],
+    ['👋 {{a}} {{b|c {d} e}}', 15],
+  ] as const) {
+    t.throws(() => parseTemplate(text, true), {
+      message: `has a "{" in the fallback of a variable at character ${at}`,
+    })
+    t.doesNotThrow(() => parseTemplate(text), 'one that is stored is read all the same')
+  }
+  for (const text of ['{x} {{a|b}} {', '{{a|b } c}}', '{{a}}}']) {
+    t.doesNotThrow(() => parseTemplate(text, true), text)
+  }
+  t.end()
+})
+
 const name = fc.stringMatching(/^[A-Za-zà-öø-ÿ_][A-Za-z0-9_]{0,20}$/)
 const plain = fc.string({ unit: 'binary' }).map((text) => text.replaceAll(/[{}|]/g, '-'))
 /** Full of what a template is made of. */
