@@ -28,7 +28,7 @@ export interface Batch {
 
 const refusals: Record<Refusal, string> = {
   RECIPIENT_OPTED_OUT: 'The recipient has asked for no more messages.',
-  QUOTED_NOT_FOUND: 'The quoted message is not one of this chat.',
+  QUOTED_NOT_FOUND: 'The quoted message is not one of this chat, or was not sent.',
   LAST_MESSAGE_NOT_FOUND: 'The last message is not one of this chat.',
   CONVERSATION_MOVED: 'There are later messages in the chat.',
 }

@@ -18,7 +18,7 @@ export interface NewMessage {
   waChatId: string
   content: MessageContent
   mentions?: string[]
-  /** A message of the same chat. */
+  /** A message of the same chat, none that failed or was cancelled. */
   quotedMessageId?: string | undefined
   /** The message of the chat its author takes for the last: it is refused when there is a later one. */
   ifLastMessageId?: string | undefined
@@ -105,14 +105,14 @@ interface Where {
   waChatId: Fragment | string
 }
 
-/** Whether a message to `waChatId` may quote this one, or quotes none. */
+/** Whether a message to `waChatId` may quote this one, or quotes none. What waits in front of it is on WhatsApp by then; what failed or was cancelled is not. */
 export const isQuotable = (
   quoted: Fragment | string | undefined,
   { sessionId, waChatId }: Where,
 ) => fragment`
   (${quoted}::uuid is null or exists (
     select from messages q join chats c on c.id = q.chat_id
-    where q.id = ${quoted} and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId}))`
+    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId}))`
 
 /** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
 export const guard = (

@@ -125,7 +125,9 @@ const draft = {
   caption: visibleText().max(textLimit).description('Of a picture, video or document'),
   asVoice: Joi.boolean().description('A recording as a voice note'),
   asDocument: Joi.boolean().description('A picture, video or recording as a file'),
-  quotedMessageId: uuid().description('A message of the same chat'),
+  quotedMessageId: uuid().description(
+    'A message of the same chat; none that failed or was cancelled',
+  ),
   ifLastMessageId: uuid().description(
     'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
   ),
@@ -290,7 +292,11 @@ async function refused(
     case 'RECIPIENT_OPTED_OUT':
       return recipientOptedOut()
     case 'QUOTED_NOT_FOUND':
-      return new AppError(422, refusal, 'The quoted message is not one of this chat.')
+      return new AppError(
+        422,
+        refusal,
+        'The quoted message is not one of this chat, or was not sent.',
+      )
     case 'LAST_MESSAGE_NOT_FOUND':
       return new AppError(422, refusal, 'The "ifLastMessageId" is no message of this chat.')
     case 'CONVERSATION_MOVED': {

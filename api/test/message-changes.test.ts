@@ -81,6 +81,29 @@ void t.test('in every status each change does what can be done, and says so', as
   }
 })
 
+void t.test('what was not sent, and will not be, is not quoted', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  for (const status of ['queued', 'sending', 'sent', 'read', 'unknown', 'failed', 'cancelled']) {
+    const { id } = await given(person, status)
+    const quoting = { to, message: 'About this:', quotedMessageId: id }
+    const refused = ['failed', 'cancelled'].includes(status)
+    const codes = refused ? ['QUOTED_NOT_FOUND'] : []
+    const foretold = await call('POST', `${send}?dryRun=true`, quoting)
+    t.strictSame(foretold.json<{ blockedBy: string[] }>().blockedBy, codes, `${status}, foretold`)
+    const answer = await call('POST', send, quoting)
+    if (!refused) t.match(answer.json(), { quotedMessageId: id }, status)
+    else t.match(answer.json(), errorShape(422, 'QUOTED_NOT_FOUND'), status)
+    const batch = await call('POST', `${send}/bulk`, { messages: [quoting] })
+    const { rejected } = batch.json<{ rejected: { code: string }[] }>()
+    t.strictSame(
+      rejected.map(({ code }) => code),
+      codes,
+      `${status}, in bulk`,
+    )
+  }
+})
+
 void t.test('a message that is claimed before it can be taken back is deleted there', async (t) => {
   const person = await withSession()
   const { id, chatId } = await given(person, 'queued')
