@@ -1,5 +1,5 @@
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { highestFirst, numberedPage } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
 
@@ -52,6 +52,13 @@ export async function writeAudit(sql: Sql, actor: Actor, deed: Deed): Promise<vo
     values (${deed.workspaceId}, ${actor.type}, ${actor.id}, ${actor.name}, ${deed.action}, ${deed.targetType}, ${deed.targetId},
             ${deed.before}, ${deed.after}, ${actor.ip}, ${actor.userAgent}, ${actor.requestId})`
 }
+
+/** The statement that writes an entry for each row of `deeds`, which have `action`, `target_type`, `target_id` and `after`: for what does many things at once. */
+export const auditing = (workspaceId: string, by: Actor, deeds: Fragment) => fragment`
+  insert into audit_log (workspace_id, actor_type, actor_id, actor_name, ip, user_agent, request_id, action, target_type, target_id, after)
+  select ${workspaceId}::uuid, ${by.type}::text, ${by.id}::uuid, ${by.name}::text, ${by.ip}::text, ${by.userAgent}::text, ${by.requestId}::text,
+    action, target_type, target_id, after
+  from (${deeds}) deed`
 
 export interface AuditFilter extends PageWish {
   action?: string

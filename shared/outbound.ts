@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto'
+import { auditing } from './audit-log.ts'
+import type { Actor } from './audit-log.ts'
 import { homeOf } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
@@ -23,7 +25,7 @@ export interface NewMessage {
   /** The message of the chat its author takes for the last: it is refused when there is a later one. */
   ifLastMessageId?: string | undefined
   sendAt?: Date | undefined
-  /** Why it is sent although the recipient has opted out. */
+  /** Why it is sent although the recipient has opted out; it is told to the audit log. */
   optOutOverride?: string | undefined
 }
 
@@ -32,6 +34,8 @@ export interface Submission {
   sessionId: string
   sentBy: string | null
   requestId: string
+  /** Who hands it in, for the audit log. Only who is named may override an opt-out. */
+  by?: Actor
   batchId?: string
   messages: NewMessage[]
 }
@@ -153,12 +157,14 @@ interface Told extends Pick<Message, 'chatId' | 'waChatId' | 'heldBy' | 'sentBy'
 }
 
 async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
-  const { workspaceId, sessionId, messages } = submission
+  const { workspaceId, sessionId, messages, by } = submission
   const ids = messages.map(() => randomUUID())
   const columns = messages.map(({ content }) => columnsOf(content))
-  // Most messages quote and guard nothing; a plan that could is larger by a quarter.
+  // Most messages quote, guard and override nothing; a plan that could is larger by a quarter.
   const quotes = messages.some(({ quotedMessageId }) => quotedMessageId !== undefined)
   const guards = messages.some(({ ifLastMessageId }) => ifLastMessageId !== undefined)
+  const overrides = messages.some(({ optOutOverride }) => optOutOverride !== undefined)
+  if (overrides && !by) throw new Error('An opt-out must be overridden by somebody.')
   const attached = columns.some(({ mediaId }) => mediaId !== null)
   const fresh = messages.map((message, i) => newMessage(submission, message, ids[i]!, columns[i]!))
   const where = { sessionId: fragment`session.id`, waChatId: fragment`home.wa_chat_id` }
@@ -227,7 +233,7 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
     ), event as (
       insert into events (workspace_id, session_id, type, payload)
       select ${workspaceId}::uuid, ${sessionId}::uuid, 'message.any', fresh || told from told where refusal is null order by ord
-    )
+    ) ${overrides ? fragment`, audit as (${auditing(workspaceId, by!, overridden)})` : fragment``}
     select refusal, told from told order by ord`
   if (rows.length === 0) throw notFound('Session')
   return rows.map(({ refusal, told }, i) => {
@@ -237,6 +243,12 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
     return { message: { ...fresh[i]!, ...told, createdAt, notBefore } }
   })
 }
+
+/** Also to who has not opted out: the reason holds against an opt-out that comes before the message leaves. */
+const overridden = fragment`
+  select 'message.opt_out_overridden' as action, 'message' as target_type, id::text as target_id,
+    jsonb_build_object('to', wa_chat_id, 'reason', override) as after
+  from input where refusal is null and override is not null order by ord`
 
 /** A new message as it is told of, without what only the database can say. */
 const newMessage = (

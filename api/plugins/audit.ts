@@ -51,7 +51,8 @@ export default fp(
   { name: 'audit', dependencies: ['auth'] },
 )
 
-function actorOf(request: FastifyRequest, by?: ProfileRow): Actor {
+/** Who sends a request, as the audit log names them. */
+export function actorOf(request: FastifyRequest, by?: ProfileRow): Actor {
   const user = by ?? request.user
   const apiKey = by ? null : (request.user as FastifyRequest['user'] | null)?.apiKey
   return {

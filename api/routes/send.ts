@@ -16,6 +16,7 @@ import type { Role } from '../../shared/profiles.ts'
 import { existingTemplate, renderTemplate } from '../../shared/templates.ts'
 import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
+import { actorOf } from '../plugins/audit.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { asBody, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
@@ -136,7 +137,9 @@ const draft = {
   optOutOverride: text()
     .min(3)
     .max(500)
-    .description('Why it is sent although the recipient has opted out; for owners and admins'),
+    .description(
+      'Why it is sent although the recipient has opted out; for owners and admins. The audit log keeps it, as `message.opt_out_overridden`',
+    ),
 }
 
 const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
@@ -232,6 +235,7 @@ export const sending: Routes = async (app) => {
           sessionId,
           sentBy: user.id,
           requestId: id,
+          by: actorOf(request),
           messages: [await draftOf(lookUps(tx, workspaceId), body, user.role)],
         })
         if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
@@ -274,7 +278,8 @@ export const sending: Routes = async (app) => {
           body.messages,
           user.role,
         )
-        const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, messages }
+        const by = actorOf(request)
+        const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, by, messages }
         return { statusCode: 202, body: await acceptBatch(tx, submission, indexes, rejected) }
       })
       return reply

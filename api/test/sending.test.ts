@@ -321,6 +321,60 @@ void t.test('an opt-out holds unless somebody in charge has a reason', async (t)
   t.match((await call('POST', send, override)).json(), errorShape(403, 'FORBIDDEN'))
 })
 
+void t.test('the audit log tells of each opt-out that was overridden, and why', async (t) => {
+  const owner = await withSession()
+  const { call, workspaceId, profile } = owner
+  const log = async () =>
+    (await call('GET', '/api/audit-log?action=message.opt_out_overridden')).json<{
+      data: { target: { id: string }; after: { reason: string } }[]
+    }>().data
+  await call('POST', send, { to, message: 'x' })
+  await it.sql`update contacts set opted_out = true where workspace_id = ${workspaceId}`
+  const override = { to, message: 'x', optOutOverride: 'a recall, by law' }
+  await call('POST', `${send}?dryRun=true`, override)
+  t.equal((await call('POST', send, { to, message: 'x' })).statusCode, 403)
+  const refused = { ...override, quotedMessageId: randomUUID() }
+  t.equal((await call('POST', send, refused)).statusCode, 422)
+  t.strictSame(await log(), [], 'nothing was sent')
+
+  const headers = { authorization: `Bearer ${owner.token}`, 'idempotency-key': randomUUID() }
+  const request = { method: 'POST', url: send, headers, body: override } as const
+  const { id } = (await it.app.inject(request)).json<Message>()
+  t.equal((await it.app.inject(request)).headers['idempotency-replayed'], 'true')
+  const told = await log()
+  t.equal(told.length, 1)
+  t.match(told[0], {
+    actor: { type: 'person', id: profile.id, name: 'Ada Lovelace' },
+    action: 'message.opt_out_overridden',
+    target: { type: 'message', id },
+    before: null,
+    after: { to: '12025550101@c.us', reason: 'a recall, by law' },
+    ip: '127.0.0.1',
+    requestId: String,
+  })
+
+  // A guarded message may be written more than once until it stands.
+  const guarded = { ...override, ifLastMessageId: id, optOutOverride: 'guarded' }
+  t.equal((await call('POST', send, guarded)).statusCode, 202)
+  t.match(await log(), [{ after: { reason: 'guarded' } }, {}])
+
+  const messages = [
+    { ...override, optOutOverride: 'first' },
+    { to: '12025550102', message: 'x' },
+    { ...refused, optOutOverride: 'refused' },
+    { to, message: 'x' },
+    { ...override, to: '12025550103', optOutOverride: 'second' },
+  ]
+  const batch = (await call('POST', `${send}/bulk`, { messages })).json<{ batchId: string }>()
+  const rows = await call('GET', `/api/batches/${batch.batchId}/messages`)
+  const [first, , second] = rows.json<{ data: Message[] }>().data
+  t.match((await log()).slice(0, -2), [
+    { target: { id: second!.id }, after: { to: '12025550103@c.us', reason: 'second' } },
+    { target: { id: first!.id }, after: { to: '12025550101@c.us', reason: 'first' } },
+  ])
+  t.equal((await log()).length, 4)
+})
+
 void t.test('a batch is accepted row by row, watched and cancelled', async (t) => {
   const { call, workspaceId } = await withSession()
   const bulk = (messages: unknown) => call('POST', `${send}/bulk`, { messages })

@@ -437,6 +437,7 @@ async function happens({ sql, workspaceId, session }: Rig, fact: Fact): Promise<
       // An opt-out refuses it: then there is neither message nor chat of it, whatever the order of the rest.
       await accept(sql, {
         ...{ workspaceId, sessionId: session.id, sentBy: null, requestId: 'test' },
+        by: { type: 'anonymous', id: null, name: null, ip: null, userAgent: null, requestId: null },
         messages: [
           {
             waChatId: fact.address,

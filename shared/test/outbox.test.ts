@@ -671,6 +671,7 @@ void t.test('who says STOP is sent nothing more, until START or an admin’s rea
       sessionId,
       sentBy: null,
       requestId: 'r',
+      by: { type: 'anonymous', id: null, name: null, ip: null, userAgent: null, requestId: 'r' },
       messages: [text(ada, 'offer', { optOutOverride: override }), text(bob, 'offer')],
     })
   t.match(await submit(), [{ refusal: 'RECIPIENT_OPTED_OUT' }, { message: { status: 'queued' } }])
