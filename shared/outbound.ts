@@ -13,6 +13,7 @@ import type { MessageContent } from './message-content.ts'
 import { findMessage, findMessages, mediaColumn, messageHold, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
 import { endTaken, enqueuing, takeOut } from './outbox.ts'
+import { closeActions } from './wa-actions.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
 export interface NewMessage {
@@ -296,7 +297,10 @@ export async function cancel(
   })
 }
 
-/** Changes the text, or caption, of a message nobody has begun to send. Undefined when it is no longer waiting, or not there. */
+/**
+ * Changes the text, or caption, of a message nobody has begun to send. Undefined when it is no longer waiting, or not there. What was to be made of it on WhatsApp, had an earlier try
+ * worked, is older than this and must not come after it.
+ */
 export async function editQueued(
   sql: Sql,
   workspaceId: string,
@@ -308,6 +312,7 @@ export async function editQueued(
       update outbox set revision = revision + 1
       where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') returning id`
     if (!waiting) return undefined
+    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'edit'`)
     await tx`update messages set body = ${body} where id = ${id}`
     const row = (await findMessage(tx, workspaceId, id))!
     await tell(tx, 'message.edited', [row])

@@ -1,5 +1,5 @@
 import { fragment } from './db.ts'
-import type { Sql } from './db.ts'
+import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { tellMessages } from './messages.ts'
@@ -166,6 +166,12 @@ const expired = {
   message: 'The session could not do it while it was still of use.',
 }
 const sessionDeleted = { code: 'SESSION_DELETED', message: 'The session was deleted.' }
+
+/** Closes actions that are not wanted any more, as if they had been done: nobody is told. `which` speaks of `a`. */
+export async function closeActions(tx: Sql, which: Fragment): Promise<void> {
+  await tx`
+    update wa_actions a set done_at = now(), error_code = null, error_message = null where a.done_at is null and ${which}`
+}
 
 /** Gives up what nobody has done in its time, at most `limit` at once, and tells of the messages it was about. Any worker may. Answers how many. */
 export async function expireActions(sql: Sql, limit = 500): Promise<number> {

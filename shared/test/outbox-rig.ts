@@ -10,6 +10,7 @@ import { accept } from '../outbound.ts'
 import type { NewMessage } from '../outbound.ts'
 import { setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
+import { askAction, dueActions } from '../wa-actions.ts'
 import { createSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
 
@@ -89,6 +90,13 @@ export async function rig(t: Test) {
       senderName: null,
       chatName: null,
     })
+  const edit = ({ id, chatId }: Message, body: string) =>
+    askAction(
+      sql,
+      { workspaceId, sessionId, chatId },
+      { kind: 'edit', messageId: id, payload: { body } },
+    )
+  const due = () => dueActions(sql, worker, [lane])
   const pace = (pacing: Partial<Pacing>) =>
     setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
   return {
@@ -104,6 +112,8 @@ export async function rig(t: Test) {
     confirm,
     read,
     receive,
+    edit,
+    due,
     pace,
   }
 }

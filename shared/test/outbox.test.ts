@@ -239,6 +239,25 @@ void t.test(
   },
 )
 
+void t.test(
+  'of what is edited while it is sent, and again while it waits, the last counts',
+  async (t) => {
+    const { sql, workspaceId, lane, queue, next, body, confirm, read, edit, due } = await rig(t)
+    const [a1] = await queue(text(ada, 'first'))
+    const tried = (await next())!
+    await edit(a1!, 'second')
+    await putBack(sql, lane, tried, { delayMs: 0 })
+    const edited = messageResource((await editQueued(sql, workspaceId, a1!.id, 'third'))!)
+    t.match(edited, { body: 'third', actions: [] })
+    const again = (await next())!
+    t.equal(body(again), 'third')
+    await edit(a1!, 'fourth')
+    await confirm(again)
+    t.match(await due(), [{ kind: 'edit', payload: { body: 'fourth' } }])
+    t.match(await read(a1!.id), { body: 'third', actions: [{ value: 'fourth' }] })
+  },
+)
+
 void t.test('a message taken back in the very moment of the claim is not sent', async (t) => {
   const { sql, workspaceId, queue, next, body } = await rig(t)
   const [message] = await queue(text(ada, 'a1'), text(ada, 'a2'))
