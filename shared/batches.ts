@@ -4,7 +4,7 @@ import { findMessages, messageResource } from './messages.ts'
 import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
 import type { Refusal, Submission } from './outbound.ts'
-import { endTaken, takeOut } from './outbox.ts'
+import { takeBack } from './outbox.ts'
 import { decodeCursor, numberedPage, numberKey } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
 
@@ -126,11 +126,10 @@ export async function cancelBatch(
     const [batch] = await tx`
       update batches set cancelled_at = coalesce(cancelled_at, now()) where workspace_id = ${workspaceId} and id = ${id} returning id`
     if (!batch) return undefined
-    const taken = await takeOut(
+    await takeBack(
       tx,
-      fragment`o.state in ('q', 'z') and o.message_id in (select m.id from messages m where m.batch_id = ${id})`,
+      fragment`o.message_id in (select m.id from messages m where m.batch_id = ${id})`,
     )
-    await endTaken(tx, taken, { status: 'cancelled' })
     return findBatch(tx, workspaceId, id)
   })
 }

@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource } from './messages.ts'
-import { takeOut } from './outbox.ts'
+import { takeBack, takeOut } from './outbox.ts'
 import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -195,7 +195,9 @@ export interface Verdict {
   doubted?: boolean
 }
 
-/** Puts a message back at the head of its chat. Throws LeaseLost. */
+/**
+ * Puts a message back at the head of its chat; one that was to be deleted for everyone meanwhile is taken back instead, whatever is known of the try: it must not be sent again. Throws LeaseLost.
+ */
 export async function putBack(
   sql: Sql,
   lease: Lease,
@@ -204,14 +206,22 @@ export async function putBack(
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lease)
-    // Not there any more: it was confirmed after all.
-    await tx`
+    const [back] = await tx<{ messageId: string }>`
       with back as (
         update outbox
         set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
             crashes = crashes + ${crashed}::boolean::int, doubts = doubts + ${doubted}::boolean::int
-        where id = ${outboxId} and state = 's' returning chat_id)
-      update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id`
+        where id = ${outboxId} and state = 's' returning chat_id, message_id
+      ), lane as (
+        update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id
+      )
+      select message_id from back`
+    // Not there any more: it was confirmed after all.
+    if (!back) return
+    // By a statement of its own: whoever held the row until now may have asked for it. From here on they take it back themselves, see cancel().
+    const [unwanted] = await tx`
+      select from wa_actions where message_id = ${back.messageId} and kind = 'revoke' and done_at is null limit 1`
+    if (unwanted) await takeBack(tx, fragment`o.id = ${outboxId}`)
   })
 }
 

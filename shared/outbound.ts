@@ -12,7 +12,7 @@ import type { ContentColumns } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, findMessages, mediaColumn, messageHold, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
-import { endTaken, enqueuing, takeOut } from './outbox.ts'
+import { enqueuing, takeBack } from './outbox.ts'
 import { closeActions } from './wa-actions.ts'
 import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
 
@@ -281,18 +281,19 @@ const blank = {
 const isoTime = (at: Fragment) =>
   fragment`to_char(${at} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
 
-/** Takes back a message if nobody has begun to send it. Answers it as it is then, or undefined when there is no such message. */
+/**
+ * Takes back a message if nobody has begun to send it, as takeBack() does. Answers it as it is then, or undefined when there is no such message. To the end of the transaction it stays on its
+ * way if it is: what is asked for there, in that case, is seen by a try that fails.
+ */
 export async function cancel(
   sql: Sql,
   workspaceId: string,
   id: string,
 ): Promise<MessageRow | undefined> {
   return sql.begin(async (tx) => {
-    const taken = await takeOut(
-      tx,
-      fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId} and o.state in ('q', 'z')`,
-    )
-    if (taken.length > 0) await endTaken(tx, taken, { status: 'cancelled' })
+    const which = fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId}`
+    await tx`select from outbox o where ${which} for no key update`
+    await takeBack(tx, which)
     return findMessage(tx, workspaceId, id)
   })
 }
@@ -322,8 +323,8 @@ export async function editQueued(
 
 /**
  * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
- * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. Undefined when there is no such message; throws 409, and 403
- * RECIPIENT_OPTED_OUT.
+ * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. A deletion that was asked for before is not wanted any more. Undefined when there is no such
+ * message; throws 409, and 403 RECIPIENT_OPTED_OUT.
  */
 export async function retry(
   sql: Sql,
@@ -331,6 +332,9 @@ export async function retry(
   id: string,
 ): Promise<MessageRow | undefined> {
   return sql.begin(async (tx) => {
+    // Before the message, in the order of actionDone().
+    await tx`
+      select from wa_actions where message_id = ${id} and workspace_id = ${workspaceId} and done_at is null order by id for no key update`
     const [message] = await tx<{
       status: string
       ack: number | null
@@ -352,6 +356,7 @@ export async function retry(
       )
     }
     if (message.optedOut) throw recipientOptedOut()
+    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'revoke'`)
     const keyId = message.ack === -1 ? keyIdOf(`${id}:${message.retries + 1}`) : undefined
     await tx`
       with again as (

@@ -3,6 +3,7 @@ import type { Fragment, Sql } from './db.ts'
 import { tellMessages } from './messages.ts'
 import type { MessageStatus } from './messages.ts'
 import { keepClosed } from './pacing.ts'
+import { closeActions } from './wa-actions.ts'
 import { assertFence } from './wa-session-leases.ts'
 import type { Lease } from './wa-session-leases.ts'
 
@@ -11,6 +12,8 @@ export interface TakenOut {
   chatId: string
   state: 'z' | 'q' | 's'
   attempts: number
+  /** How often it was queued again although nobody could know whether the try before had worked. */
+  doubts: number
   cold: boolean
 }
 
@@ -52,7 +55,7 @@ export const enqueuing = ({
  */
 export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   gone as (
-    delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.cold
+    delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.doubts, o.cold
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
@@ -106,10 +109,32 @@ export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
 
 /** Cancels everything of a session that nobody has begun to send. */
 export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
-  await sql.begin(async (tx) => {
-    const taken = await takeOut(tx, fragment`o.session_id = ${sessionId} and o.state in ('q', 'z')`)
-    await endTaken(tx, taken, { status: 'cancelled' })
-  })
+  await sql.begin((tx) => takeBack(tx, fragment`o.session_id = ${sessionId}`))
+}
+
+/**
+ * Cancels those of these messages that nobody has begun to send, and what was to be made of them once they were sent. `which` speaks of `o`. What an earlier try may have brought to WhatsApp
+ * is cancelled as well, since it will not be tried again, but says in its error that it may be out; a deletion that was asked for is still to be made then.
+ */
+export async function takeBack(tx: Sql, which: Fragment): Promise<void> {
+  const taken = await takeOut(tx, fragment`${which} and o.state in ('q', 'z')`)
+  if (taken.length === 0) return
+  const idsOf = (messages: TakenOut[]) => messages.map(({ messageId }) => messageId)
+  const [out, surely] = [taken.filter(mayBeOut), taken.filter((message) => !mayBeOut(message))]
+  await closeActions(
+    tx,
+    fragment`a.message_id = any(${idsOf(taken)}::uuid[]) and not (a.kind = 'revoke' and a.message_id = any(${idsOf(out)}::uuid[]))`,
+  )
+  await endTaken(tx, out, { status: 'cancelled', ...mayHaveGoneOut })
+  await endTaken(tx, surely, { status: 'cancelled' })
+}
+
+/** An earlier try may have brought it to WhatsApp. */
+const mayBeOut = ({ doubts }: TakenOut) => doubts > 0
+
+const mayHaveGoneOut = {
+  code: 'OUTCOME_UNKNOWN',
+  message: 'It will not be tried again, but nobody can know whether an earlier try went out.',
 }
 
 /** What became of messages that were taken out: it is written with the number of their attempts, and told. */
@@ -123,11 +148,8 @@ export async function endTaken(
     update messages m set status = ${status}, attempts = t.attempts, error_code = ${code}, error_message = ${message}
     from unnest(${ids}::uuid[], ${taken.map(({ attempts }) => attempts)}::int[]) t(id, attempts) where m.id = t.id`
   const unopened = taken.filter(({ cold, state }) => cold && state !== 's')
-  if (unopened.length > 0)
-    await keepClosed(
-      tx,
-      unopened.map(({ chatId }) => chatId),
-    )
+  const chatIds = unopened.map(({ chatId }) => chatId)
+  if (chatIds.length > 0) await keepClosed(tx, chatIds)
   await tellMessages(tx, 'message.ack', ids)
 }
 

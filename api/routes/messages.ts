@@ -225,18 +225,23 @@ export const messages: Routes = async (app) => {
       if (row.direction !== 'outbound') {
         throw new AppError(409, 'NOT_REVOCABLE', 'Only messages of our own can be deleted.')
       }
-      const now = await cancel(sql, user.workspaceId, row.id)
-      if (!now) throw notFound('Message')
-      if (now.status === 'cancelled') return messageResource(now)
-      if (now.status === 'failed') throw notOnWhatsApp()
-      if (!query.forEveryone) {
-        const sentence = `The message is ${now.status}: it cannot be cancelled any more.`
-        throw new AppError(409, 'ALREADY_SENT', sentence)
-      }
-      if (now.revokedAt || isBeingDeleted(now)) return reply.code(202).send(messageResource(now))
-      const deleted = await change(sql, now, { kind: 'revoke', messageId: now.id, payload: {} })
-      sql.nudge('awfar_outbox')
-      return reply.code(202).send(deleted)
+      // In one transaction, so that a try that fails finds the deletion, or the deletion a message that waits again.
+      return sql.begin(async (tx) => {
+        const now = await cancel(tx, user.workspaceId, row.id)
+        if (!now) throw notFound('Message')
+        const mayBeOut = now.errorCode === 'OUTCOME_UNKNOWN'
+        if (now.status === 'cancelled' && !(query.forEveryone && mayBeOut))
+          return messageResource(now)
+        if (now.status === 'failed') throw notOnWhatsApp()
+        if (!query.forEveryone) {
+          const sentence = `The message is ${now.status}: it cannot be cancelled any more.`
+          throw new AppError(409, 'ALREADY_SENT', sentence)
+        }
+        reply.code(202)
+        if (now.revokedAt || isBeingDeleted(now)) return messageResource(now)
+        tx.nudge('awfar_outbox')
+        return change(tx, now, { kind: 'revoke', messageId: now.id, payload: {} })
+      })
     },
   )
 

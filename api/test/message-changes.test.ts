@@ -1,5 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { recordAck } from '../../shared/acks.ts'
+import { claim, giveUp, putBack } from '../../shared/claims.ts'
+import type { Sql } from '../../shared/db.ts'
+import { dueActions } from '../../shared/wa-actions.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -11,6 +15,43 @@ async function withSession(): Promise<Person & { sessionId: string }> {
   const person = await signIn(it)
   const created = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
   return { ...person, sessionId: created.json<{ id: string }>().id }
+}
+
+/** A worker has the session, and a message of it in its hands. */
+async function withTry(person: Person & { sessionId: string }) {
+  const { sessionId: id, workspaceId } = person
+  await it.sql`
+    update wa_sessions set status = 'WORKING', owner = 'w', fence = 1, linked_at = now(), lease_until = now() + interval '1 hour' where id = ${id}`
+  const lane = { id, workspaceId, fence: 1 }
+  const pace = { WA_SEND_MIN_GAP_MS: 0, WA_SEND_JITTER_MS: 0, WA_SENDS_PER_MINUTE: 0 }
+  const pacing = { ...pace, WA_NEW_CONTACTS_PER_DAY: 0, WA_TYPING: false }
+  const next = async () => (await claim(it.sql, 'w', [lane], pacing))[0]
+  const due = async () => (await dueActions(it.sql, 'w', [lane])).map(({ kind }) => kind)
+  const message = await given(person, 'queued')
+  return { lane, next, due, url: `/api/messages/${message.id}`, tried: (await next())! }
+}
+
+/** Does `what` while somebody is at the message's row in the outbox, who does `meanwhile` as soon as it waits for that. */
+async function overtaken<T>(
+  messageId: string,
+  what: () => PromiseLike<T>,
+  meanwhile: (tx: Sql) => Promise<unknown>,
+): Promise<T> {
+  let doing: PromiseLike<T> | undefined
+  await it.sql.begin(async (tx) => {
+    await tx`select from outbox where message_id = ${messageId} for update`
+    doing = what()
+    void doing.then(() => {})
+    const deadline = Date.now() + 20_000
+    for (;;) {
+      const waiting = await it.sql`
+        select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+      if (waiting.length > 0) break
+      if (Date.now() > deadline) throw new Error('Nothing waits for a lock.')
+    }
+    await meanwhile(tx)
+  })
+  return doing!
 }
 
 interface Message {
@@ -107,20 +148,90 @@ void t.test('what was not sent, and will not be, is not quoted', async (t) => {
 void t.test('a message that is claimed before it can be taken back is deleted there', async (t) => {
   const person = await withSession()
   const { id, chatId } = await given(person, 'queued')
-  let answering: ReturnType<Person['call']> | undefined
-  await it.sql.begin(async (tx) => {
-    await tx`update outbox set state = 's' where message_id = ${id}`
-    await tx`update outbox_lanes set due_at = 'infinity' where chat_id = ${chatId}`
-    answering = person.call('DELETE', `/api/messages/${id}?forEveryone=true`)
-    for (;;) {
-      const waiting = await it.sql`
-        select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-      if (waiting.length > 0) break
-    }
-  })
-  const answer = await answering!
+  const answer = await overtaken(
+    id,
+    () => person.call('DELETE', `/api/messages/${id}?forEveryone=true`),
+    async (tx) => {
+      await tx`update outbox set state = 's' where message_id = ${id}`
+      await tx`update outbox_lanes set due_at = 'infinity' where chat_id = ${chatId}`
+    },
+  )
   t.equal(answer.statusCode, 202)
   t.match(answer.json(), { status: 'sending', actions: [{ kind: 'deletion' }] })
+})
+
+void t.test('what is deleted while it is being sent is not sent after all', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, next, due, url, tried } = await withTry(person)
+  const behind = await given(person, 'queued')
+  t.equal((await call('DELETE', `${url}?forEveryone=true`)).statusCode, 202)
+  await putBack(it.sql, lane, tried, { delayMs: 60_000 })
+  t.match((await call('GET', url)).json(), { status: 'cancelled', error: null, attempts: 1 })
+  t.strictSame((await call('GET', url)).json<Message>().actions, [])
+  t.match(
+    await it.sql`
+      select payload ->> 'status' as status from events
+      where type = 'message.ack' and payload ->> 'id' = ${tried.messageId}`,
+    [{ status: 'cancelled' }],
+  )
+  t.match(await next(), { messageId: behind.id, cold: true }, 'the conversation is not open')
+  t.strictSame(await due(), [])
+})
+
+void t.test('nor when the try ends in the very moment of that', async (t) => {
+  const person = await withSession()
+  const { lane, next, url, tried } = await withTry(person)
+  const answer = await overtaken(
+    tried.messageId,
+    () => person.call('DELETE', `${url}?forEveryone=true`),
+    (tx) => putBack(tx, lane, tried, { delayMs: 0 }),
+  )
+  t.equal(answer.statusCode, 200)
+  t.match(answer.json(), { status: 'cancelled', actions: [] })
+  t.equal(await next(), undefined)
+})
+
+void t.test('what may be out is not sent again, and deleted where it is found', async (t) => {
+  const person = await withSession()
+  const { lane, next, due, url, tried } = await withTry(person)
+  await person.call('POST', `${url}/reaction`, { emoji: '👍' })
+  await person.call('DELETE', `${url}?forEveryone=true`)
+  await putBack(it.sql, lane, tried, { delayMs: 0, doubted: true })
+  const told = { status: 'cancelled', error: { code: 'OUTCOME_UNKNOWN' } }
+  t.match((await person.call('GET', url)).json(), told)
+  t.equal(await next(), undefined)
+  t.strictSame(await due(), ['revoke'])
+})
+
+void t.test('a message that is sent once more is not deleted for an old wish', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, next, due, url, tried } = await withTry(person)
+  await call('DELETE', `${url}?forEveryone=true`)
+  await giveUp(it.sql, lane, tried, { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: '?' })
+  t.strictSame(await due(), ['revoke'])
+  const again = await call('POST', `${url}/retry`)
+  t.equal(again.statusCode, 202)
+  t.strictSame(again.json<Message>().actions, [])
+  await recordAck(it.sql, lane, { keyId: (await next())!.keyId, ack: 1 })
+  t.strictSame(await due(), [])
+})
+
+void t.test('what was asked for before a message was cancelled is over', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, next, due, url, tried } = await withTry(person)
+  await call('PATCH', url, { message: 'Hello' })
+  await call('POST', `${url}/reaction`, { emoji: '👍' })
+  await putBack(it.sql, lane, tried, { delayMs: 0 })
+  const cancelled = await call('DELETE', url)
+  t.match(cancelled.json(), { status: 'cancelled', error: null })
+  t.strictSame(cancelled.json<Message>().actions, [])
+  t.strictSame(await due(), [])
+  await call('POST', `${url}/retry`)
+  await recordAck(it.sql, lane, { keyId: (await next())!.keyId, ack: 1 })
+  t.strictSame(await due(), [])
 })
 
 void t.test('a deletion that is under way, or done, is not asked for again', async (t) => {
