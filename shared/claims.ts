@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { findMessage, messageResource } from './messages.ts'
-import { takeBack, takeOut } from './outbox.ts'
+import { mayBeOut, takeBack, takeOut } from './outbox.ts'
 import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -227,7 +227,7 @@ export async function putBack(
 
 /** What ends a message that is given up. */
 export interface Ending {
-  /** `failed` when it certainly did not go out, `unknown` when nobody can tell. */
+  /** `failed` when this try certainly did not go out, `unknown` when nobody can tell. */
   status: 'failed' | 'unknown'
   code: string
   message: string
@@ -235,7 +235,7 @@ export interface Ending {
   unasked?: boolean
 }
 
-/** Gives a message up. Throws LeaseLost. */
+/** Gives a message up: it is `unknown`, too, when an earlier try may have gone out. Throws LeaseLost. */
 export async function giveUp(
   sql: Sql,
   lease: Lease,
@@ -246,10 +246,11 @@ export async function giveUp(
     await assertFence(tx, lease)
     const [left] = await takeOut(tx, fragment`o.message_id = ${messageId}`)
     if (!left) return
+    const end = mayBeOut(left) ? 'unknown' : status
     await tx`
-      update messages set status = ${status}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
+      update messages set status = ${end}, attempts = ${left.attempts}, error_code = ${code}, error_message = ${message}
       where id = ${messageId}`
-    if (left.cold && status === 'failed') {
+    if (left.cold && end === 'failed') {
       await keepClosed(tx, [left.chatId])
       // What WhatsApp may have seen stays counted. It has seen nothing of a message whose very claim counted it and that was not handed over since; of one that was tried before
       // nobody can tell, however few its attempts: those that were no fault of its own are not among them. And nobody is there to see what goes to a number WhatsApp does not have.

@@ -282,8 +282,8 @@ const isoTime = (at: Fragment) =>
   fragment`to_char(${at} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
 
 /**
- * Takes back a message if nobody has begun to send it, as takeBack() does. Answers it as it is then, or undefined when there is no such message. To the end of the transaction it stays on its
- * way if it is: what is asked for there, in that case, is seen by a try that fails.
+ * Takes back a message if nobody has begun to send it, or only with a try of which nobody knows what became; then its error says so: see takeBack(). Answers it as it is then, or undefined when
+ * there is no such message. To the end of the transaction it stays on its way if it is: what is asked for there, in that case, is seen by a try that fails.
  */
 export async function cancel(
   sql: Sql,
@@ -299,8 +299,8 @@ export async function cancel(
 }
 
 /**
- * Changes the text, or caption, of a message nobody has begun to send. Undefined when it is no longer waiting, or not there. What was to be made of it on WhatsApp, had an earlier try
- * worked, is older than this and must not come after it.
+ * Changes the text, or caption, of a message that waits and certainly is not out. Undefined when there is no such message, it is on its way, or an earlier try may have worked: WhatsApp keeps the text it has
+ * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it.
  */
 export async function editQueued(
   sql: Sql,
@@ -311,7 +311,7 @@ export async function editQueued(
   return sql.begin(async (tx) => {
     const [waiting] = await tx`
       update outbox set revision = revision + 1
-      where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') returning id`
+      where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') and doubts = 0 returning id`
     if (!waiting) return undefined
     await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'edit'`)
     await tx`update messages set body = ${body} where id = ${id}`
@@ -323,8 +323,8 @@ export async function editQueued(
 
 /**
  * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
- * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. A deletion that was asked for before is not wanted any more. Undefined when there is no such
- * message; throws 409, and 403 RECIPIENT_OPTED_OUT.
+ * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. What may be out begins with a doubt, as it does when a worker queues it again. A deletion that
+ * was asked for before is not wanted any more. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
  */
 export async function retry(
   sql: Sql,
@@ -339,10 +339,12 @@ export async function retry(
       status: string
       ack: number | null
       retries: number
+      mayBeOut: boolean
       deleted: boolean
       optedOut: boolean
     }>`
-      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
+      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted,
+        m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
       from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
       where m.id = ${id} and m.workspace_id = ${workspaceId} and m.direction = 'outbound' and m.source = 'api' for update of m`
     if (!message) return undefined
@@ -370,8 +372,8 @@ export async function retry(
         set waiting = outbox_lanes.waiting + 1, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
         returning chat_id
       )
-      insert into outbox (message_id, workspace_id, session_id, chat_id)
-      select again.id, again.workspace_id, again.session_id, again.chat_id from again join lane on lane.chat_id = again.chat_id`
+      insert into outbox (message_id, workspace_id, session_id, chat_id, doubts)
+      select again.id, again.workspace_id, again.session_id, again.chat_id, ${message.mayBeOut}::boolean::int from again join lane on lane.chat_id = again.chat_id`
     const row = (await findMessage(tx, workspaceId, id))!
     await tell(tx, 'message.ack', [row])
     return row

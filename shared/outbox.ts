@@ -129,8 +129,8 @@ export async function takeBack(tx: Sql, which: Fragment): Promise<void> {
   await endTaken(tx, surely, { status: 'cancelled' })
 }
 
-/** An earlier try may have brought it to WhatsApp. */
-const mayBeOut = ({ doubts }: TakenOut) => doubts > 0
+/** An earlier try may have brought it to WhatsApp: so it has not failed, whatever became of the last one. */
+export const mayBeOut = ({ doubts }: TakenOut) => doubts > 0
 
 const mayHaveGoneOut = {
   code: 'OUTCOME_UNKNOWN',
@@ -154,7 +154,7 @@ export async function endTaken(
 }
 
 /**
- * Ends all sending from a number that is no longer this session's: what waits has failed, and of what was on its way nobody will ever know.
+ * Ends all sending from a number that is no longer this session's: what waits has failed, and of what was on its way, or may have been, nobody will ever know.
  * Throws LeaseLost.
  */
 export async function endOutbox(
@@ -165,7 +165,8 @@ export async function endOutbox(
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
     const taken = await takeOut(tx, fragment`o.session_id = ${session.id}`)
-    const gone = (sent: boolean) => taken.filter(({ state }) => (state === 's') === sent)
+    const gone = (tried: boolean) =>
+      taken.filter((message) => (message.state === 's' || mayBeOut(message)) === tried)
     await endTaken(tx, gone(true), { ...why, status: 'unknown', code: 'OUTCOME_UNKNOWN' })
     await endTaken(tx, gone(false), { ...why, status: 'failed' })
     return taken.length

@@ -177,7 +177,8 @@ export const messages: Routes = async (app) => {
       config: { access: 'send' },
       schema: {
         summary: 'Edit a message',
-        description: 'In place while it is queued (200), on WhatsApp once it was sent (202).',
+        description:
+          'In place while it is queued (200), on WhatsApp once it was sent (202), or when it is queued again and may be out.',
         tags,
         params: byId,
         body: Joi.object<{ message: string }, true>({
@@ -212,6 +213,8 @@ export const messages: Routes = async (app) => {
       config: { access: 'send' },
       schema: {
         summary: 'Cancel a queued message, or delete a sent one for everyone',
+        description:
+          'What may be out when it is cancelled has the error `OUTCOME_UNKNOWN`, and can be deleted for everyone.',
         tags,
         params: byId,
         querystring: Joi.object<{ forEveryone: boolean }, true>({

@@ -204,6 +204,44 @@ void t.test('what may be out is not sent again, and deleted where it is found', 
   t.strictSame(await due(), ['revoke'])
 })
 
+void t.test('what may be out and waits to be sent again is changed on WhatsApp', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, next, due, url, tried } = await withTry(person)
+  await giveUp(it.sql, lane, tried, { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: '?' })
+  await call('POST', `${url}/retry`)
+  const edited = await call('PATCH', url, { message: 'Hello' })
+  t.equal(edited.statusCode, 202)
+  const pending = [{ kind: 'edit', status: 'pending' }]
+  t.match(edited.json(), { status: 'queued', body: 'Helo', actions: pending })
+  t.strictSame(await due(), [], 'not before it is confirmed')
+  t.ok(await next())
+  await recordAck(it.sql, lane, { keyId: tried.keyId, ack: 1 })
+  t.strictSame(await due(), ['edit'])
+})
+
+void t.test(
+  'what may be out is cancelled, and deleted for everyone where it is found',
+  async (t) => {
+    const person = await withSession()
+    const { call } = person
+    const { lane, next, due, url, tried } = await withTry(person)
+    await putBack(it.sql, lane, tried, { delayMs: 0, doubted: true })
+    const told = { status: 'cancelled', error: { code: 'OUTCOME_UNKNOWN' } }
+    const cancelled = await call('DELETE', url)
+    t.equal(cancelled.statusCode, 200)
+    t.match(cancelled.json(), told)
+    for (const what of ['once', 'twice']) {
+      const deleted = await call('DELETE', `${url}?forEveryone=true`)
+      t.equal(deleted.statusCode, 202, what)
+      t.match(deleted.json(), { ...told, actions: [{ kind: 'deletion', status: 'pending' }] }, what)
+      t.equal(deleted.json<Message>().actions.length, 1, what)
+    }
+    t.equal(await next(), undefined)
+    t.strictSame(await due(), ['revoke'])
+  },
+)
+
 void t.test('a message that is sent once more is not deleted for an old wish', async (t) => {
   const person = await withSession()
   const { call } = person

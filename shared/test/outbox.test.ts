@@ -8,6 +8,7 @@ import type { Sql } from '../db.ts'
 import { foresee } from '../forecast.ts'
 import type { MessageContent } from '../message-content.ts'
 import { messageResource } from '../messages.ts'
+import type { Message } from '../messages.ts'
 import { accept, cancel, editQueued, retry } from '../outbound.ts'
 import { claim, giveUp, putBack, unconfirmed } from '../claims.ts'
 import { cancelQueued, endOutbox, releaseScheduled } from '../outbox.ts'
@@ -255,6 +256,70 @@ void t.test(
     await confirm(again)
     t.match(await due(), [{ kind: 'edit', payload: { body: 'fourth' } }])
     t.match(await read(a1!.id), { body: 'third', actions: [{ value: 'fourth' }] })
+  },
+)
+
+const whys = {
+  'was unknown': { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: '?' },
+  'was doubted, then failed': { status: 'failed', code: 'SEND_FAILED', message: 'no' },
+  'was doubted, then cancelled': undefined,
+} as const
+for (const [what, why] of Object.entries(whys)) {
+  void t.test(`what may be out is not changed in place: it ${what}`, async (t) => {
+    const { sql, workspaceId, lane, queue, next, confirm, read } = await rig(t)
+    const [{ id }] = (await queue(text(ada, 'first'))) as [Message]
+    let tried = (await next())!
+    if (why?.status !== 'unknown') {
+      await putBack(sql, lane, tried, { delayMs: 0, doubted: true })
+      t.equal(await editQueued(sql, workspaceId, id, 'second'), undefined, 'at once')
+      if (why) tried = (await next())!
+    }
+    if (why) await giveUp(sql, lane, tried, why)
+    else await cancel(sql, workspaceId, id)
+    t.match(await read(id), {
+      status: why ? 'unknown' : 'cancelled',
+      error: { code: why?.code ?? 'OUTCOME_UNKNOWN' },
+    })
+    await retry(sql, workspaceId, id)
+    t.equal(await editQueued(sql, workspaceId, id, 'second'), undefined, 'sent once more')
+    t.match(await cancel(sql, workspaceId, id), {
+      status: 'cancelled',
+      errorCode: 'OUTCOME_UNKNOWN',
+    })
+    await retry(sql, workspaceId, id)
+    t.equal(await editQueued(sql, workspaceId, id, 'second'), undefined, 'once more')
+    await recordAck(sql, lane, { keyId: (await next())!.keyId, ack: -1 })
+    await retry(sql, workspaceId, id)
+    t.match(await editQueued(sql, workspaceId, id, 'second'), { body: 'second' }, 'a new id')
+    await confirm((await next())!)
+    await lanesAreRight(t, sql)
+  })
+}
+
+void t.test(
+  'what certainly is not out is changed in place, also when it is sent once more',
+  async (t) => {
+    const { sql, workspaceId, lane, queue, next, body, read } = await rig(t)
+    const [{ id }] = (await queue(text(ada, 'first'))) as [Message]
+    await giveUp(sql, lane, (await next())!, { status: 'failed', code: 'X', message: 'x' })
+    await retry(sql, workspaceId, id)
+    t.match(await cancel(sql, workspaceId, id), { status: 'cancelled', errorCode: null })
+    await retry(sql, workspaceId, id)
+    t.match(await editQueued(sql, workspaceId, id, 'second'), { body: 'second' })
+    t.equal(body(await next()), 'second')
+    t.match(await read(id), { status: 'sending' })
+  },
+)
+
+void t.test(
+  'of what may be out nobody says that it failed because the account changed',
+  async (t) => {
+    const { sql, lane, queue, next, read } = await rig(t)
+    const [a1, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+    await putBack(sql, lane, (await next())!, { delayMs: 0, doubted: true })
+    await endOutbox(sql, lane, { code: 'ACCOUNT_CHANGED', message: 'x' })
+    t.match(await read(a1!.id), { status: 'unknown', error: { code: 'OUTCOME_UNKNOWN' } })
+    t.match(await read(b1!.id), { status: 'failed', error: { code: 'ACCOUNT_CHANGED' } })
   },
 )
 

@@ -9,7 +9,7 @@ import { receiveUpload } from '../../shared/media-store.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
 import type { Message } from '../../shared/messages.ts'
 import { LocalObjectStore } from '../../shared/object-store-local.ts'
-import { accept } from '../../shared/outbound.ts'
+import { accept, editQueued, retry } from '../../shared/outbound.ts'
 import type { NewMessage } from '../../shared/outbound.ts'
 import type { Db } from '../../shared/db.ts'
 import { StoreUnavailable } from '../../shared/object-store.ts'
@@ -376,6 +376,32 @@ void t.test('what is never confirmed ends as unknown', async (t) => {
   worker.engine().emit('ack', { keyId: keyIdOf(sent.id), waMessageId: 'x', ack: 1 })
   t.match(await message(sent.id, 'the late ack', is('sent')), { error: null })
 })
+
+void t.test(
+  'what is edited while it waits to be sent once more says what the phone says',
+  async (t) => {
+    const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)
+    const { id, chatId } = await queue(ada, 'Helo')
+    await message(id, 'the ack', is('read'))
+    // Its acks were lost.
+    await sql`
+    update messages set status = 'unknown', ack = null, sent_at = null, delivered_at = null, read_at = null, error_code = 'OUTCOME_UNKNOWN' where id = ${id}`
+    worker.engine().dropLink()
+    await until(
+      'no link',
+      async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+    )
+    await retry(sql, workspaceId, id)
+    t.equal(await editQueued(sql, workspaceId, id, 'Hello'), undefined)
+    const edit = { kind: 'edit', messageId: id, payload: { body: 'Hello' } } as const
+    await askAction(sql, { workspaceId, sessionId, chatId }, edit)
+    worker.engine().restoreLink()
+    await message(id, 'the edit', ({ editedAt }) => editedAt !== null)
+    t.equal(worker.engine().transmissions(keyIdOf(id)), 1)
+    t.match(worker.engine().arrived(keyIdOf(id)), { content: { body: 'Hello' } })
+    t.match(await message(id, 'the ack', is('read')), { body: 'Hello', actions: [] })
+  },
+)
 
 void t.test(
   'under another login nobody knows what became of a message: the workspace’s policy decides',
