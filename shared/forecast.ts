@@ -1,3 +1,4 @@
+import { homeOf } from './chat-homes.ts'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
@@ -26,6 +27,7 @@ export interface Forecast {
 
 interface Facts {
   chatId: string | null
+  waChatId: string
   working: boolean
   heldBy: string | null
   notBefore: Date | null
@@ -73,6 +75,7 @@ export async function foresee(
 ): Promise<Forecast | undefined> {
   const scheduled = fragment`coalesce(${sendAt}::timestamptz > now(), false)`
   const cold = fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`
+  const where = { sessionId: fragment`s.id`, waChatId: fragment`home.wa_chat_id` }
   const openedOn = (day: Fragment) =>
     fragment`case when p.new_on = ${day} then p.new_contacts else 0 end`
   /** The lanes of the others whose turn has come. What the session has in its hands is not in front any more, and has opened its chat. */
@@ -81,12 +84,12 @@ export async function foresee(
     from outbox_lanes b cross join lateral (select coalesce(b.chat_id = hand.chat_id, false) as here) held
     where b.session_id = s.id and b.waiting > 0 and b.due_at <= now() and b.chat_id is distinct from c.id limit ${countedAhead}`
   const [facts] = await sql<Facts>`
-    select ${statusOf} = 'WORKING' as working, c.id as chat_id, now() as now, ready.at as ready,
+    select ${statusOf} = 'WORKING' as working, c.id as chat_id, home.wa_chat_id, now() as now, ready.at as ready,
       coalesce(k.opted_out, false) and ${optOutOverride}::text is null as opted_out,
-      ${isQuotable(quotedMessageId, { sessionId: fragment`s.id`, waChatId })} as quotable,
+      ${isQuotable(quotedMessageId, where)} as quotable,
       -- Only strangers are looked up.
       ${cold} and n.wa_id is null and n.phone is not null as absent,
-      ${guard(ifLastMessageId, { sessionId: fragment`s.id`, waChatId })} as refusal,
+      ${guard(ifLastMessageId, where)} as refusal,
       least(own.waiting + others.waiting, ${countedAhead})::int as ahead,
       case when ${scheduled} then 0 when ${cold} and turn.at > now() then turn.behind else least(own.waiting + others.waiting, ${countedAhead}) end::int as ahead_then,
       coalesce((
@@ -100,7 +103,9 @@ export async function foresee(
       hold.held_by, hold.not_before
     from wa_sessions s
     left join wa_session_pacing p on p.session_id = s.id
-    left join chats c on c.session_id = s.id and c.wa_chat_id = ${waChatId}
+    cross join lateral (
+      select coalesce(${homeOf({ workspaceId: fragment`s.workspace_id`, sessionId: fragment`s.id` }, waChatId)}, ${waChatId}) as wa_chat_id) home
+    left join chats c on c.session_id = s.id and c.wa_chat_id = home.wa_chat_id
     left join outbox_lanes l on l.chat_id = c.id
     left join contacts a on a.workspace_id = s.workspace_id and a.wa_id = ${waChatId}
     left join contacts k on k.id = coalesce(a.merged_into, a.id)
@@ -150,7 +155,7 @@ export async function foresee(
   return {
     sessionId,
     chatId,
-    waChatId,
+    waChatId: facts.waChatId,
     blockedBy: [
       optedOut && 'RECIPIENT_OPTED_OUT',
       absent && 'NUMBER_NOT_ON_WHATSAPP',

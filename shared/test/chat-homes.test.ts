@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { putBack } from '../claims.ts'
+import { foresee } from '../forecast.ts'
 import { learnPerson } from '../identities.ts'
 import { accept } from '../outbound.ts'
 import { lockReachOut } from '../pacing.ts'
 import { redirectChat } from '../wa-numbers.ts'
-import { ada, rig, text } from './outbox-rig.ts'
+import { ada, atOnce, rig, text } from './outbox-rig.ts'
 
 const lid = '9990001@lid'
 const dialled = '5531987654321@c.us'
@@ -16,6 +17,11 @@ void t.test('who wrote from a lid is answered at the number in the same chat', a
   await receive(lid, 'Hello')
   await learnPerson(sql, lane, { addresses: [ada, lid], source: 'page', at: new Date() })
   await lockReachOut(sql, lane.id, null)
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
+    chatId: (await sql<{ id: string }>`select id from chats`)[0]!.id,
+    waChatId: lid,
+    heldBy: null,
+  })
   const [answer] = await queue(text(ada, 'Good morning'))
   t.match(answer, { waChatId: lid, heldBy: null }, 'an answer is not held by the lock')
   const claimed = await next()
