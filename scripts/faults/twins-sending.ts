@@ -71,8 +71,8 @@ const twins: Twin[] = [
     edits: [
       {
         file: 'shared/claims.js',
-        find: 'await assertFence(tx, lease);\n        // Not there',
-        replace: '// Not there',
+        find: 'await assertFence(tx, lease);\n        const [back]',
+        replace: 'const [back]',
       },
     ],
     breaks: 'stale writes 0',
