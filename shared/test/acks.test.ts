@@ -9,13 +9,7 @@ import { LeaseLost } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
 import { createWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
-
-const atOnce = {
-  WA_SEND_MIN_GAP_MS: 0,
-  WA_SEND_JITTER_MS: 0,
-  WA_SENDS_PER_MINUTE: 0,
-  WA_TYPING: false,
-}
+import { atOnce } from './outbox-rig.ts'
 
 /** A session that works and has just claimed a message. */
 async function givenClaimed(sql: Db, workspaceId: string, name: string) {

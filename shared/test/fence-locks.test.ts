@@ -6,19 +6,12 @@ import type { Sql } from '../db.ts'
 import { appendEvents } from '../events.ts'
 import { accept } from '../outbound.ts'
 import { claim } from '../claims.ts'
-import type { PacingConfig } from '../pacing.ts'
 import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
 import { heartbeat } from '../workers.ts'
 import { testDb } from './db.ts'
+import { atOnce } from './outbox-rig.ts'
 
-const atOnce: PacingConfig = {
-  WA_SEND_MIN_GAP_MS: 0,
-  WA_SEND_JITTER_MS: 0,
-  WA_SENDS_PER_MINUTE: 0,
-  WA_NEW_CONTACTS_PER_DAY: 0,
-  WA_TYPING: false,
-}
 const next = { worker: 'next', ttlMs: 60_000, limit: 10 }
 
 void t.test('a claim waits for a change of owner under way, and then claims nothing', async (t) => {

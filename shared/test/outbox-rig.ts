@@ -118,7 +118,7 @@ export async function rig(t: Test) {
   }
 }
 
-const noPace: Pacing = {
+export const noPace: Pacing = {
   minGapMs: null,
   jitterMs: null,
   perMinute: null,

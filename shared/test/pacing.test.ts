@@ -1,90 +1,29 @@
-import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { Test } from 'tap'
 import { recordAck } from '../acks.ts'
 import { acceptBatch, cancelBatch } from '../batches.ts'
 import { foresee } from '../forecast.ts'
-import { storeReceived } from '../inbox.ts'
-import { findMessage, messageResource } from '../messages.ts'
 import { accept } from '../outbound.ts'
-import { claim, putBack } from '../claims.ts'
+import { putBack } from '../claims.ts'
 import { releaseScheduled } from '../outbox.ts'
 import { findPacing, lockReachOut, setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
-import { createSession } from '../wa-sessions.ts'
-import { testDb } from './db.ts'
+import { ada, atOnce, noPace, rig as sendingRig, text } from './outbox-rig.ts'
 
-const atOnce: PacingConfig = {
-  WA_SEND_MIN_GAP_MS: 0,
-  WA_SEND_JITTER_MS: 0,
-  WA_SENDS_PER_MINUTE: 0,
-  WA_NEW_CONTACTS_PER_DAY: 0,
-  WA_TYPING: false,
-}
-const ada = '12025550101@c.us'
 const minute = 60_000
 const hour = 60 * minute
-const noPace: Pacing = {
-  minGapMs: null,
-  jitterMs: null,
-  perMinute: null,
-  newContactsPerDay: null,
-  typing: null,
-  numberSince: null,
-  quietHours: null,
-  timeZone: 'UTC',
-}
 
 async function rig(t: Test) {
-  const { sql } = await testDb(t)
-  const [workspace] = await sql<{ id: string }>`
-    insert into workspaces (name) values ('Bakery') returning id`
-  const workspaceId = workspace!.id
-  const { id: sessionId } = await createSession(sql, {
-    workspaceId,
-    name: 'sales',
-    engine: 'simulator',
-    start: true,
-    expiryDays: 30,
-  })
-  await sql`
-    update wa_sessions set owner = 'test', fence = 1, lease_until = now() + interval '1 hour', status = 'WORKING', linked_at = now()`
-  const lane = { id: sessionId, workspaceId, fence: 1 }
-  const queue = async (waChatId: string) => {
-    const [outcome] = await accept(sql, {
-      workspaceId,
-      sessionId,
-      sentBy: null,
-      requestId: randomUUID(),
-      messages: [{ waChatId, content: { type: 'text', body: 'Hello' } }],
-    })
-    if (!outcome || 'refusal' in outcome) throw new Error('not accepted')
-    return outcome.message
-  }
-  const read = async (id: string) => messageResource((await findMessage(sql, workspaceId, id))!)
-  const next = async (pacing = atOnce) => (await claim(sql, 'test', [lane], pacing))[0]
+  const sending = await sendingRig(t)
+  const { sql, workspaceId, sessionId } = sending
+  const queue = async (waChatId: string) => (await sending.queue(text(waChatId, 'Hello')))[0]!
+  const receive = (from: string) => sending.receive(from, 'Hello?')
   const dry = async (waChatId: string, sendAt?: Date) =>
     (await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, atOnce))!
-  const pace = (pacing: Partial<Pacing>) =>
-    setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
-  const receive = (from: string) =>
-    storeReceived(sql, lane, {
-      fromMe: false,
-      waChatId: from,
-      keyId: randomUUID(),
-      participant: '',
-      waMessageId: 'x',
-      type: 'text',
-      body: 'Hello?',
-      timestamp: Date.now() / 1_000,
-      ack: 0,
-      senderName: null,
-      chatName: null,
-    })
   /** Sets quiet hours in a zone of its own. */
   const quiet = (from: string, to: string, zone = 'UTC') =>
     sql`update wa_session_pacing set quiet_from = ${from}::time, quiet_to = ${to}::time, time_zone = ${zone}`
-  return { sql, workspaceId, sessionId, lane, queue, read, next, dry, pace, receive, quiet }
+  return { ...sending, queue, receive, dry, quiet }
 }
 
 /** The time of day in UTC so many milliseconds from now. */

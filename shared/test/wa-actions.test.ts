@@ -12,6 +12,7 @@ import type { ActionWish } from '../wa-actions.ts'
 import { keyIdOf } from '../wa-id.ts'
 import { createSession, deleteSession } from '../wa-sessions.ts'
 import { testDb } from './db.ts'
+import { atOnce } from './outbox-rig.ts'
 
 const ada = '12025550101@c.us'
 const refusal = { code: 'NOT_EDITABLE', message: 'WhatsApp does not let it be edited.' }
@@ -56,14 +57,6 @@ async function rig(t: Test) {
         select type from events where type not in ('message.any', 'message.ack') order by id`
     ).map(({ type }) => type)
   return { sql, workspaceId, sessionId, lane, id, ask, edit, react, due, read, send, events }
-}
-
-const atOnce = {
-  WA_SEND_MIN_GAP_MS: 0,
-  WA_SEND_JITTER_MS: 0,
-  WA_SENDS_PER_MINUTE: 0,
-  WA_NEW_CONTACTS_PER_DAY: 0,
-  WA_TYPING: false,
 }
 
 void t.test('what is asked for is shown until it is made', async (t) => {
