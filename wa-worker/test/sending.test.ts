@@ -519,6 +519,26 @@ void t.test('a media store that is away keeps messages waiting, and blames nobod
   await message(sent.id, 'the ack', is('read'))
 })
 
+void t.test(
+  'who opts out while a file is fetched gets nothing, though written to before',
+  async (t) => {
+    const dir = t.testdir()
+    const mediaStore = new FaultyStore(new LocalObjectStore(join(dir, 'objects')))
+    const { sql, workspaceId, worker, queue, message } = await rig(t, { mediaStore })
+    const { content } = await givenFile(sql, workspaceId, join(dir, 'up'), mediaStore)
+    const first = await queue(ada, 'Hello')
+    await message(first.id, 'the ack', is('read'))
+    mediaStore.beforeGet = async () => {
+      await sql`update contacts set opted_out = true`
+    }
+    const sent = await queue(ada, content)
+    t.match(await message(sent.id, 'the refusal', is('failed')), {
+      error: { code: 'RECIPIENT_OPTED_OUT' },
+    })
+    t.equal(worker.engine().transmissions(keyIdOf(sent.id)), 0)
+  },
+)
+
 void t.test('a media store that breaks off while a file is read for sending', async (t) => {
   const dir = t.testdir()
   const mediaStore = new FaultyStore(new LocalObjectStore(join(dir, 'objects')))
