@@ -1,7 +1,9 @@
-// npm test [-- tap arguments]: lint, types, then every test; ends with the line "N passed, N failed".
+// npm test [-- tap arguments]: lint, types, then every test; ends with what failed and the line "N passed, N failed".
 import { spawn } from 'node:child_process'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { inspect } from 'node:util'
+import { Parser } from 'tap-parser'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const bin = (name) => join(root, 'node_modules', '.bin', name)
@@ -30,6 +32,8 @@ let failed = counts.fail
 if (code !== 0 && failed === 0) failed = 1
 failed += failedChecks
 
+// Once more at the end, where the log of a long run is read first.
+for (const failure of failures(output)) console.log(failure)
 console.log(`${counts.pass} passed, ${failed} failed`)
 process.exitCode ||= failed === 0 ? 0 : 1
 
@@ -58,6 +62,20 @@ function run(command, args, stream) {
       resolve({ code: code ?? 1, output })
     })
   })
+}
+
+/** Each assertion that failed, by its full name, with what tap found out about it. */
+function failures(tap) {
+  const found = []
+  const parser = new Parser()
+  parser.on('fail', ({ fullname, diag }) => {
+    const details = Object.entries(diag ?? {}).map(
+      ([name, value]) => `${name}: ${typeof value === 'string' ? value : inspect(value)}`,
+    )
+    found.push(`failed: ${fullname}\n${details.join('\n').replace(/^/gm, '  ')}\n`)
+  })
+  parser.end(tap)
+  return found
 }
 
 /** tap ends with `# { total: 11, pass: 8, fail: 1 }`, in which zeros are left out. */
