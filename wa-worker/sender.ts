@@ -166,15 +166,15 @@ export class Sender {
   async run(): Promise<void> {
     const { sql, log, pollMs, unconfirmedMs } = this.#options
     let sweepAt = Date.now() + unconfirmedMs
-    let pollAt = 0
+    let pollAt = performance.now()
     while (!this.#stopped) {
       try {
         const polling = performance.now() >= pollAt
-        if (polling) {
-          pollAt = performance.now() + pollMs
-          await releaseScheduled(sql)
-        }
+        // From when it was to be, not from when it came to be: who waits for a poll waits no longer than its interval.
+        if (polling) pollAt = Math.max(pollAt + pollMs, performance.now())
         await this.#claim(polling)
+        // Behind the claim, which is what nobody told of waits for.
+        if (polling && (await releaseScheduled(sql)) > 0) this.nudge()
       } catch (error) {
         log.error('claim failed', { error })
       }

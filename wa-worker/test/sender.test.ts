@@ -11,13 +11,19 @@ import { Sender } from '../sender.ts'
 import { until } from './waiting.ts'
 import { givenSession } from './worker.ts'
 
+/** A message that waits for its time. */
+interface Scheduled {
+  body: string
+  sendAt: Date
+}
+
 interface Rig {
   sql: Db
   sessionId: string
   sender: Sender
   /** When what was sent was. */
   sent: number[]
-  submit: (...bodies: string[]) => Promise<unknown>
+  submit: (...messages: (string | Scheduled)[]) => Promise<unknown>
   open: () => void
 }
 
@@ -85,16 +91,19 @@ async function rig(
   }
   const open = () =>
     sender.open({ id: sessionId, workspaceId, fence: 1, worker: 'w' }, engine, () => {})
-  const submit = (...bodies: string[]) =>
+  const submit = (...given: (string | Scheduled)[]) =>
     accept(sql, {
       workspaceId,
       sessionId,
       sentBy: null,
       requestId: randomUUID(),
-      messages: bodies.map((body) => ({
-        waChatId: `1202555010${body}@c.us`,
-        content: { type: 'text', body },
-      })),
+      messages: given
+        .map((message) => (typeof message === 'string' ? { body: message } : message))
+        .map(({ body, ...schedule }) => ({
+          waChatId: `1202555010${body}@c.us`,
+          content: { type: 'text', body },
+          ...schedule,
+        })),
     })
   open()
   await until('what was left to be looked up', () => sender.isIdle(sessionId))
@@ -267,4 +276,22 @@ void t.test("an ack that outruns the answer of the page is not the next message'
   sender.nudge([sessionId])
   await until('three are sent', () => sent.length === 3)
   t.ok(sent[2]! - sent[1]! >= 900, 'the third waits for the ack of the second')
+})
+
+void t.test('what falls due by its time is asked for at once', async (t) => {
+  let go!: () => void
+  const scheduled = new Promise<void>((resolve) => (go = resolve))
+  const { sent, submit } = await rig(t, {
+    async answers(claimed) {
+      const rows = await claimed
+      await scheduled
+      return rows
+    },
+  })
+  const sendAt = new Date(Date.now() + 500)
+  await submit({ body: '1', sendAt })
+  await until('it is due', () => new Date() > sendAt)
+  go()
+  await until('it is sent', () => sent.length === 1)
+  t.pass('without another poll')
 })
