@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { foresee } from '../forecast.ts'
 import { storeReceived } from '../inbox.ts'
+import { accept } from '../outbound.ts'
 import { createSession } from '../wa-sessions.ts'
 import { updateWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
-
-const ada = '12025550101@c.us'
+import { ada, atOnce, bob, rig, text } from './outbox-rig.ts'
 
 void t.test('a word of opting out is one however it is written, and nothing else is', async (t) => {
   const { sql } = await testDb(t)
@@ -82,4 +83,28 @@ void t.test('a word of opting out is one however it is written, and nothing else
     ...['don’t stop', 'STOP it', 'no', 'quiero', '1', 'arrêter'],
   ])
     t.equal(await optsOut(said), false, JSON.stringify(said))
+})
+
+void t.test('who says STOP is sent nothing more, until START or an admin’s reason', async (t) => {
+  const { workspaceId, sessionId, sql, queue, next, receive } = await rig(t)
+  await receive(ada, 'Please stop by tomorrow')
+  await queue(text(ada, 'gladly'))
+  await receive(ada, ' stop. ')
+  t.equal((await next())!.optedOut, true, 'also what was accepted before')
+  const submit = (override?: string) =>
+    accept(sql, {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      by: { type: 'anonymous', id: null, name: null, ip: null, userAgent: null, requestId: 'r' },
+      messages: [text(ada, 'offer', { optOutOverride: override }), text(bob, 'offer')],
+    })
+  t.match(await submit(), [{ refusal: 'RECIPIENT_OPTED_OUT' }, { message: { status: 'queued' } }])
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
+    blockedBy: ['RECIPIENT_OPTED_OUT'],
+  })
+  t.match(await submit('invoice by law'), [{ message: { status: 'queued' } }, {}])
+  await receive(ada, 'START')
+  t.match(await submit(), [{ message: { status: 'queued' } }, {}])
 })

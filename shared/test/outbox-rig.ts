@@ -2,7 +2,9 @@ import { randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
 import { recordAck } from '../acks.ts'
 import { claim } from '../claims.ts'
+import { foresee } from '../forecast.ts'
 import { storeReceived } from '../inbox.ts'
+import type { Sql } from '../db.ts'
 import type { MessageContent } from '../message-content.ts'
 import { findMessage, messageResource } from '../messages.ts'
 import type { Message } from '../messages.ts'
@@ -25,6 +27,16 @@ export const atOnce: PacingConfig = {
 export const ada = '12025550101@c.us'
 export const bob = '12025550102@c.us'
 export const cleo = '12025550103@c.us'
+
+let met = 0
+/** Nobody has written to this one. */
+export const stranger = () => `1202556${String((met += 1)).padStart(4, '0')}@c.us`
+/** Strangers, each by the address of his own. */
+export const strangers = (n: number) =>
+  Array.from({ length: n }, (_, i) => `1202555${String(2_000 + i)}@c.us`)
+
+/** The time of day in UTC so many milliseconds from now. */
+export const clock = (ms: number) => new Date(Date.now() + ms).toISOString().slice(11, 19)
 
 export const text = (
   waChatId: string,
@@ -70,6 +82,8 @@ export async function rig(t: Test) {
       return outcome.message
     })
   }
+  /** Greets somebody. */
+  const greet = async (waChatId: string) => (await queue(text(waChatId, 'Hello')))[0]!
   const next = async (pacing = atOnce) => (await claim(sql, worker, [lane], pacing))[0]
   const body = (claimed: { content: MessageContent } | undefined) =>
     claimed?.content.type === 'text' ? claimed.content.body : undefined
@@ -99,6 +113,11 @@ export async function rig(t: Test) {
   const due = () => dueActions(sql, worker, [lane])
   const pace = (pacing: Partial<Pacing>) =>
     setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
+  /** Sets quiet hours in a zone of its own. */
+  const quiet = (from: string, to: string, zone = 'UTC') =>
+    sql`update wa_session_pacing set quiet_from = ${from}::time, quiet_to = ${to}::time, time_zone = ${zone}`
+  const dry = async (waChatId: string, sendAt?: Date) =>
+    (await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, atOnce))!
   return {
     url,
     sql,
@@ -107,6 +126,7 @@ export async function rig(t: Test) {
     lane,
     open,
     queue,
+    greet,
     next,
     body,
     confirm,
@@ -115,6 +135,8 @@ export async function rig(t: Test) {
     edit,
     due,
     pace,
+    quiet,
+    dry,
   }
 }
 
@@ -127,4 +149,30 @@ export const noPace: Pacing = {
   numberSince: null,
   quietHours: null,
   timeZone: 'UTC',
+}
+
+/** Each lane counts what is there, and while one of its messages is on its way, and only then, it is in its session's hand or put aside. */
+export async function lanesAreRight(t: Test, sql: Sql): Promise<void> {
+  const wrong = await sql`
+    select l.chat_id, l.waiting, l.due_at, count(o.id) filter (where o.state <> 'z') as n, bool_or(o.state = 's') as busy
+    from outbox_lanes l left join outbox o on o.chat_id = l.chat_id left join wa_session_pacing p on p.session_id = l.session_id
+    group by l.chat_id
+    having l.waiting <> count(o.id) filter (where o.state <> 'z')
+      or (l.due_at = 'infinity' or coalesce(bool_or(o.state = 's' and o.id = p.in_flight), false)) <> coalesce(bool_or(o.state = 's'), false)`
+  t.strictSame(wrong, [])
+  const without = await sql`
+    select from outbox o where not exists (select from outbox_lanes l where l.chat_id = o.chat_id)`
+  t.strictSame(without, [])
+}
+
+/** Waits until so many statements of this database wait for a lock. */
+export async function untilLocked(sql: Sql, count = 1): Promise<void> {
+  const deadline = Date.now() + 20_000
+  for (;;) {
+    const waiting = await sql`
+      select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
+    if (waiting.length >= count) return
+    if (Date.now() > deadline) throw new Error(`${waiting.length} wait for a lock.`)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
 }

@@ -1,199 +1,192 @@
 import t from 'tap'
-import type { Test } from 'tap'
 import { recordAck } from '../acks.ts'
 import { acceptBatch, cancelBatch } from '../batches.ts'
+import { giveUp, putBack } from '../claims.ts'
 import { foresee } from '../forecast.ts'
 import { accept } from '../outbound.ts'
-import { putBack } from '../claims.ts'
 import { releaseScheduled } from '../outbox.ts'
 import { findPacing, lockReachOut, setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
-import { ada, atOnce, noPace, rig as sendingRig, text } from './outbox-rig.ts'
+import { ada, atOnce, bob, cleo, noPace, rig, stranger, text } from './outbox-rig.ts'
 
-const minute = 60_000
-const hour = 60 * minute
+const hour = 3_600_000
 
-async function rig(t: Test) {
-  const sending = await sendingRig(t)
-  const { sql, workspaceId, sessionId } = sending
-  const queue = async (waChatId: string) => (await sending.queue(text(waChatId, 'Hello')))[0]!
-  const receive = (from: string) => sending.receive(from, 'Hello?')
-  const dry = async (waChatId: string, sendAt?: Date) =>
-    (await foresee(sql, workspaceId, { sessionId, waChatId, sendAt }, atOnce))!
-  /** Sets quiet hours in a zone of its own. */
-  const quiet = (from: string, to: string, zone = 'UTC') =>
-    sql`update wa_session_pacing set quiet_from = ${from}::time, quiet_to = ${to}::time, time_zone = ${zone}`
-  return { ...sending, queue, receive, dry, quiet }
-}
-
-/** The time of day in UTC so many milliseconds from now. */
-const clock = (ms: number) => new Date(Date.now() + ms).toISOString().slice(11, 19)
-
-/** A time zone that is at UTC until `at` and an hour ahead from then on (`forward`), or was an hour ahead until then (`back`). */
-function changingZone(at: Date, change: 'forward' | 'back'): string {
-  const local = new Date(at.getTime() + (change === 'forward' ? 0 : hour))
-  const day = Math.floor((local.getTime() - Date.UTC(local.getUTCFullYear(), 0, 1)) / (24 * hour))
-  const rule = `${day}/${local.toISOString().slice(11, 19)}`
-  const other = `${(day + 180) % 365}/00:00:00`
-  return `<WIN>0<SUM>-1,${change === 'forward' ? `${rule},${other}` : `${other},${rule}`}`
-}
-
-void t.test('who wrote before anything was sent to them is answered in quiet hours', async (t) => {
-  const { queue, next, dry, receive, quiet } = await rig(t)
-  await quiet(clock(-hour), clock(hour))
-  t.match(await dry(ada), { heldBy: 'QUIET_HOURS' })
-  await receive(ada)
-  t.match(await dry(ada), { heldBy: null, notBefore: null })
-  const { id } = await queue(ada)
-  t.match(await next(), { messageId: id })
-})
-
-void t.test('of several reasons the one that lasts longest is told', async (t) => {
-  const { sql, sessionId, queue, read, quiet } = await rig(t)
-  const { id } = await queue(ada)
-  const soon = new Date(Date.now() + 60_000)
-  await sql`update wa_session_pacing set next_send_at = ${soon}, held_by = 'MIN_GAP'`
-  t.match(await read(id), { heldBy: 'MIN_GAP', notBefore: soon })
-  await quiet(clock(-hour), clock(3 * hour))
-  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
-  const locked = new Date(Date.now() + 2 * hour)
-  await lockReachOut(sql, sessionId, locked)
-  t.match(await read(id), { heldBy: 'QUIET_HOURS' }, 'the lock ends in the middle of them')
-  const longer = new Date(Date.now() + 4 * hour)
-  await lockReachOut(sql, sessionId, longer)
-  t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: longer })
-  await sql`update outbox_lanes set due_at = now() + interval '5 hours'`
-  t.match(await read(id), { heldBy: 'RETRY_BACKOFF' })
-  await sql`update wa_session_pacing set next_send_at = now() + interval '6 hours'`
-  t.match(await read(id), { heldBy: 'MIN_GAP' })
-})
-
-void t.test('a dry run sees what is on its way in the chat', async (t) => {
-  const { queue, next, dry, read } = await rig(t)
-  await queue(ada)
-  await next()
-  const { id } = await queue(ada)
-  const { heldBy } = await read(id)
-  t.equal(heldBy, 'PREVIOUS_UNCONFIRMED')
-  t.match(await dry(ada), { heldBy })
-})
-
-/** Strangers, each by the address of his own. */
-const strangers = (n: number) =>
-  Array.from({ length: n }, (_, i) => `1202555${String(2_000 + i)}@c.us`)
-
-/** Midnight in UTC, so many days from now. */
-const inDays = (days: number, hours = 0) =>
-  new Date(new Date().setUTCHours(24 * days + hours, 0, 0, 0))
-
-void t.test('who may be opened at night is foretold for the end of the quiet hours', async (t) => {
-  const { sql, queue, next, dry, pace } = await rig(t)
-  await pace({ newContactsPerDay: 1 })
-  await queue('12025550102@c.us')
-  t.ok(await next())
-  await pace({ newContactsPerDay: 1, quietHours: { from: '22:00', to: '08:00' } })
-  t.strictSame((await dry(ada)).estimatedSendAt, inDays(1, 8), 'not at midnight')
-  await queue('12025550103@c.us')
-  t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'one a day')
-  await sql`update wa_session_pacing set new_contacts = 5`
-  t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'what was too much is no debt')
-})
-
-void t.test('what is scheduled is foretold with all that holds it then', async (t) => {
-  const { sql, sessionId, queue, next, dry, pace } = await rig(t)
-  await pace({ newContactsPerDay: 1 })
-  await queue('12025550102@c.us')
-  t.ok(await next())
-  const soon = new Date(Date.now() + minute)
-  const { heldBy, notBefore, estimatedSendAt } = await dry(ada, soon)
-  t.strictSame([heldBy, notBefore, estimatedSendAt], ['SCHEDULED', soon, inDays(1)])
-  const locked = inDays(3, 5)
-  await lockReachOut(sql, sessionId, locked)
-  t.strictSame((await dry(ada, soon)).estimatedSendAt, locked)
-  const later = inDays(4)
-  t.strictSame((await dry(ada, later)).estimatedSendAt, later, 'the lock is over by then')
-  await queue('12025550103@c.us')
-  t.strictSame((await dry(ada)).estimatedSendAt, inDays(4), 'who waits has the day the lock ends')
-})
-
-void t.test('an answer in quiet hours has only answers before it', async (t) => {
-  const { queue, dry, receive, pace } = await rig(t)
-  for (const stranger of strangers(20)) await queue(stranger)
-  await receive(ada)
-  const quietHours = { from: clock(-hour).slice(0, 5), to: clock(hour).slice(0, 5) }
-  await pace({ minGapMs: minute, jitterMs: 0, quietHours })
-  const { ahead, estimatedSendAt, heldBy } = await dry(ada)
-  t.match({ ahead, heldBy }, { ahead: 0, heldBy: null })
-  t.ok(+estimatedSendAt! < Date.now() + 1_000)
-  t.match(await dry('12025550103@c.us'), { ahead: 20 }, 'a stranger waits for them all')
-})
-
-void t.test('before an answer go as many strangers as may be opened today', async (t) => {
-  const { sql, lane, queue, next, dry, receive, pace } = await rig(t)
-  for (const stranger of strangers(20)) await queue(stranger)
-  await receive(ada)
-  await pace({ newContactsPerDay: 3 })
-  const { ahead } = await dry(ada)
-  const { id } = await queue(ada)
-  let sent = 0
-  for (let one = await next(); one?.messageId !== id; one = await next()) {
-    await recordAck(sql, lane, { keyId: one!.keyId, ack: 1 })
-    sent += 1
+void t.test('the pace: a gap with jitter, and a cap in any minute', async (t) => {
+  const { sql, queue, next, read, pace, confirm } = await rig(t)
+  const [, , third] = await queue(text(ada, '1'), text(bob, '2'), text(cleo, '3'))
+  const gap = {
+    ...atOnce,
+    WA_SEND_MIN_GAP_MS: 10_000,
+    WA_SEND_JITTER_MS: 5_000,
+    WA_SENDS_PER_MINUTE: 2,
   }
-  t.equal(sent, 3)
-  t.equal(ahead, sent)
+  const first = (await next(gap))!
+  t.ok(first.waitMs >= 9_900 && first.waitMs <= 15_000, `${first.waitMs}`)
+  t.equal(await next(gap), undefined)
+  t.match(await read(third!.id), { heldBy: 'MIN_GAP' })
+
+  const passed = () => sql`update wa_session_pacing set next_send_at = now() - interval '1 ms'`
+  await passed()
+  const capped = { ...atOnce, WA_SENDS_PER_MINUTE: 2 }
+  const second = (await next(capped))!
+  t.ok(second.waitMs > 50_000, 'two in this minute')
+  t.match(await read(third!.id), { heldBy: 'SENDS_PER_MINUTE' })
+  await sql`update wa_session_pacing set recent = array(select x - interval '61 seconds' from unnest(recent) x)`
+  await passed()
+  t.equal((await next(capped))!.waitMs, 0)
+
+  await queue(text(ada, '4'))
+  await pace({ minGapMs: 3_000, jitterMs: 0, typing: true })
+  await confirm(first)
+  t.equal(await next(), undefined, 'the gap is that from the last one')
+  await passed()
+  const fourth = (await next())!
+  t.equal(Math.round(fourth.waitMs), 3_000, 'what is set for the session goes before the settings')
+  t.equal(fourth.typing, true)
 })
 
-void t.test('a queue that runs into quiet hours goes on after them', async (t) => {
-  const { queue, dry, receive, pace } = await rig(t)
-  for (const stranger of strangers(10)) await queue(stranger)
-  const from = clock(20 * minute).slice(0, 5)
-  const to = clock(9 * hour).slice(0, 5)
-  await pace({ minGapMs: 10 * minute, jitterMs: 0, quietHours: { from, to } })
-  const { estimatedSendAt } = await dry(ada)
-  // Ten gaps, and the quiet hours.
-  const end = Date.now() + 100 * minute + 9 * hour - 20 * minute
-  t.ok(Math.abs(+estimatedSendAt! - end) < 2 * minute, estimatedSendAt!.toISOString())
-  await receive(ada)
-  t.ok(+(await dry(ada)).estimatedSendAt! < end - hour, 'an answer does not wait for them')
+void t.test('new conversations have a budget, answers do not', async (t) => {
+  const { sql, workspaceId, sessionId, queue, next, body, read, receive, confirm, pace } =
+    await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'), text(cleo, 'c1'), text(ada, 'a2'))
+  const a1 = (await next(budget))!
+  t.match(a1, { cold: true })
+  await confirm(a1)
+  t.equal(body(await next(budget)), 'a2', 'the conversation is open')
+  t.equal(await next(budget), undefined)
+  const held = await read(b1!.id)
+  t.match(held, { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  t.ok(held.notBefore! > new Date() && held.notBefore!.toISOString().endsWith('T00:00:00.000Z'))
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: '12025550199@c.us' }, budget), {
+    heldBy: 'NEW_CONTACTS_PER_DAY',
+    chatId: null,
+  })
+  await receive(cleo, 'hello?')
+  const c1 = (await next(budget))!
+  t.equal(body(c1), 'c1', 'she wrote: that is an answer')
+  t.equal(c1.cold, false)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  await pace({ newContactsPerDay: 2 })
+  t.equal(body(await next(budget)), 'b1', 'a larger budget holds at once')
+  await queue(text('12025550104@c.us', 'd1'))
+  t.equal(await next(budget), undefined)
+  await sql`update wa_session_pacing set cold_at = '-infinity', new_on = new_on - 1`
+  t.equal(body(await next(budget)), 'd1', 'and anew the next day')
 })
 
-void t.test('only who is a stranger is looked up, and missed', async (t) => {
-  const { sql, workspaceId, lane, queue, next, dry } = await rig(t)
-  await sql`insert into wa_numbers (workspace_id, phone) values (${workspaceId}, '12025550101')`
-  t.match(await dry(ada), { blockedBy: ['NUMBER_NOT_ON_WHATSAPP'] })
-  await queue(ada)
-  await recordAck(sql, lane, { keyId: (await next())!.keyId, ack: 1 })
-  t.strictSame((await dry(ada)).blockedBy, [])
+void t.test('a young number may open fewer conversations', async (t) => {
+  const { sql, queue, next, pace } = await rig(t)
+  const byAge: PacingConfig = { ...atOnce }
+  delete byAge.WA_NEW_CONTACTS_PER_DAY
+  const opened = async () => {
+    await queue(...Array.from({ length: 60 }, () => text(stranger(), 'hi')))
+    let n = 0
+    while (await next(byAge)) n += 1
+    return n
+  }
+  t.equal(await opened(), 20, 'in its first days')
+  await sql`update wa_session_pacing set new_on = new_on - 1, cold_at = '-infinity'`
+  await sql`update wa_sessions set linked_at = now() - interval '4 days'`
+  t.equal(await opened(), 50, 'in its first week')
+  await pace({ numberSince: '2020-01-01' })
+  await sql`update wa_session_pacing set new_on = new_on - 1, cold_at = '-infinity'`
+  t.ok((await opened()) > 50, 'an old number that was linked lately is old')
 })
 
-void t.test('quiet hours end when they were said to, also where the clock jumps', async (t) => {
-  const { queue, read, next, quiet } = await rig(t)
-  const { id } = await queue(ada)
-  // Five minutes ago it went from 0:00 to 1:00, as it were; they were to end at 0:10.
-  const jump = new Date(Date.now() - 5 * minute)
-  const end = jump.getTime() + 10 * minute
-  await quiet(clock(-hour), clock(5 * minute), changingZone(jump, 'forward'))
-  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
-  t.ok(Math.abs((await read(id)).notBefore!.getTime() - end) < 2_000)
+void t.test('a reach-out lock stops new conversations only', async (t) => {
+  const { sql, lane, queue, next, body, read, receive } = await rig(t)
+  await receive(cleo, 'hello')
+  const [a1, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+  const refused = (await next())!
+  const until = new Date(Date.now() + 7_200_000)
+  await recordAck(sql, lane, { keyId: refused.keyId, ack: -1, code: 'REACHOUT_LOCKED', until })
+  t.match(await read(a1!.id), { status: 'failed', error: { code: 'REACHOUT_LOCKED' } })
   t.equal(await next(), undefined)
+  t.match(await read(b1!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
+  const [, a2] = await queue(text(cleo, 'c1'), text(ada, 'a2'))
+  t.equal(body(await next()), 'c1')
+  t.equal(await next(), undefined, 'the conversation that was refused is not open')
+  t.match(await read(a2!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: until })
+  await receive(ada, 'hello')
+  t.equal(body(await next()), 'a2', 'she has opened it')
 })
 
-void t.test('quiet hours do not begin again where the clock is put back', async (t) => {
-  const { queue, read, next, quiet } = await rig(t)
-  const { id } = await queue(ada)
-  // In 20 minutes the hour begins anew. They end ten minutes ago by the clock, and 50 minutes from now by it once more.
-  const zone = changingZone(new Date(Date.now() + 20 * minute), 'back')
-  const end = Date.now() + 50 * minute
-  await quiet(clock(-hour), clock(50 * minute), zone)
-  t.match(await read(id), { heldBy: 'QUIET_HOURS' })
-  t.ok(Math.abs((await read(id)).notBefore!.getTime() - end) < 2_000)
+void t.test('a first message that is tried again is still the first', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, receive } = await rig(t)
+  await queue(text(ada, 'a1'))
+  const first = (await next())!
+  await putBack(sql, lane, first, { delayMs: 0 })
+  t.match(await next(), { messageId: first.messageId, cold: true }, 'her number is looked up')
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  await receive(ada, 'hello')
+  await recordAck(sql, lane, { keyId: first.keyId, ack: -1 })
+  await queue(text(ada, 'a2'))
+  t.match(await next(), { cold: false }, 'she has written meanwhile')
+})
+
+void t.test('who is not on WhatsApp is a stranger, and costs no budget', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'), text(ada, 'a2'))
+  const nowhere = {
+    status: 'failed',
+    code: 'NUMBER_NOT_ON_WHATSAPP',
+    message: 'Not there',
+  } as const
+  const first = (await next(budget))!
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  await giveUp(sql, lane, first, nowhere)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 0 } })
+  const opened = (await next(budget))!
+  t.equal(body(opened), 'b1')
+  await sql`update wa_session_pacing set cold_at = '-infinity'`
+  const second = (await next({ ...budget, WA_NEW_CONTACTS_PER_DAY: 2 }))!
+  t.match(second, { cold: true }, 'the second to her is looked up, too')
+  t.equal(body(second), 'a2')
+  await giveUp(sql, lane, second, { status: 'failed', code: 'SEND_FAILED', message: 'no' })
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 2 } })
+})
+
+void t.test('only the claim that opens a conversation may have its opening back', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+  const gone = { status: 'failed', code: 'MEDIA_GONE', message: 'Gone', unasked: true } as const
+  const opening = (await next(budget))!
+  t.match(opening, { cold: true, opens: true })
+  await putBack(sql, lane, opening, { delayMs: 0, forgiven: true })
+  const again = (await next(budget))!
+  t.match(again, { messageId: opening.messageId, attempts: 1, cold: true, opens: false })
+  await giveUp(sql, lane, again, gone)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 1 } })
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' }, 'it may have been seen')
+
+  await sql`update wa_session_pacing set cold_at = '-infinity', new_on = new_on - 1`
+  const other = (await next(budget))!
+  t.match([body(other), other.opens], ['b1', true])
+  await giveUp(sql, lane, other, gone)
+  t.match(await findPacing(sql, workspaceId, sessionId), { state: { newContactsToday: 0 } })
+})
+
+void t.test('three refused strangers in a row are taken for a lock', async (t) => {
+  const { sql, lane, queue, next, read, confirm } = await rig(t)
+  const messages = await queue(...Array.from({ length: 6 }, () => text(stranger(), 'hi')))
+  for (const refused of [true, true, false, true, true, true]) {
+    const claimed = await next()
+    if (!claimed) break
+    if (refused) await recordAck(sql, lane, { keyId: claimed.keyId, ack: -1 })
+    else await confirm(claimed)
+  }
+  t.match(await read(messages[5]!.id), { status: 'failed' })
+  const [held] = await queue(text(stranger(), 'hi'))
   t.equal(await next(), undefined)
+  t.match(await read(held!.id), { heldBy: 'REACHOUT_SUSPECTED' })
 })
 
 void t.test('a lock of WhatsApp’s outlasts a larger budget', async (t) => {
-  const { sql, workspaceId, sessionId, queue, read, next } = await rig(t)
-  const { id } = await queue(ada)
+  const { sql, workspaceId, sessionId, greet, read, next } = await rig(t)
+  const { id } = await greet(ada)
   const tomorrow = new Date(Date.now() + 5 * hour)
   await sql`update wa_session_pacing set cold_at = ${tomorrow}, cold_held_by = 'NEW_CONTACTS_PER_DAY'`
   const locked = new Date(Date.now() + hour)
@@ -252,11 +245,11 @@ void t.test('a pace that is changed counts what has left already', async (t) => 
     ],
   ]
   for (const [what, config, before, after, n, heldBy] of cases) {
-    const { sql, workspaceId, sessionId, queue, read, next } = await rig(t)
+    const { sql, workspaceId, sessionId, greet, read, next } = await rig(t)
     const pace = (pacing: Partial<Pacing>) =>
       setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, config)
     const queued: string[] = []
-    for (let i = 0; i < 9; i++) queued.push((await queue(`1202555010${i}@c.us`)).id)
+    for (let i = 0; i < 9; i++) queued.push((await greet(`1202555010${i}@c.us`)).id)
     await pace(before)
     for (let i = 0; i < n; i++) t.ok(await next(config), what)
     await pace(after)
@@ -266,8 +259,8 @@ void t.test('a pace that is changed counts what has left already', async (t) => 
 })
 
 void t.test('a pace that is eased lets go what it held', async (t) => {
-  const { sql, workspaceId, sessionId, queue, next } = await rig(t)
-  for (let i = 0; i < 9; i++) await queue(`1202555010${i}@c.us`)
+  const { sql, workspaceId, sessionId, greet, next } = await rig(t)
+  for (let i = 0; i < 9; i++) await greet(`1202555010${i}@c.us`)
   const pace = (pacing: Partial<Pacing>) =>
     setPacing(sql, workspaceId, sessionId, { ...noPace, ...pacing }, atOnce)
   for (const [held, eased] of [
@@ -285,12 +278,12 @@ void t.test('a pace that is eased lets go what it held', async (t) => {
 })
 
 void t.test('what was opened today counts in another time zone, too', async (t) => {
-  const { sql, workspaceId, sessionId, queue, next } = await rig(t)
+  const { sql, workspaceId, sessionId, greet, next } = await rig(t)
   const pace = (timeZone: string) =>
     setPacing(sql, workspaceId, sessionId, { ...noPace, newContactsPerDay: 1, timeZone }, atOnce)
   await pace('UTC')
-  await queue(ada)
-  await queue('12025550102@c.us')
+  await greet(ada)
+  await greet('12025550102@c.us')
   t.ok(await next())
   // It is another day there, whatever the hour is in UTC.
   const ahead = new Date().getUTCHours() >= 12

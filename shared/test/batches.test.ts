@@ -1,0 +1,86 @@
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
+import { lanesAreRight, rig, stranger, text } from './outbox-rig.ts'
+
+void t.test('a batch is accepted as a whole, watched and cancelled', async (t) => {
+  const { sql, workspaceId, sessionId, next, confirm } = await rig(t)
+  const people = Array.from({ length: 5 }, stranger)
+  const accepted = await acceptBatch(
+    sql,
+    {
+      workspaceId,
+      sessionId,
+      sentBy: null,
+      requestId: 'r',
+      messages: [
+        ...people.map((to) => text(to, 'offer')),
+        text(people[0]!, 'quoting', { quotedMessageId: randomUUID() }),
+      ],
+    },
+    [0, 1, 2, 4, 5, 6],
+    [{ index: 3, code: 'VALIDATION_FAILED', message: 'no' }],
+  )
+  t.match(accepted, {
+    accepted: 5,
+    rejected: [
+      { index: 3, code: 'VALIDATION_FAILED' },
+      { index: 6, code: 'QUOTED_NOT_FOUND' },
+    ],
+  })
+  const { batchId } = accepted
+  const first = (await next())!
+  t.match(await findBatch(sql, workspaceId, batchId), { statuses: { queued: 4, sending: 1 } })
+  await confirm(first)
+  const cancelled = await cancelBatch(sql, workspaceId, batchId)
+  t.match(cancelled, { statuses: { sent: 1, cancelled: 4 } })
+  t.ok(cancelled!.cancelledAt)
+  t.equal(await cancelBatch(sql, randomUUID(), batchId), undefined)
+  await lanesAreRight(t, sql)
+})
+
+void t.test(
+  'batches are accepted and taken back at once without locking each other out',
+  async (t) => {
+    const { sql, workspaceId, sessionId } = await rig(t)
+    const people = Array.from({ length: 60 }, stranger)
+    const messages = people.map((to) => text(to, 'offer'))
+    const indexes = people.map((_, i) => i)
+    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r', messages }
+    const submit = () => acceptBatch(sql, submission, indexes, [])
+    const batches = [await submit(), await submit(), await submit(), await submit(), await submit()]
+    await Promise.all(
+      batches.flatMap(({ batchId }) => [submit(), cancelBatch(sql, workspaceId, batchId)]),
+    )
+    const [counted] = await sql`select count(*)::int as n from outbox`
+    t.strictSame(counted, { n: 300 })
+    await lanesAreRight(t, sql)
+  },
+)
+
+void t.test(
+  'two batches to the same people at the same time do not lock each other out',
+  async (t) => {
+    const { sql, workspaceId, sessionId } = await rig(t)
+    const people = Array.from({ length: 30 }, stranger)
+    const submit = (order: string[]) =>
+      acceptBatch(
+        sql,
+        {
+          workspaceId,
+          sessionId,
+          sentBy: null,
+          requestId: 'r',
+          messages: order.map((to) => text(to, 'offer')),
+        },
+        order.map((_, i) => i),
+        [],
+      )
+    await Promise.all(
+      Array.from({ length: 6 }, (_, i) => submit(i % 2 ? people : [...people].reverse())),
+    )
+    const [counted] = await sql`select count(*)::int as n from outbox`
+    t.strictSame(counted, { n: 180 })
+    await lanesAreRight(t, sql)
+  },
+)
