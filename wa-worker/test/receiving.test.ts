@@ -42,7 +42,8 @@ void t.test('what came while the browser or the page was away is read again', as
     worker.engine().deliver(customer, `missed at a ${interrupt} 2`, undefined, unheard)
     void worker.engine()[interrupt]()
     await untilStored(sql, 3 + 2 * n)
-    await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+    // Interrupted before it has been reported, the stretch would be one with the next.
+    await untilAllRead(sql)
   }
 
   const stored =
@@ -67,10 +68,8 @@ void t.test('what came while the browser or the page was away is read again', as
     stored.map(({ body }) => body),
   )
 
-  const { data } = await until('every stretch is reported', async () => {
-    const page = await listGaps(sql, workspaceId, sessionId, { limit: 10 })
-    return page.data.length >= 2 && page
-  })
+  const { data } = await listGaps(sql, workspaceId, sessionId, { limit: 10 })
+  t.ok(data.length >= 2, 'each stretch is reported')
   t.match(data[0], { waChatId: customer, complete: true })
   t.ok(data[0]!.from < data[0]!.to)
 })
@@ -135,10 +134,7 @@ void t.test(
     const ago = (minutes: number) => Date.now() / 1_000 - 60 * minutes
     await until('it has read', () => asked.length === 1)
     t.ok(asked[0]! > ago(11) && asked[0]! < ago(9))
-    await until('nothing is outstanding', async () => {
-      const [row] = await sql`select backfill_from from wa_sessions`
-      return row!['backfillFrom'] === null
-    })
+    await untilAllRead(sql)
 
     await untilStatus(sql, workspaceId, sessionId, 'WORKING')
     worker.engine().dropLink()
@@ -668,6 +664,14 @@ async function untilStored(sql: Sql, inboundOrTyped: number): Promise<void> {
   await until(`${inboundOrTyped} messages`, async () => {
     const rows = await sql`select from messages where source <> 'api'`
     return rows.length === inboundOrTyped
+  })
+}
+
+/** Waits until nothing that was missed is outstanding. */
+async function untilAllRead(sql: Sql): Promise<void> {
+  await until('nothing is outstanding', async () => {
+    const [row] = await sql`select backfill_from from wa_sessions`
+    return row!['backfillFrom'] === null
   })
 }
 
