@@ -88,7 +88,10 @@ void t.test('what is accepted is answered, and told, as it is read afterwards', 
   )
   t.equal(accepted.length, 5)
   t.match(accepted[4], { media: { id: mediaId, filename: 'a.png', status: 'pending' } })
-  t.match(accepted[3], { heldBy: 'SCHEDULED', notBefore: accepted[3]!.sendAt })
+  t.match(accepted[3], {
+    heldBy: 'SCHEDULED',
+    notBefore: accepted[3]!.sendAt!.toISOString(),
+  })
   t.match(accepted[0], { sentBy: { id: sentBy, fullName: 'Ann' }, heldBy: /^SESSION_/ })
   const events = await told()
   for (const [i, message] of [first!, ...accepted].entries()) {

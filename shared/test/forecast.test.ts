@@ -29,11 +29,9 @@ void t.test(
     await pace({ newContactsPerDay: 20 })
     const strangers = Array.from({ length: 45 }, (_, i) => `1202555${String(5_000 + i)}@c.us`)
     await queue(...strangers.map((waChatId) => text(waChatId, 'hi')))
-    const inDays = (days: number) =>
-      new Date(new Date().setUTCHours(0, 0, 0, 0) + days * 86_400_000)
     t.match(await forecast('12025559999@c.us'), {
       heldBy: 'NEW_CONTACTS_PER_DAY',
-      notBefore: inDays(2),
+      notBefore: inDays(2).toISOString(),
     })
     t.match(await forecast(bob), { ahead: 21, heldBy: null }, 'today’s still go first')
     await sql`update wa_session_pacing set cold_at = now() + interval '1 hour', cold_held_by = 'REACHOUT_LOCKED'`
@@ -47,7 +45,9 @@ void t.test(
     const tomorrow = inDays(1)
     const atEleven = new Date(new Date(tomorrow).setUTCHours(23))
     const atEight = new Date(inDays(2).setUTCHours(8))
-    t.match(await forecast(cleo, { sendAt: atEleven }), { estimatedSendAt: atEight })
+    t.match(await forecast(cleo, { sendAt: atEleven }), {
+      estimatedSendAt: atEight.toISOString(),
+    })
   },
 )
 

@@ -49,7 +49,7 @@ void t.test('of several reasons the one that lasts longest is told', async (t) =
   const { id } = await greet(ada)
   const soon = new Date(Date.now() + 60_000)
   await sql`update wa_session_pacing set next_send_at = ${soon}, held_by = 'MIN_GAP'`
-  t.match(await read(id), { heldBy: 'MIN_GAP', notBefore: soon })
+  t.match(await read(id), { heldBy: 'MIN_GAP', notBefore: soon.toISOString() })
   await quiet(clock(-hour), clock(3 * hour))
   t.match(await read(id), { heldBy: 'QUIET_HOURS' })
   const locked = new Date(Date.now() + 2 * hour)
@@ -57,7 +57,7 @@ void t.test('of several reasons the one that lasts longest is told', async (t) =
   t.match(await read(id), { heldBy: 'QUIET_HOURS' }, 'the lock ends in the middle of them')
   const longer = new Date(Date.now() + 4 * hour)
   await lockReachOut(sql, sessionId, longer)
-  t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: longer })
+  t.match(await read(id), { heldBy: 'REACHOUT_LOCKED', notBefore: longer.toISOString() })
   await sql`update outbox_lanes set due_at = now() + interval '5 hours'`
   t.match(await read(id), { heldBy: 'RETRY_BACKOFF' })
   await sql`update wa_session_pacing set next_send_at = now() + interval '6 hours'`

@@ -14,15 +14,17 @@ void t.test('scheduled messages wait for their time and hold up nobody', async (
   t.match(await read(later!.id), {
     status: 'queued',
     heldBy: 'SCHEDULED',
-    notBefore: sendAt,
-    sendAt,
+    notBefore: sendAt.toISOString(),
+    sendAt: sendAt.toISOString(),
   })
   const now = (await next())!
   t.equal(body(now), 'now')
   await confirm(now)
   t.equal(await next(), undefined)
   t.equal(await releaseScheduled(sql), 0)
-  t.match(await editQueued(sql, workspaceId, later!.id, 'later, changed'), { sendAt })
+  t.match(await editQueued(sql, workspaceId, later!.id, 'later, changed'), {
+    sendAt: sendAt.toISOString(),
+  })
   await sql`update outbox set send_at = now() where message_id in (${later!.id}, ${alone!.id})`
   t.equal(await releaseScheduled(sql), 2)
   await lanesAreRight(t, sql)
