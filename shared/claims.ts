@@ -189,39 +189,41 @@ export interface Verdict {
   delayMs: number
   /** It was no fault of the message: the attempt does not count. */
   forgiven?: boolean
-  /** The page broke down over it. */
-  crashed?: boolean
   /** Nobody can know whether it went out. */
   doubted?: boolean
 }
 
 /**
- * Puts a message back at the head of its chat; one that was to be deleted for everyone meanwhile is taken back instead, whatever is known of the try: it must not be sent again. Throws LeaseLost.
+ * Puts a message back at the head of its chat; one that was to be deleted for everyone meanwhile, or is of a batch that was cancelled, is taken back instead, whatever is known of the try: it must not be sent again. Throws LeaseLost.
  */
 export async function putBack(
   sql: Sql,
   lease: Lease,
-  { outboxId }: Claimed,
-  { delayMs, forgiven = false, crashed = false, doubted = false }: Verdict,
+  { outboxId, messageId }: Claimed,
+  { delayMs, forgiven = false, doubted = false }: Verdict,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lease)
-    const [back] = await tx<{ messageId: string }>`
+    // Held before the message: whoever cancels the batch has either done so already, or finds the message waiting. A retry that was asked for after that stands.
+    const [batch] = await tx<{ cancelled: boolean }>`
+      select b.cancelled_at >= o.created_at as cancelled
+      from outbox o join messages m on m.id = o.message_id join batches b on b.id = m.batch_id where o.id = ${outboxId} for share of b`
+    const [back] = await tx`
       with back as (
         update outbox
         set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
-            crashes = crashes + ${crashed}::boolean::int, doubts = doubts + ${doubted}::boolean::int
-        where id = ${outboxId} and state = 's' returning chat_id, message_id
+            doubts = doubts + ${doubted}::boolean::int
+        where id = ${outboxId} and state = 's' returning chat_id
       ), lane as (
         update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id
       )
-      select message_id from back`
+      select from back`
     // Not there any more: it was confirmed after all.
     if (!back) return
     // By a statement of its own: whoever held the row until now may have asked for it. From here on they take it back themselves, see cancel().
     const [unwanted] = await tx`
-      select from wa_actions where message_id = ${back.messageId} and kind = 'revoke' and done_at is null limit 1`
-    if (unwanted) await takeBack(tx, fragment`o.id = ${outboxId}`)
+      select from wa_actions where message_id = ${messageId} and kind = 'revoke' and done_at is null limit 1`
+    if (unwanted || batch?.cancelled) await takeBack(tx, fragment`o.id = ${outboxId}`)
   })
 }
 

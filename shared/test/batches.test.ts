@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
-import { lanesAreRight, rig, stranger, text } from './outbox-rig.ts'
+import { putBack } from '../claims.ts'
+import { retry } from '../outbound.ts'
+import { ada, lanesAreRight, rig, stranger, text, untilLocked } from './outbox-rig.ts'
 
 void t.test('a batch is accepted as a whole, watched and cancelled', async (t) => {
   const { sql, workspaceId, sessionId, next, confirm } = await rig(t)
@@ -36,6 +38,33 @@ void t.test('a batch is accepted as a whole, watched and cancelled', async (t) =
   t.match(cancelled, { statuses: { sent: 1, cancelled: 4 } })
   t.ok(cancelled!.cancelledAt)
   t.equal(await cancelBatch(sql, randomUUID(), batchId), undefined)
+  await lanesAreRight(t, sql)
+})
+
+void t.test('what was in hand when its batch was cancelled is not tried again', async (t) => {
+  const { sql, workspaceId, sessionId, lane, next, read } = await rig(t)
+  const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r' }
+  const { batchId } = await acceptBatch(
+    sql,
+    { ...submission, messages: [text(ada, 'offer')] },
+    [0],
+    [],
+  )
+  const claimed = (await next())!
+  const { messageId } = claimed
+  let putting!: Promise<void>
+  await sql.begin(async (tx) => {
+    await cancelBatch(tx, workspaceId, batchId)
+    putting = putBack(sql, lane, claimed, { delayMs: 0 })
+    await untilLocked(sql)
+  })
+  await putting
+  t.match(await read(messageId), { status: 'cancelled', error: null })
+  t.equal(await next(), undefined)
+
+  await retry(sql, workspaceId, messageId)
+  await putBack(sql, lane, (await next())!, { delayMs: 0 })
+  t.match(await read(messageId), { status: 'queued' }, 'a person has asked for that since')
   await lanesAreRight(t, sql)
 })
 
