@@ -68,7 +68,7 @@ const optedOut = fragment`(coalesce(k.opted_out, false) and m.opt_out_override i
 const selected = fragment`
   o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
   m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
-  q.wa_participant as quoted_participant, c.wa_chat_id as quoted_chat_id, o.attempts, o.crashes, o.doubts,
+  q.wa_participant as quoted_participant, coalesce(c.canonical_wa_id, c.wa_chat_id) as quoted_chat_id, o.attempts, o.crashes, o.doubts,
   ${optedOut} as opted_out, o.cold, m.request_id`
 const joined = fragment`
   join messages m on m.id = o.message_id
@@ -237,16 +237,17 @@ export interface Ending {
   unasked?: boolean
 }
 
-/** Gives a message up: it is `unknown`, too, when an earlier try may have gone out. Throws LeaseLost. */
+/** Gives a claimed message up, unless it was confirmed or refused after all: it is `unknown`, too, when an earlier try may have gone out. Throws LeaseLost. */
 export async function giveUp(
   sql: Sql,
   lease: Lease,
-  { workspaceId, messageId, opens }: Claimed & { opens?: boolean },
+  { outboxId, workspaceId, messageId, opens }: Claimed & { opens?: boolean },
   { status, code, message, unasked }: Ending,
 ): Promise<void> {
   await sql.begin(async (tx) => {
     await assertFence(tx, lease)
-    const [left] = await takeOut(tx, fragment`o.message_id = ${messageId}`)
+    // By its place: what was queued again since is another try, of which nothing is known here.
+    const [left] = await takeOut(tx, fragment`o.id = ${outboxId} and o.state = 's'`)
     if (!left) return
     const end = mayBeOut(left) ? 'unknown' : status
     await tx`

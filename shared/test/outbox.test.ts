@@ -5,6 +5,7 @@ import type { MessageContent } from '../message-content.ts'
 import { messageResource } from '../messages.ts'
 import { cancel, retry } from '../outbound.ts'
 import { releaseScheduled } from '../outbox.ts'
+import { redirectChat } from '../wa-numbers.ts'
 import { ada, atOnce, bob, lanesAreRight, rig, text, untilLocked } from './outbox-rig.ts'
 
 void t.test('in a chat one after the other, across chats the longest waiting first', async (t) => {
@@ -201,6 +202,33 @@ void t.test('an ack of a message nobody believed in any more counts', async (t) 
   await confirm(a1, 2)
   t.match(await read(first!.id), { status: 'delivered', error: null })
   await lanesAreRight(t, sql)
+})
+
+void t.test('what is given up a moment too late leaves a retry alone', async (t) => {
+  const { sql, workspaceId, lane, queue, next, confirm, read } = await rig(t)
+  const [first] = await queue(text(ada, 'a1'))
+  const stale = (await next())!
+  await confirm(stale, -1)
+  await retry(sql, workspaceId, first!.id)
+  const unknown = { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: '?' } as const
+  await giveUp(sql, lane, stale, unknown)
+  t.match(await read(first!.id), { status: 'queued', error: null })
+  const again = (await next())!
+  await giveUp(sql, lane, stale, unknown)
+  t.match(await read(first!.id), { status: 'sending', error: null })
+  await confirm(again)
+  await lanesAreRight(t, sql)
+})
+
+void t.test('an answer quotes where its chat is: under the number WhatsApp has', async (t) => {
+  const { sql, lane, queue, next, confirm } = await rig(t)
+  const [dialled, canonical] = ['5511987654321@c.us', '551187654321@c.us']
+  const [first] = await queue(text(dialled, 'a1'))
+  const sent = (await next())!
+  await redirectChat(sql, lane, sent.chatId, canonical)
+  await confirm(sent)
+  await queue(text(dialled, 'a2', { quotedMessageId: first!.id }))
+  t.match(await next(), { waChatId: canonical, quoted: { chatId: canonical, id: sent.keyId } })
 })
 
 void t.test('every kind comes out of the outbox as it went in', async (t) => {
