@@ -6,6 +6,7 @@ import type {
 } from 'fastify'
 import fp from 'fastify-plugin'
 import Joi from 'joi'
+import { AppError } from '../../shared/errors.ts'
 import type { Fault } from '../../shared/errors.ts'
 
 /** Types request parts and replies from the joi schemas of the route. */
@@ -26,9 +27,13 @@ type Validate = (
 /** How the parts of a request are called in `details[].path`. */
 const names = { params: 'params', querystring: 'query', body: 'body', headers: 'headers' } as const
 
-/** A refused body of up to this size has all its faults listed; of a larger one only the first is told. */
-const listedBytes = 65_536
 const maxFaults = 100
+
+/** The most values a body holds, or one row of many: several times what any message needs. */
+const maxValues = 2_000
+/** A row with more values than this is told its first fault only: there may be a thousand of them. */
+const listedValues = 100
+const outsized = `must hold no more than ${maxValues} values`
 
 /**
  * Validates with joi and writes JSON. Bodies are taken as they are (`"5"` is no number), parameters and queries are converted.
@@ -47,7 +52,13 @@ export default fp(
           errors: { label: 'path' },
           messages,
         })
+      const { levels } = descriptionOf(schema).metas?.find(({ levels }) => levels) ?? {}
       const validate: Validate = (data, everyFault = false) => {
+        // Before joi: it looks at every item of a list that is too long, and lists what is wrong with each.
+        if (part === 'body' && holdsMore(data, maxValues, levels)) {
+          const detail = { message: `"${names[part]}" ${outsized}`, path: [], type: 'any.custom' }
+          return { error: new Joi.ValidationError(detail.message, [detail], undefined) }
+        }
         const result: Joi.ValidationResult<unknown> = ready.validate(data ?? undefined, {
           abortEarly: !everyFault,
         })
@@ -67,11 +78,10 @@ export default fp(
 
 /** Everything that is wrong with a request, in all its parts. Fastify itself stops at the first part that fails. */
 export function faultsOf(request: FastifyRequest): Fault[] {
-  const everyFault = Number(request.headers['content-length'] ?? 0) <= listedBytes
   const faults = (Object.keys(names) as Part[]).flatMap((part) => {
     const validate = request.getValidationFunction(part) as Validate | undefined
     const data = part === 'querystring' ? request.query : request[part]
-    const result = validate?.(data, everyFault)
+    const result = validate?.(data, true)
     if (!result || 'value' in result) return []
     return result.error.details.map(({ path, message }) => ({
       path: [names[part], ...path].join('.'),
@@ -89,25 +99,57 @@ const messages = {
   'any.custom': '{#label} {#error.message}',
 }
 
-/** The faults of one part of a body that is checked by itself, in one line that can be stored. */
-export function faultsIn(error: Joi.ValidationError): string {
+/** Of a body whose rows are judged one by one: the limit of values goes so many levels down. To be put on its schema as meta; its rows go through rowOfMany. */
+export const levels = (levels: number) => ({ levels })
+
+const tooLarge = Symbol('a row that is too large')
+
+/** A row that judged() judges. What is too large for one is let go at once: nothing after this has to bear its size, or its depth. */
+export const rowOfMany = Joi.any().custom((row: unknown) =>
+  holdsMore(row, maxValues) ? tooLarge : row,
+)
+
+/** A row as its schema makes it. Throws 400 VALIDATION_FAILED with its faults in one line that can be stored. */
+export function judged<T>(schema: Joi.ObjectSchema<T>, row: unknown): T {
+  if (row === tooLarge) throw new AppError(400, 'VALIDATION_FAILED', `The row ${outsized}.`)
+  const result: Joi.ValidationResult<T> = schema.validate(row, asBody)
+  if (!result.error) return result.value
+  const { error = result.error } = holdsMore(row, listedValues)
+    ? result
+    : schema.validate(row, { ...asBody, abortEarly: false })
   const faults = error.details.slice(0, maxFaults / 10).map(({ message }) => message)
   // The names of keys are the caller's.
-  return faults
+  const line = faults
     .join('; ')
     .slice(0, 1_000)
     .replaceAll(/[\0\p{Surrogate}]/gu, '')
+  throw new AppError(400, 'VALIDATION_FAILED', line)
 }
 
 /** How whatever is part of a body is checked. */
-export const asBody: Joi.AsyncValidationOptions = {
-  convert: false,
-  errors: { label: 'path' },
-  messages,
+const asBody: Joi.ValidationOptions = { convert: false, errors: { label: 'path' }, messages }
+
+/** Whether something that was parsed from JSON holds more values than so many, on so many levels. It stops as soon as it knows, and does not recurse. */
+function holdsMore(parsed: unknown, values: number, levels = Infinity): boolean {
+  let level = [parsed]
+  for (let depth = 0, count = 0; depth < levels && level.length > 0; depth += 1) {
+    const below: unknown[] = []
+    for (const value of level) {
+      if (typeof value !== 'object' || value === null) continue
+      const inside: unknown[] = Array.isArray(value) ? value : Object.values(value)
+      count += inside.length
+      if (count > values) return true
+      below.push(...inside)
+    }
+    level = below
+  }
+  return false
 }
 
-const isOptional = (schema: Joi.AnySchema) =>
-  (schema.describe() as { flags?: { presence?: string } }).flags?.presence === 'optional'
+const descriptionOf = (schema: Joi.AnySchema) =>
+  schema.describe() as { flags?: { presence?: string }; metas?: { levels?: number }[] }
+
+const isOptional = (schema: Joi.AnySchema) => descriptionOf(schema).flags?.presence === 'optional'
 
 /** Text as Postgres can keep it: it has no place for NUL, nor, in JSON, for half a character. */
 export const text = () =>

@@ -19,7 +19,7 @@ import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { actorOf } from '../plugins/audit.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { asBody, faultsIn, text, uuid, visibleText } from '../plugins/joi.ts'
+import { judged, levels, rowOfMany, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { rejected } from './batches.ts'
 import { message, textLimit } from './messages.ts'
@@ -162,12 +162,12 @@ const row = oneContent(Joi.object<Draft>(draft)).required()
 const bulk = Joi.object<{ sessionId?: string; messages: unknown[] }, true>({
   sessionId,
   messages: Joi.array()
-    .items(Joi.any())
+    .items(rowOfMany)
     .min(1)
     .max(1_000)
     .required()
     .description('Each as in a single send, without `sessionId`'),
-})
+}).meta(levels(2))
 
 const forecast = Joi.object<Forecast>({
   sessionId: Joi.string().guid().required(),
@@ -320,12 +320,7 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
   const pointedAt = lookUps(sql, workspaceId)
   for (const [index, given] of rows.entries()) {
     try {
-      const checked: Joi.ValidationResult<Draft> = row.validate(given, {
-        ...asBody,
-        abortEarly: false,
-      })
-      if (checked.error) throw new AppError(400, 'VALIDATION_FAILED', faultsIn(checked.error))
-      messages.push(await draftOf(pointedAt, checked.value, role))
+      messages.push(await draftOf(pointedAt, judged(row, given), role))
       indexes.push(index)
     } catch (error) {
       if (!(error instanceof AppError)) throw error
