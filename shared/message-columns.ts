@@ -45,6 +45,7 @@ export function contentOf({
   mediaId: string | null
 }): MessageContent {
   if (type === 'text') return { type, body: body ?? '' }
-  if (mediaId === null) return { ...content, type } as MessageContent
+  if (type === 'location' || type === 'contact' || type === 'poll')
+    return { ...content, type } as MessageContent
   return { ...content, type, caption: body, mediaId } as MediaContent
 }

@@ -41,6 +41,6 @@ export interface MediaContent {
   filename: string
   /** Null where there is none, and always for voice, audio and stickers: WhatsApp shows none there. */
   caption: string | null
-  /** Our own media, whose bytes are sent. */
-  mediaId: string
+  /** Our own media, whose bytes are sent; null once it was deleted. */
+  mediaId: string | null
 }

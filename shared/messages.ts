@@ -57,6 +57,7 @@ export interface MessageRow {
   heldBy: string | null
   notBefore: Date | null
   sendAt: Date | null
+  optOutOverride: string | null
   authorWaId: string | null
   authorName: string | null
   authorContactId: string | null
@@ -213,7 +214,7 @@ export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
   m.body, m.content, m.mentions, ${mediaColumn} as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
-  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, hold.held_by, hold.not_before,
+  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, m.opt_out_override, hold.held_by, hold.not_before,
   ${reactions} as reactions, ${votes} as votes, ${actions} as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 /** Joins `hold` to a message `m` of the session `s`, with what there is of it in the outbox: its row `o`, its lane `l`, its pace `p`. */

@@ -4,6 +4,7 @@ import type { Actor } from './audit-log.ts'
 import { homeOf } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
+import { violated } from './db-errors.ts'
 import { AppError, notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
@@ -56,11 +57,11 @@ export type Outcome = { message: Message } | { refusal: Refusal }
 
 /**
  * Accepts messages for sending, and nudges the workers: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
- * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session is gone.
+ * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session, or a file, is gone.
  */
-export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
+export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
-  return sql.begin(async (tx) => {
+  const written = sql.begin(async (tx) => {
     // Also when all are refused, which is not known before the commit is on its way.
     tx.nudge('awfar_outbox', submission.sessionId)
     tx.nudge('awfar_events')
@@ -69,6 +70,12 @@ export function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
       ? await writeGuarded(tx, submission, guards)
       : await write(tx.final, submission)
   })
+  try {
+    return await written
+  } catch (error) {
+    // Deleted since its caller looked.
+    throw violated(error) === 'messages_media_id_fkey' ? notFound('Media') : error
+  }
 }
 
 async function writeGuarded(
@@ -271,7 +278,7 @@ const blank = {
   ...({ direction: 'outbound', source: 'api', status: 'queued', attempts: 0 } as const),
   ...{ chatId: '', seq: 0, position: '', createdAt: new Date(0) },
   ...{ waMessageId: null, ack: null, errorCode: null, errorMessage: null, media: null },
-  ...{ heldBy: null, notBefore: null, sentBy: null, sentByName: null },
+  ...{ heldBy: null, notBefore: null, sentBy: null, sentByName: null, optOutOverride: null },
   ...{ authorWaId: null, authorName: null, authorContactId: null },
   ...{ reactions: null, votes: null, actions: null },
   ...{ sentAt: null, deliveredAt: null, readAt: null, editedAt: null, revokedAt: null },
@@ -283,7 +290,7 @@ const isoTime = (at: Fragment) =>
 
 /**
  * Takes back a message if nobody has begun to send it, or only with a try of which nobody knows what became; then its error says so: see takeBack(). Answers it as it is then, or undefined when
- * there is no such message. To the end of the transaction it stays on its way if it is: what is asked for there, in that case, is seen by a try that fails.
+ * there is no such message. To the end of the transaction it stays as it is, and nobody else asks for anything to be made of it here: what is asked for there, in that case, is seen by a try that fails.
  */
 export async function cancel(
   sql: Sql,
@@ -294,13 +301,16 @@ export async function cancel(
     const which = fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId}`
     await tx`select from outbox o where ${which} for no key update`
     await takeBack(tx, which)
+    // Last of all: see retry().
+    await tx`select from messages where id = ${id} and workspace_id = ${workspaceId} for no key update`
     return findMessage(tx, workspaceId, id)
   })
 }
 
 /**
  * Changes the text, or caption, of a message that waits and certainly is not out. Undefined when there is no such message, it is on its way, or an earlier try may have worked: WhatsApp keeps the text it has
- * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it.
+ * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it. To the end of the transaction it is not taken back, nor does a try of it end:
+ * what is asked for there is seen by whoever does that.
  */
 export async function editQueued(
   sql: Sql,
@@ -309,6 +319,7 @@ export async function editQueued(
   body: string,
 ): Promise<MessageRow | undefined> {
   return sql.begin(async (tx) => {
+    await tx`select from outbox where message_id = ${id} and workspace_id = ${workspaceId} for no key update`
     const [waiting] = await tx`
       update outbox set revision = revision + 1
       where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') and doubts = 0 returning id`
@@ -324,7 +335,7 @@ export async function editQueued(
 /**
  * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
  * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. What may be out begins with a doubt, as it does when a worker queues it again. A deletion that
- * was asked for before is not wanted any more. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
+ * was asked for before is not wanted any more; one that was made is for good. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
  */
 export async function retry(
   sql: Sql,
@@ -339,24 +350,28 @@ export async function retry(
       status: string
       ack: number | null
       retries: number
+      ours: boolean
       mayBeOut: boolean
       deleted: boolean
+      revoked: boolean
+      fileGone: boolean
       optedOut: boolean
     }>`
-      select m.status, m.ack, m.retries, s.deleted_at is not null as deleted,
+      select m.status, m.ack, m.retries, m.direction = 'outbound' and m.source = 'api' as ours, s.deleted_at is not null as deleted,
+        m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
         m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
       from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
-      where m.id = ${id} and m.workspace_id = ${workspaceId} and m.direction = 'outbound' and m.source = 'api' for update of m`
+      where m.id = ${id} and m.workspace_id = ${workspaceId} for update of m`
     if (!message) return undefined
     if (message.deleted)
       throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')
-    if (!['failed', 'unknown', 'cancelled'].includes(message.status)) {
-      throw new AppError(
-        409,
-        'NOT_RETRYABLE',
-        'Only a message that failed, was cancelled or is unknown can be sent again.',
+    if (!message.ours || !['failed', 'unknown', 'cancelled'].includes(message.status))
+      throw notRetryable(
+        'Only a message from here that failed, was cancelled or is unknown can be sent again.',
       )
-    }
+    if (message.revoked) throw notRetryable('The message was deleted for everyone.')
+    if (message.fileGone)
+      throw new AppError(409, 'MEDIA_GONE', 'The file of the message was deleted.')
     if (message.optedOut) throw recipientOptedOut()
     await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'revoke'`)
     const keyId = message.ack === -1 ? keyIdOf(`${id}:${message.retries + 1}`) : undefined
@@ -379,6 +394,8 @@ export async function retry(
     return row
   })
 }
+
+const notRetryable = (sentence: string) => new AppError(409, 'NOT_RETRYABLE', sentence)
 
 const tell = (tx: Statements, type: EventType, rows: MessageRow[]) =>
   appendEvents(

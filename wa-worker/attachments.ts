@@ -45,7 +45,8 @@ export class Attachments {
    * VOICE_NOT_POSSIBLE for good, MEDIA_STORE_UNAVAILABLE and MEDIA_UNREADABLE for now.
    */
   async fetch(workspaceId: string, content: MediaContent): Promise<Attachment> {
-    const media = await findMedia(this.#sql, workspaceId, content.mediaId)
+    const { mediaId } = content
+    const media = mediaId === null ? undefined : await findMedia(this.#sql, workspaceId, mediaId)
     if (media?.status !== 'ready') throw gone()
     const files: string[] = []
     const remove = async () => {

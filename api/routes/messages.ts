@@ -184,7 +184,7 @@ export const messages: Routes = async (app) => {
         body: Joi.object<{ message: string }, true>({
           message: visibleText().max(textLimit).required(),
         }),
-        response: { 200: message, 202: message, 409: errorBody },
+        response: { 200: message, 202: message, 403: errorBody, 409: errorBody },
       },
     },
     async ({ user, params, body }, reply) => {
@@ -192,18 +192,28 @@ export const messages: Routes = async (app) => {
       if (row.direction !== 'outbound' || !hasText(row)) {
         throw new AppError(409, 'NOT_EDITABLE', 'Only texts and captions of our own can be edited.')
       }
-      if (row.status === 'queued') {
-        const edited = await editQueued(sql, user.workspaceId, row.id, body.message)
+      // The reason was given for that text.
+      if (row.optOutOverride !== null && user.role === 'agent')
+        throw new AppError(
+          403,
+          'FORBIDDEN',
+          'Only owners and admins may edit what is sent in spite of an opt-out.',
+        )
+      return sql.begin(async (tx) => {
+        const edited = await editQueued(tx, user.workspaceId, row.id, body.message)
         if (edited) return messageResource(edited)
-      }
-      const now = await existing(user.workspaceId, params.id)
-      if (now.revokedAt || ['failed', 'unknown', 'cancelled'].includes(now.status)) {
-        throw new AppError(409, 'NOT_EDITABLE', 'The message is not on WhatsApp.')
-      }
-      const wish = { kind: 'edit', messageId: row.id, payload: { body: body.message } } as const
-      const edited = await change(sql, now, wish)
-      sql.nudge('awfar_outbox')
-      return reply.code(202).send(edited)
+        const now = await existing(user.workspaceId, row.id, tx)
+        if (now.revokedAt || ['failed', 'unknown', 'cancelled'].includes(now.status)) {
+          throw new AppError(409, 'NOT_EDITABLE', 'The message is not on WhatsApp.')
+        }
+        reply.code(202)
+        tx.nudge('awfar_outbox')
+        return change(tx, now, {
+          kind: 'edit',
+          messageId: now.id,
+          payload: { body: body.message },
+        })
+      })
     },
   )
 
@@ -281,7 +291,7 @@ export const messages: Routes = async (app) => {
       schema: {
         summary: 'Send a message again that failed, was cancelled or is unknown',
         description:
-          'Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one.',
+          'Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one. What was deleted for everyone, or has lost its file (`MEDIA_GONE`), is not sent again.',
         tags,
         params: byId,
         headers: idempotent,

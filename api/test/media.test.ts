@@ -5,6 +5,7 @@ import t from 'tap'
 import type { Media } from '../../shared/media.ts'
 import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { untilLocked } from '../../shared/test/outbox-rig.ts'
 import { errorShape, signIn } from './app.ts'
 import { fixture, mediaRig, nothingLeft, padded, pdf, picture, sha256 } from './media-rig.ts'
 
@@ -247,6 +248,35 @@ void t.test('a file that a queued message needs stays', async (t) => {
   const [message] = await sql`
     select media_id from messages where id = ${sent.body.id} and workspace_id = ${person.workspaceId}`
   t.match(message, { mediaId: null })
+})
+
+void t.test('a picture whose file was deleted is not sent again without it', async (t) => {
+  const { upload, call } = await mediaRig(t, sql)
+  const { body } = await upload(await picture())
+  await call('POST', '/api/whatsapp/sessions', { body: { name: 'Sales', start: false } })
+  const sent = await call('POST', '/api/whatsapp/send', {
+    body: { to: '12025550101', mediaId: body.id },
+  })
+  const url = `/api/messages/${sent.body.id}`
+  await call('DELETE', url)
+  t.equal((await call('DELETE', `/api/upload/${body.id}`)).status, 204)
+  t.match((await call('POST', `${url}/retry`)).body, errorShape(409, 'MEDIA_GONE'))
+})
+
+void t.test('a file that is deleted while it is being sent is not found', async (t) => {
+  const { upload, call } = await mediaRig(t, sql)
+  const { id } = (await upload(await picture())).body
+  await call('POST', '/api/whatsapp/sessions', { body: { name: 'Sales', start: false } })
+  const body = { to: '12025550101', mediaId: id }
+  let sending: ReturnType<typeof call> | undefined
+  await sql.begin(async (tx) => {
+    // As a deletion does it.
+    await tx`select from media where id = ${id} for update`
+    await tx`delete from media where id = ${id}`
+    sending = call('POST', '/api/whatsapp/send', { body, headers: { 'idempotency-key': 'one' } })
+    await untilLocked(sql)
+  })
+  t.match((await sending!).body, errorShape(404, 'NOT_FOUND'))
 })
 
 void t.test('a workspace stores no more than its quota, however many upload at once', async (t) => {

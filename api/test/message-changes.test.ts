@@ -3,7 +3,7 @@ import t from 'tap'
 import { recordAck } from '../../shared/acks.ts'
 import { claim, giveUp, putBack } from '../../shared/claims.ts'
 import type { Sql } from '../../shared/db.ts'
-import { dueActions } from '../../shared/wa-actions.ts'
+import { actionDone, dueActions } from '../../shared/wa-actions.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -256,6 +256,31 @@ void t.test('a message that is sent once more is not deleted for an old wish', a
   t.strictSame(await due(), [])
 })
 
+void t.test('what was deleted for everyone is not sent again', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, url, tried } = await withTry(person)
+  await putBack(it.sql, lane, tried, { delayMs: 0, doubted: true })
+  await call('DELETE', `${url}?forEveryone=true`)
+  const [action] = await dueActions(it.sql, 'w', [lane])
+  await actionDone(it.sql, lane, action!)
+  t.match((await call('GET', url)).json(), { status: 'cancelled', revokedAt: String })
+  t.match((await call('POST', `${url}/retry`)).json(), errorShape(409, 'NOT_RETRYABLE'))
+})
+
+void t.test('what did not come from here is there, but not sent again', async (t) => {
+  const person = await withSession()
+  for (const change of [
+    { direction: 'inbound', source: 'live' },
+    { direction: 'outbound', source: 'phone' },
+  ]) {
+    const { id } = await given(person, 'failed')
+    await it.sql`update messages set direction = ${change.direction}, source = ${change.source} where id = ${id}`
+    const answer = await person.call('POST', `/api/messages/${id}/retry`)
+    t.match(answer.json(), errorShape(409, 'NOT_RETRYABLE'))
+  }
+})
+
 void t.test('what was asked for before a message was cancelled is over', async (t) => {
   const person = await withSession()
   const { call } = person
@@ -294,6 +319,36 @@ void t.test('a deletion that is under way, or done, is not asked for again', asy
     (await person.call('POST', `/api/messages/${id}/reaction`, { emoji: '👍' })).json(),
     errorShape(409, 'NOT_ON_WHATSAPP'),
   )
+})
+
+void t.test('a deletion that several ask for at once is asked for once', async (t) => {
+  const person = await withSession()
+  const { id } = await given(person, 'sent')
+  const url = `/api/messages/${id}?forEveryone=true`
+  const answers = await Promise.all(Array.from({ length: 8 }, () => person.call('DELETE', url)))
+  for (const answer of answers) t.equal(answer.json<Message>().actions.length, 1)
+})
+
+void t.test('what is cancelled while it is edited is left with no edit', async (t) => {
+  const person = await withSession()
+  const { call } = person
+  const { lane, next, url, tried } = await withTry(person)
+  // May be out: it would be edited on WhatsApp.
+  await putBack(it.sql, lane, tried, { delayMs: 60_000, doubted: true })
+  let cancelling: ReturnType<typeof call> | undefined
+  const edited = await overtaken(
+    tried.messageId,
+    () => call('PATCH', url, { message: 'Hello' }),
+    () => {
+      cancelling = call('DELETE', url)
+      return Promise.resolve()
+    },
+  )
+  const cancelled = await cancelling!
+  t.match(cancelled.json(), { status: 'cancelled' })
+  t.ok([202, 409].includes(edited.statusCode))
+  t.strictSame((await call('GET', url)).json<Message>().actions, [])
+  t.equal(await next(), undefined)
 })
 
 void t.test('nothing is asked of a session that is deleted', async (t) => {
@@ -348,6 +403,22 @@ void t.test('who has opted out is sent nothing again either', async (t) => {
   const reason = { to, message: 'x', optOutOverride: 'a recall, by law' }
   const overridden = await given(person, 'failed', reason)
   t.equal((await call('POST', `/api/messages/${overridden.id}/retry`)).statusCode, 202)
+})
+
+void t.test('a reason to override an opt-out holds for the text it was given for', async (t) => {
+  const person = await withSession()
+  const reason = { to, message: 'Your invoice', optOutOverride: 'owed by law' }
+  for (const status of ['queued', 'sent']) {
+    const { id } = await given(person, status, reason)
+    const edit = () => person.call('PATCH', `/api/messages/${id}`, { message: 'Half price!' })
+    const role = (name: string) =>
+      it.sql`update profiles set role = ${name} where workspace_id = ${person.workspaceId}`
+    await role('agent')
+    t.match((await edit()).json(), errorShape(403, 'FORBIDDEN'), status)
+    await role('admin')
+    t.equal((await edit()).statusCode, status === 'queued' ? 200 : 202)
+    await role('owner')
+  }
 })
 
 void t.test('only people are mentioned, and only numbers are put on cards', async (t) => {

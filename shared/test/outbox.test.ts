@@ -259,3 +259,14 @@ void t.test('every kind comes out of the outbox as it went in', async (t) => {
     t.match(await read(messages[i]!.id), { type: content.type, mentions: [bob] })
   }
 })
+
+void t.test('what has lost its file is still one of its kind', async (t) => {
+  const { sql, workspaceId, queue, next } = await rig(t)
+  const [media] = await sql<{ id: string }>`
+    insert into media (workspace_id, kind, mime_type, size, filename, status)
+    values (${workspaceId}, 'image', 'image/png', 1, 'a.png', 'failed') returning id`
+  const file = { mimeType: 'image/png', filename: 'a.png', caption: 'Look' }
+  await queue({ waChatId: ada, content: { type: 'image', mediaId: media!.id, ...file } })
+  await sql`delete from media`
+  t.strictSame((await next())!.content, { type: 'image', mediaId: null, ...file })
+})
