@@ -3,7 +3,7 @@ import type { ContactCard } from './engine.ts'
 
 /** A contact card as WhatsApp writes one; `waid` makes it offer a chat. */
 export function vcardOf({ name, phone }: Pick<ContactContent, 'name' | 'phone'>): string {
-  const text = name.replaceAll(/[\\,;]/g, String.raw`\$&`).replaceAll(/\r?\n/g, String.raw`\n`)
+  const text = name.replaceAll(/[\\,;]/g, String.raw`\$&`).replaceAll(/\r\n?|\n/g, String.raw`\n`)
   return [
     'BEGIN:VCARD',
     'VERSION:3.0',
