@@ -96,7 +96,7 @@ export async function listBatchMessages(
     select id, nth from (
       select m.id, row_number() over (order by m.seq)::int as nth, case when o.state = 's' then 'sending' else m.status end as status
       from messages m left join outbox o on o.message_id = m.id where m.batch_id = ${id}) m
-    where nth > ${after} ${status === undefined ? fragment`` : fragment`and status = ${status}`}
+    where nth > ${after}::bigint ${status === undefined ? fragment`` : fragment`and status = ${status}`}
     order by nth limit ${limit + 1}`
   const rows = await findMessages(
     sql,
