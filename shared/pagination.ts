@@ -1,3 +1,4 @@
+import { isDay } from './days.ts'
 import { fragment } from './db.ts'
 import type { Fragment } from './db.ts'
 import { AppError } from './errors.ts'
@@ -100,16 +101,8 @@ export const numberKey = /^\d{1,18}$/
 const timestamp =
   /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)([+-](?:0\d|1[0-5])(?::\d\d){0,2})$/
 
-/** Postgres's own form, and a day and time that it takes: its first year is 1, and no clock is sixteen hours away. */
+/** Postgres's own form, and a day and time that it takes: no clock is sixteen hours away. */
 function isTimestamp(text: string): boolean {
   const [, day = '', time = '', zone = ''] = timestamp.exec(text) ?? []
-  const at = Date.parse(`${day}T00:00:00Z`)
-  // Date counts a 30th of February as a day in March.
-  return (
-    day >= '0001' &&
-    !Number.isNaN(at) &&
-    new Date(at).toISOString().startsWith(day) &&
-    !Number.isNaN(Date.parse(`1970-01-01T${time}Z`)) &&
-    !/:[6-9]\d/.test(zone)
-  )
+  return isDay(day) && !Number.isNaN(Date.parse(`1970-01-01T${time}Z`)) && !/:[6-9]\d/.test(zone)
 }

@@ -1,5 +1,7 @@
 import Joi from 'joi'
-import { notFound } from '../../shared/errors.ts'
+import { isDay } from '../../shared/days.ts'
+import { pgCode } from '../../shared/db-errors.ts'
+import { AppError, notFound } from '../../shared/errors.ts'
 import { findPacing, setPacing } from '../../shared/pacing.ts'
 import type { Pacing, PacingState } from '../../shared/pacing.ts'
 import { existingSession } from '../../shared/wa-sessions.ts'
@@ -11,16 +13,32 @@ const timeOfDay = Joi.string()
   .pattern(/^([01]\d|2[0-3]):[0-5]\d$/, 'a time of day, as 21:30')
   .required()
 
+const wrongZone = 'must be a time zone, as Europe/Berlin'
+
+/** Region and city: of an abbreviation Postgres may think something else than its writer. */
 const timeZone = Joi.string()
   .max(64)
   .custom((value: string) => {
-    if (!zones.has(value)) throw new Error('must be a time zone, as Europe/Berlin')
+    if (value !== 'UTC' && !(value.includes('/') && isZone(value))) throw new Error(wrongZone)
     return value
   })
   .default('UTC')
 
-/** Names that both this process and Postgres know: region and city. */
-const zones = new Set([...Intl.supportedValuesOf('timeZone'), 'UTC'])
+/** Intl.supportedValuesOf() has but one name, an old one where there are several, for each zone. */
+function isZone(timeZone: string): boolean {
+  try {
+    return Boolean(new Intl.DateTimeFormat('en', { timeZone }))
+  } catch {
+    return false
+  }
+}
+
+/** To be called with what setting a pace throws. Zones that Postgres does not know are known only by trying: Node's list is another one. */
+function explained(error: unknown): never {
+  if (pgCode(error) !== '22023') throw error
+  const message = `"timeZone" ${wrongZone}`
+  throw new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'body.timeZone', message }])
+}
 
 const settings = {
   minGapMs: number(3_600_000).description('Between two messages'),
@@ -30,11 +48,7 @@ const settings = {
   typing: Joi.boolean().allow(null).default(null).description('Show "typing…" first'),
   numberSince: Joi.string()
     .custom((value: string) => {
-      const at = new Date(`${value}T00:00:00Z`)
-      // 31 February becomes a day in March.
-      if (Number.isNaN(at.getTime()) || at.toISOString().slice(0, 10) !== value) {
-        throw new Error('must be a day, as 2024-05-31')
-      }
+      if (!isDay(value)) throw new Error('must be a day, as 2024-05-31')
       return value
     })
     .allow(null)
@@ -106,7 +120,7 @@ export const pace: Routes = async (app) => {
     },
     async ({ user, params, body }) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
-      const set = await setPacing(sql, user.workspaceId, id, body, config)
+      const set = await setPacing(sql, user.workspaceId, id, body, config).catch(explained)
       if (!set) throw notFound('Session')
       sql.nudge('awfar_outbox')
       return set

@@ -2,6 +2,7 @@ import Joi from 'joi'
 import { acceptBatch } from '../../shared/batches.ts'
 import type { RejectedRow } from '../../shared/batches.ts'
 import { findCard } from '../../shared/contacts.ts'
+import { isDay } from '../../shared/days.ts'
 import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import { foresee } from '../../shared/forecast.ts'
@@ -19,7 +20,7 @@ import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { actorOf } from '../plugins/audit.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { judged, levels, rowOfMany, text, uuid, visibleText } from '../plugins/joi.ts'
+import { judged, levels, rowOfMany, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { rejected } from './batches.ts'
 import { message, textLimit } from './messages.ts'
@@ -75,7 +76,8 @@ const moment = Joi.string()
   )
   .custom((value: string) => {
     const at = new Date(value)
-    if (Number.isNaN(at.getTime())) throw new Error('must be a time that exists')
+    if (Number.isNaN(at.getTime()) || !isDay(value.slice(0, 10)))
+      throw new Error('must be a time that exists')
     return at
   })
 
@@ -118,14 +120,17 @@ const contents = {
   }),
 }
 
+/** What is not wished is not there: it needs no file, and contradicts nothing. */
+const wish = Joi.boolean().empty(false)
+
 const draft = {
   to: anybody
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
   ...contents,
   caption: visibleText().max(textLimit).description('Of a picture, video or document'),
-  asVoice: Joi.boolean().description('A recording as a voice note'),
-  asDocument: Joi.boolean().description('A picture, video or recording as a file'),
+  asVoice: wish.description('A recording as a voice note'),
+  asDocument: wish.description('A picture, video or recording as a file'),
   quotedMessageId: uuid().description(
     'A message of the same chat; none that failed or was cancelled',
   ),
@@ -134,7 +139,7 @@ const draft = {
   ),
   mentions: Joi.array().items(person).max(256).unique(),
   sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
-  optOutOverride: text()
+  optOutOverride: visibleText()
     .min(3)
     .max(500)
     .description(

@@ -495,6 +495,10 @@ void t.test('a file is sent as what it is, or as what is wanted', async (t) => {
   })
   t.match(await send({ mediaId: image.id, asDocument: true }), { body: { type: 'document' } })
   t.match(await send({ mediaId: audio.id, asVoice: true }), { body: { type: 'voice' } })
+  t.match(await send({ mediaId: audio.id, asVoice: true, asDocument: false }), {
+    body: { type: 'voice' },
+  })
+  t.match(await send({ message: 'x', asVoice: false }), { body: { type: 'text' } })
   t.match(await send({ mediaId: audio.id }), { body: { type: 'audio' } })
   t.match(await send({ mediaId: image.id, asVoice: true }), {
     status: 422,

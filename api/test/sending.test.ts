@@ -123,6 +123,11 @@ void t.test('what is wrong with a kind is named', async (t) => {
       ['body.sendAt'],
     ],
     [
+      'a day that does not exist',
+      { to, message: 'x', sendAt: '2027-06-31T10:00:00Z' },
+      ['body.sendAt'],
+    ],
+    [
       'yesterday',
       { to, message: 'x', sendAt: new Date(Date.now() - 86_400_000).toISOString() },
       ['body.sendAt'],
@@ -133,6 +138,7 @@ void t.test('what is wrong with a kind is named', async (t) => {
       { to, message: 'x', sendAt: future, optOutOverride: '' },
       ['body.optOutOverride'],
     ],
+    ['a reason of blanks', { to, message: 'x', optOutOverride: '    ' }, ['body.optOutOverride']],
   ]
   for (const [what, body, paths] of refused) {
     const answer = await call('POST', send, body)
@@ -410,6 +416,8 @@ void t.test('a batch is accepted row by row, watched and cancelled', async (t) =
     data: [{ index: 3, type: 'poll' }],
     nextCursor: null,
   })
+  const far = Buffer.from('["2000-01-01 00:00:00+00","99999999999"]').toString('base64url')
+  t.same((await rows(`?cursor=${far}`)).json(), { data: [], nextCursor: null })
   t.match((await call('DELETE', `/api/batches/${batchId}`)).json(), { statuses: { cancelled: 2 } })
   t.match((await rows('?status=cancelled')).json(), { data: [{ index: 0 }, { index: 3 }] })
   t.same((await rows('?status=failed')).json<{ data: object[] }>().data, [])
@@ -509,13 +517,27 @@ void t.test('the pace of a session is set by who is in charge', async (t) => {
   }
   t.match((await call('PUT', url, wanted)).json(), { ...wanted, jitterMs: null })
   t.match((await call('GET', url)).json(), wanted)
+  // Intl.supportedValuesOf() has them under older names.
+  for (const timeZone of [
+    'Asia/Kolkata',
+    'America/Argentina/Buenos_Aires',
+    'Europe/Kyiv',
+    'Etc/UTC',
+  ])
+    t.match((await call('PUT', url, { timeZone })).json(), { timeZone })
   for (const wrong of [
     { minGapMs: -1 },
     { timeZone: 'Nowhere/Town' },
+    { timeZone: 'IST' },
+    { timeZone: '+01:00' },
+    // Known to Node, not to Postgres.
+    { timeZone: 'US/Pacific-New' },
     { quietHours: { from: '25:00', to: '08:00' } },
     { quietHours: { from: '21:00' } },
     { quietHours: { from: '21:00', to: '21:00' } },
     { numberSince: '2020-02-31' },
+    { numberSince: '0000-01-01' },
+    { numberSince: '+012024-01-01' },
     { speed: 1 },
   ]) {
     t.match(
