@@ -178,7 +178,8 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
   const where = { sessionId: fragment`session.id`, waChatId: fragment`home.wa_chat_id` }
   const rows = await run<{ refusal: Refusal | null; told: Told }>`
     with session as (
-      select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null
+      -- As every row that names it locks it in any case, only before: see deleteSession().
+      select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null for key share
     ), input as (
       select i.*, home.wa_chat_id, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
@@ -361,7 +362,8 @@ export async function retry(
         m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
         m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
       from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
-      where m.id = ${id} and m.workspace_id = ${workspaceId} for update of m`
+      where m.id = ${id} and m.workspace_id = ${workspaceId}
+      for update of m for key share of s`
     if (!message) return undefined
     if (message.deleted)
       throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')

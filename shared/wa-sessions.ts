@@ -242,18 +242,20 @@ export async function request(
  * Chats and messages stay readable. False when there is no such session.
  */
 export async function deleteSession(sql: Sql, workspaceId: string, id: string): Promise<boolean> {
-  return sql.begin(async (tx) => {
+  const deleted = await sql.begin(async (tx) => {
+    // Stronger than what follows needs: it waits for whoever is putting a message into the outbox, and who comes after finds the session deleted.
     const [row] = await tx`
-      update wa_sessions set deleted_at = now(), desired_state = 'stopped'
-      where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null
-      returning id`
+      select from wa_sessions where workspace_id = ${workspaceId} and id = ${id} and deleted_at is null for update`
     if (!row) return false
-    await cancelQueued(tx, id)
+    await tx`update wa_sessions set deleted_at = now(), desired_state = 'stopped' where id = ${id}`
     await tx`
       insert into wa_session_requests (workspace_id, session_id, kind)
       values (${workspaceId}, ${id}, 'delete') on conflict do nothing`
     return true
   })
+  // With the session let go, which whoever has locked a message may want; should it not come to this, the worker does it.
+  if (deleted) await cancelQueued(sql, id)
+  return deleted
 }
 
 export async function sessionHistory(

@@ -69,8 +69,8 @@ export async function rig(t: Test) {
   }
   const sessionId = await open('sales')
   const lane = { id: sessionId, workspaceId, fence: 1 }
-  const queue = async (...messages: NewMessage[]): Promise<Message[]> => {
-    const outcomes = await accept(sql, {
+  const queueIn = async (on: Sql, ...messages: NewMessage[]): Promise<Message[]> => {
+    const outcomes = await accept(on, {
       workspaceId,
       sessionId,
       sentBy: null,
@@ -82,6 +82,7 @@ export async function rig(t: Test) {
       return outcome.message
     })
   }
+  const queue = (...messages: NewMessage[]) => queueIn(sql, ...messages)
   /** Greets somebody. */
   const greet = async (waChatId: string) => (await queue(text(waChatId, 'Hello')))[0]!
   const next = async (pacing = atOnce) => (await claim(sql, worker, [lane], pacing))[0]
@@ -126,6 +127,7 @@ export async function rig(t: Test) {
     lane,
     open,
     queue,
+    queueIn,
     greet,
     next,
     body,

@@ -2,10 +2,12 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { recordAck } from '../acks.ts'
 import { giveUp, putBack } from '../claims.ts'
+import type { Sql } from '../db.ts'
 import { messageResource } from '../messages.ts'
 import type { Message } from '../messages.ts'
 import { cancel, editQueued, retry } from '../outbound.ts'
 import { cancelQueued, endOutbox } from '../outbox.ts'
+import { deleteSession } from '../wa-sessions.ts'
 import { ada, bob, lanesAreRight, rig, text, untilLocked } from './outbox-rig.ts'
 
 void t.test('a message can be taken back and changed until it is claimed', async (t) => {
@@ -175,3 +177,40 @@ void t.test('a cancel and an ack that comes late do not wait for each other', as
   t.strictSame(await sql`select from outbox`, [])
   await lanesAreRight(t, sql)
 })
+
+for (const how of ['accepted', 'sent again'] as const) {
+  void t.test(`what is ${how} while its session is deleted does not stay behind`, async (t) => {
+    const { sql, workspaceId, sessionId, queue, queueIn, read } = await rig(t)
+    const [a1] = await queue(text(ada, 'a1'))
+    await cancel(sql, workspaceId, a1!.id)
+    const put = async (on: Sql): Promise<string> =>
+      how === 'accepted'
+        ? (await queueIn(on, text(bob, 'b1')))[0]!.id
+        : (await retry(on, workspaceId, a1!.id))!.id
+    let deleting: ReturnType<typeof deleteSession> | undefined
+    const id = await sql.begin(async (tx) => {
+      const id = await put(tx)
+      deleting = deleteSession(sql, workspaceId, sessionId)
+      await untilLocked(sql)
+      return id
+    })
+    t.equal(await deleting, true)
+    t.match(await read(id), { status: 'cancelled' })
+    t.strictSame(await sql`select from outbox`, [])
+  })
+
+  void t.test(`what is ${how} in the very moment of a deletion is refused`, async (t) => {
+    const { sql, workspaceId, sessionId, queue, queueIn } = await rig(t)
+    const [a1] = await queue(text(ada, 'a1'))
+    await cancel(sql, workspaceId, a1!.id)
+    let putting: Promise<unknown> | undefined
+    await sql.begin(async (tx) => {
+      await deleteSession(tx, workspaceId, sessionId)
+      putting = how === 'accepted' ? queueIn(sql, text(bob, 'b1')) : retry(sql, workspaceId, a1!.id)
+      void putting.catch(() => {})
+      await untilLocked(sql)
+    })
+    await t.rejects(putting!, { code: how === 'accepted' ? 'NOT_FOUND' : 'SESSION_GONE' })
+    t.strictSame(await sql`select from outbox`, [])
+  })
+}
