@@ -60,6 +60,7 @@ export async function writeTransition(
           qr = ${qr?.value}, qr_attempt = ${qr?.attempt}, qr_expires_at = ${qr?.expiresAt}
           ${to === 'WORKING' ? fragment`, connected_at = now(), last_seen_at = now(), backfill_from = ${missedSince(account)}, backfill_notes = backfill_notes + 1` : fragment``}
           ${account ? accountColumns(account) : fragment``}
+          ${linking.includes(to) ? fragment`, ${nextLogin}` : fragment``}
       where id = ${session.id} and fence = ${session.fence}
       returning *`
     if (!row) throw new LeaseLost(session.id)
@@ -105,9 +106,9 @@ export async function writeMemory(sql: Sql, session: OwnedSession, bytes: number
   await sql`update wa_sessions set memory_bytes = ${bytes} where id = ${session.id} and fence = ${session.fence}`
 }
 
-/** The login on disk is another than before: it cannot say what was sent under that one. */
+/** The login on disk was replaced by a snapshot. One that a phone links is told apart by its transition. */
 export async function newLogin(sql: Sql, session: OwnedSession): Promise<void> {
-  await sql`update wa_sessions set login_epoch = login_epoch + 1 where id = ${session.id} and fence = ${session.fence}`
+  await sql`update wa_sessions set ${nextLogin} where id = ${session.id} and fence = ${session.fence}`
 }
 
 /** Marks a wish as fulfilled, or as tried and failed with the reason; with `id` that wish only, not one of its kind that came later. */
@@ -142,6 +143,12 @@ export async function dismissRequests(
       and r.session_id = s.id and r.kind = any(${kinds}) and r.done_at is null
       and (r.kind <> 'restart' or s.desired_state = 'stopped')`
 }
+
+/** No device is linked but through one of these. */
+const linking: SessionStatus[] = ['SCAN_QR_CODE', 'PASSKEY_REQUIRED']
+
+/** From here on the login is another than before: it cannot say what was sent under that one. */
+const nextLogin = fragment`login_epoch = login_epoch + 1`
 
 /** Another number has missed nothing: what it said before it was linked here is its history. */
 const missedSince = (account: Account | undefined) =>

@@ -19,7 +19,7 @@ import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
 import { findPacing } from '../../shared/pacing.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
-import { findSession } from '../../shared/wa-sessions.ts'
+import { findSession, wantRunning } from '../../shared/wa-sessions.ts'
 import { EngineError } from '../engine/engine.ts'
 import type { Engine, OutgoingMessage } from '../engine/engine.ts'
 import type { SimulatorEngine } from '../engine/simulator.ts'
@@ -430,6 +430,27 @@ void t.test(
     t.match(await findSession(sql, workspaceId, sessionId), { status: 'WORKING' })
   },
 )
+
+void t.test('a new scan is another login', async (t) => {
+  const { sql, workspaceId, sessionId, worker, queue, message } = await rig(t)
+  await sql`update workspaces set unknown_policy = 'at_most_once'`
+  const [before] = await sql<{ loginEpoch: number }>`select login_epoch from wa_sessions`
+  worker.engine().logoutFromPhone()
+  await until('the logout', async () => {
+    const session = await findSession(sql, workspaceId, sessionId)
+    return session?.status === 'LOGGED_OUT'
+  })
+  const { id } = await queue(ada, 'at most once')
+  await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = ${before!.loginEpoch}`
+  await sql`update outbox_lanes set due_at = 'infinity'`
+  await wantRunning(sql, workspaceId, sessionId, 30)
+  worker.supervisor.nudge()
+  t.match(await message(id, 'the end', (it) => !['sending', 'queued'].includes(it.status)), {
+    status: 'unknown',
+    error: { code: 'OUTCOME_UNKNOWN' },
+  })
+  t.equal(worker.engine().transmissions(keyIdOf(id)), 0)
+})
 
 /** A text file of the workspace, stored. */
 async function givenFile(sql: Db, workspaceId: string, dir: string, store: ObjectStore) {

@@ -810,6 +810,8 @@ const textOf = ({ content }: OutgoingMessage) => (content.type === 'text' ? cont
 
 /** Messages as a worker leaves them that dies between the claim and the record. */
 async function leaveClaimed(sql: Sql): Promise<void> {
-  await sql`update outbox set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = 0`
+  await sql`
+    update outbox o set state = 's', claimed_by = 'dead', claimed_at = now(), attempts = 1, login_epoch = s.login_epoch
+    from wa_sessions s where s.id = o.session_id`
   await sql`update outbox_lanes l set due_at = 'infinity', waiting = (select count(*) from outbox o where o.chat_id = l.chat_id)`
 }
