@@ -150,7 +150,7 @@ void t.test('a change nobody could make in its time is told of', async (t) => {
   worker.engine().dropLink()
   await until(
     'no link',
-    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length > 0,
   )
   const wish = { kind: 'edit', messageId: sent.id, payload: { body: 'Hello' } } as const
   await askAction(sql, { workspaceId, sessionId, chatId: sent.chatId }, wish)
@@ -241,7 +241,7 @@ void t.test('a recipient who opted out after the message was accepted gets nothi
   worker.engine().dropLink()
   await until(
     'no link',
-    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length > 0,
   )
   const sent = await queue(ada, 'offer')
   await sql`update contacts set opted_out = true`
@@ -389,7 +389,7 @@ void t.test(
     worker.engine().dropLink()
     await until(
       'no link',
-      async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+      async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length > 0,
     )
     await retry(sql, workspaceId, id)
     t.equal(await editQueued(sql, workspaceId, id, 'Hello'), undefined)
@@ -503,7 +503,7 @@ void t.test('what WhatsApp is not asked to send costs no new conversation', asyn
   worker.engine().dropLink()
   await until(
     'no link',
-    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length,
+    async () => (await sql`select from wa_sessions where status = 'RECONNECTING'`).length > 0,
   )
   const optedOut = await queue('12025550103@c.us', 'offer')
   await sql`update contacts set opted_out = true`
