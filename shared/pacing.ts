@@ -155,11 +155,15 @@ const lockedUntil = (until: Fragment, by: string) => fragment`
 const onlyLocked = (condition: Fragment) => fragment`
   cold_at = case when ${condition} then locked_at else cold_at end, cold_held_by = case when ${condition} then locked_by else cold_held_by end`
 
-/** WhatsApp lets this number open no conversations until then. What was open goes on. */
+/**
+ * WhatsApp lets this number open no conversations until then; for a day where it does not say until when, and for an hour at the least: it has refused one just now, so
+ * an end that has passed by our clock has not passed by its own. What was open goes on.
+ */
 export async function lockReachOut(sql: Sql, sessionId: string, until: Date | null): Promise<void> {
+  const end = fragment`greatest(coalesce(${until}::timestamptz, now() + interval '24 hours'), now() + interval '1 hour')`
   await sql`
     update wa_session_pacing
-    set ${lockedUntil(fragment`coalesce(${until}::timestamptz, now() + interval '24 hours')`, 'REACHOUT_LOCKED')}, cold_refusals = 0
+    set ${lockedUntil(end, 'REACHOUT_LOCKED')}, cold_refusals = 0
     where session_id = ${sessionId}`
 }
 

@@ -112,6 +112,21 @@ void t.test('a reach-out lock stops new conversations only', async (t) => {
   t.equal(body(await next()), 'a2', 'she has opened it')
 })
 
+void t.test(
+  'a lock that is over by our clock, though it was met just now, holds for an hour',
+  async (t) => {
+    const { sql, lane, queue, next, read } = await rig(t)
+    const [, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+    const { keyId } = (await next())!
+    const until = new Date(Date.now() - 60_000)
+    await recordAck(sql, lane, { keyId, ack: -1, code: 'REACHOUT_LOCKED', until })
+    t.equal(await next(), undefined)
+    const { heldBy, notBefore } = await read(b1!.id)
+    t.equal(heldBy, 'REACHOUT_LOCKED')
+    t.ok(Math.abs(+notBefore! - Date.now() - hour) < 10_000)
+  },
+)
+
 void t.test('a first message that is tried again is still the first', async (t) => {
   const { sql, workspaceId, sessionId, lane, queue, next, receive } = await rig(t)
   await queue(text(ada, 'a1'))
