@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { messageColumns, messageJoins, messageResource } from './messages.ts'
 import type { MessageRow } from './messages.ts'
 import { takingOut } from './outbox.ts'
-import { countColdRefusal, keepClosed, lockReachOut } from './pacing.ts'
+import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 
 /** What WhatsApp says of a message of ours: −1 refused, 0 taken by the page, 1 server, 2 device, 3 read, 4 played. */
@@ -32,6 +32,8 @@ export interface AckReport {
 interface Acked extends MessageRow {
   held: boolean
   cold: boolean | null
+  /** It is confirmed after it had left the outbox, and its chat is taken for one that nobody has opened. */
+  reopens: boolean
 }
 
 /** Records one acknowledgement, as recordAcks() does. Throws LeaseLost. */
@@ -81,18 +83,20 @@ export async function recordAcks(
         set ack = r.ack,
             wa_message_id = coalesce(m.wa_message_id, r.wa_message_id),
             status = case r.ack when -1 then 'failed' when 0 then m.status when 1 then 'sent' when 2 then 'delivered' when 3 then 'read' else 'played' end,
-            error_code = case when r.ack = -1 then r.code end,
+            -- That the page has it says nothing of how the server will decide, or has.
+            error_code = case r.ack when -1 then r.code when 0 then m.error_code end,
+            error_message = case r.ack when -1 then 'WhatsApp refused the message.' when 0 then m.error_message end,
             attempts = coalesce(q.attempts, m.attempts),
-            error_message = case when r.ack = -1 then 'WhatsApp refused the message.' end,
             sent_at = case when r.ack >= 1 then coalesce(m.sent_at, now()) else m.sent_at end,
             delivered_at = case when r.ack >= 2 then coalesce(m.delivered_at, now()) else m.delivered_at end,
             read_at = case when r.ack >= 3 then coalesce(m.read_at, now()) else m.read_at end
         from report r join held on held.id = r.session_id left join queued q on q.ord = r.ord
         where m.session_id = r.session_id and m.direction = 'outbound' and m.wa_key_id = r.key_id
           and case r.ack when -1 then coalesce(m.ack, 0) = 0 when 0 then m.ack is null else coalesce(m.ack, 0) < r.ack end
-        returning m.*, r.ord, q.cold
+        returning m.*, r.ord, q.cold, q.ord is null and m.sent_at = now() as late
       ), ${takingOut(fragment`o.message_id in (select id from changed where ack <> 0)`)}
-      select held.id is not null as held, m.cold, ${messageColumns}
+      select held.id is not null as held, m.cold, ${messageColumns},
+        m.late and exists (select from outbox_lanes h where h.chat_id = m.chat_id and h.cold) as reopens
       from report r left join held on held.id = r.session_id left join (changed m ${messageJoins}) on m.ord = r.ord
       order by r.ord`
     const changed: Acked[] = []
@@ -103,6 +107,7 @@ export async function recordAcks(
       if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
       else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
       if (row.cold && ack === -1) await keepClosed(tx, [row.chatId])
+      if (row.reopens) await keepOpen(tx, row.chatId)
     }
     await appendEvents(
       tx.last,

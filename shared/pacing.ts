@@ -190,6 +190,11 @@ export async function keepClosed(tx: Sql, chatIds: string[]): Promise<void> {
     where l.chat_id = any(${chatIds}::uuid[]) and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
 }
 
+/** A message to this chat has arrived after all: what is sent there next opens no conversation. */
+export async function keepOpen(tx: Sql, chatId: string): Promise<void> {
+  await tx`update outbox_lanes set cold = false where chat_id = ${chatId}`
+}
+
 /** A conversation that was counted today was not opened, and WhatsApp has seen nothing of it. */
 export async function giveBackOpening(tx: Sql, sessionId: string): Promise<void> {
   await tx`

@@ -4,12 +4,12 @@ import { recordAcks } from '../acks.ts'
 import type { Db } from '../db.ts'
 import { findMessage, messageResource } from '../messages.ts'
 import { accept } from '../outbound.ts'
-import { claim } from '../claims.ts'
+import { claim, giveUp } from '../claims.ts'
 import { LeaseLost } from '../wa-session-leases.ts'
 import { createSession } from '../wa-sessions.ts'
 import { createWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
-import { atOnce } from './outbox-rig.ts'
+import { ada, atOnce, rig, text } from './outbox-rig.ts'
 
 /** A session that works and has just claimed a message. */
 async function givenClaimed(sql: Db, workspaceId: string, name: string) {
@@ -87,4 +87,26 @@ void t.test('acks of many sessions are recorded together, each for itself', asyn
     ),
     'each event tells what the API would answer',
   )
+})
+
+void t.test('that the page has a message takes no error from it', async (t) => {
+  const { sql, lane, queue, next, read, confirm } = await rig(t)
+  const [sent] = await queue(text(ada, 'Hello'))
+  const claimed = (await next())!
+  const unknown = { code: 'OUTCOME_UNKNOWN', message: 'Nobody knows.' }
+  await giveUp(sql, lane, claimed, { status: 'unknown', ...unknown })
+  await confirm(claimed, 0)
+  t.match(await read(sent!.id), { status: 'unknown', ack: 0, error: unknown })
+  await confirm(claimed)
+  t.match(await read(sent!.id), { status: 'sent', error: null })
+})
+
+void t.test('a refusal that was none has opened the conversation', async (t) => {
+  const { queue, next, confirm } = await rig(t)
+  await queue(text(ada, 'Hello'))
+  const refused = (await next())!
+  await confirm(refused, -1)
+  await confirm(refused, 2)
+  await queue(text(ada, 'Are you there?'))
+  t.match(await next(), { cold: false })
 })
