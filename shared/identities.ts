@@ -46,7 +46,7 @@ interface Row {
 export async function learnPerson(sql: Sql, hearer: Hearer, person: PersonFacts): Promise<string> {
   const addresses = [...new Set(person.addresses)]
   // By itself: rows that only this transaction sees could not be locked in order with the others.
-  await addAddresses(sql, hearer, addresses)
+  await addAddresses(sql, hearer, addresses, ofOwner(hearer))
   return sql.begin(async (tx) => {
     await assertFence(tx, hearer)
     await holdPeople(tx, hearer.workspaceId, 'change')
@@ -237,18 +237,23 @@ const joinedColumns = raw(
     'is_business', k.is_business, 'opted_out', k.opted_out, 'opted_out_at', k.opted_out_at)`,
 )
 
+/** What only the owner of the session may write, in a statement of its own. */
+const ofOwner = ({ id, fence }: Hearer) => fragment`
+  exists (select from wa_sessions where id = ${id} and fence = ${fence} for share)`
+
 /** Rows for addresses that have none yet. */
 async function addAddresses(
   sql: Sql,
   hearer: Pick<Hearer, 'id' | 'workspaceId'>,
   addresses: string[],
+  allowed = fragment`true`,
 ): Promise<void> {
   const lid = (waId: string) => (waId.endsWith('@lid') ? waId : null)
   await sql`
     insert into contacts (workspace_id, session_id, wa_id, phone, lid)
     select ${hearer.workspaceId}, ${hearer.id}, x.* from unnest(
       ${addresses}::text[], ${addresses.map(phoneOf)}::text[], ${addresses.map(lid)}::text[]) x(wa_id, phone, lid)
-    where not exists (select from contacts k where k.workspace_id = ${hearer.workspaceId} and k.wa_id = x.wa_id)
+    where not exists (select from contacts k where k.workspace_id = ${hearer.workspaceId} and k.wa_id = x.wa_id) and ${allowed}
     order by x.wa_id
     on conflict do nothing`
 }
