@@ -90,9 +90,9 @@ export async function changeContact(
     await tx`
       update contacts set name = ${name}, name_at = ${name === null ? '-infinity' : 'infinity'}::timestamptz where id = ${contactId}`
   }
-  if (optedOut !== undefined && optedOut !== before.optedOut) {
-    await tx`
-      update contacts set opted_out = ${optedOut}, opted_out_at = case when ${optedOut}::boolean then now() end where id = ${contactId}`
+  if (optedOut !== undefined) {
+    // Also when it was so already: a word of before that is read later changes nothing.
+    await tx`update contacts set opted_out = ${optedOut}, opted_out_at = now() where id = ${contactId}`
   }
   const after = (await findContact(tx, workspaceId, contactId))!
   if (calledAs(after) !== calledAs(before)) await tellChatsOf(tx, workspaceId, contactId)

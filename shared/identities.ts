@@ -327,8 +327,8 @@ async function merge(
         from (select (l.push_name_at, coalesce(l.push_name, '')) > (k.push_name_at, coalesce(k.push_name, '')) as newer) x),
       is_business = k.is_business or l.is_business,
       opted_out = k.opted_out or l.opted_out,
-      -- The earlier of two wishes: greatest() and least() pass over nulls.
-      opted_out_at = least(k.opted_out_at, l.opted_out_at)
+      -- Of when that was so last: greatest() passes over nulls.
+      opted_out_at = case when k.opted_out = l.opted_out then greatest(k.opted_out_at, l.opted_out_at) when k.opted_out then k.opted_out_at else l.opted_out_at end
     from contacts l where k.id = ${survivor} and l.id = ${merged}
     returning ${joinedColumns} as image`
   await tx`update contacts set merged_into = ${survivor} where id = any(${members}::uuid[])`

@@ -8,7 +8,7 @@ import { announceMedia } from './media-fetches.ts'
 import { makeEarlyChanges } from './message-changes.ts'
 import { findMessages, messageResource } from './messages.ts'
 import { areOne, holdPeople, learnPerson, mayBeOne } from './identities.ts'
-import { heedOptOuts } from './opt-outs.ts'
+import { heedOptOuts, mayOptOut } from './opt-outs.ts'
 import { openChats } from './received-chats.ts'
 import { authorOf } from './received.ts'
 import type { Hearing, Received } from './received.ts'
@@ -100,7 +100,11 @@ async function storeRound(
       const { media, source } = message
       if (media) await announceMedia(tx, session, stored.get(message)!, media, source === 'history')
     }
-    await heedOptOuts(tx, session.workspaceId, stored)
+    await heedOptOuts(
+      tx,
+      session.workspaceId,
+      changed.filter(mayOptOut).map((message) => stored.get(message)!),
+    )
     const news = changed.filter((message) => known.has(message) || message.source !== 'history')
     await tell(
       tx,

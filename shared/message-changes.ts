@@ -4,6 +4,7 @@ import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
 import { holdPeople, mayBeOne } from './identities.ts'
 import { findMessage, messageResource } from './messages.ts'
+import { heedOptOuts, mayOptOut } from './opt-outs.ts'
 import { assertFence } from './wa-session-leases.ts'
 
 interface Owned {
@@ -128,8 +129,12 @@ async function record(
 ): Promise<string | undefined> {
   return sql.begin(async (tx) => {
     await assertFence(tx, session)
+    const { fromMe, chatId: waChatId } = target
+    const wish = change.kind === 'edit' && mayOptOut({ fromMe, waChatId, body: change.body })
+    // Whose wish it is must not change. Not only kept: a lock that is shared could not be had for oneself below.
+    if (wish) await holdPeople(tx, session.workspaceId, 'change')
     let id = await find(tx, session, target)
-    if (id === undefined) {
+    if (id === undefined && !wish) {
       // Once nobody is storing messages: those who did have committed, those who will see what is kept for them.
       await holdPeople(tx, session.workspaceId, 'change')
       id = await find(tx, session, target)
@@ -169,7 +174,7 @@ async function keep(tx: Sql, session: Owned, target: Target, change: Change): Pr
         and (e.wa_id, e.body, e.options) is not distinct from (t.wa_id, t.body, t.options))`
 }
 
-/** Makes a change, and tells of it when it is one. */
+/** Makes a change, and tells of it when it is one. Needs holdPeople() where it may be a wish to be sent no more. */
 async function make(
   tx: Sql,
   { id: sessionId, workspaceId }: Omit<Owned, 'fence'>,
@@ -178,6 +183,7 @@ async function make(
 ): Promise<boolean> {
   const changed = await write(tx, workspaceId, messageId, change)
   if (changed.length === 0) return false
+  if (change.kind === 'edit') await heedOptOuts(tx, workspaceId, [messageId])
   const row = (await findMessage(tx, workspaceId, messageId))!
   await appendEvents(tx, [
     { workspaceId, sessionId, type: events[change.kind], payload: messageResource(row) },

@@ -1,8 +1,11 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { changeContact } from '../contacts.ts'
 import { foresee } from '../forecast.ts'
 import { storeReceived } from '../inbox.ts'
+import { recordEdit } from '../message-changes.ts'
 import { accept } from '../outbound.ts'
+import type { Received } from '../received.ts'
 import { createSession } from '../wa-sessions.ts'
 import { updateWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
@@ -107,4 +110,72 @@ void t.test('who says STOP is sent nothing more, until START or an admin’s rea
   t.match(await submit('invoice by law'), [{ message: { status: 'queued' } }, {}])
   await receive(ada, 'START')
   t.match(await submit(), [{ message: { status: 'queued' } }, {}])
+})
+
+const now = () => Date.now() / 1_000
+
+/** A text of Ada's. */
+const said = (body: string, more: Partial<Received> = {}): Received => ({
+  ...{
+    fromMe: false,
+    waChatId: ada,
+    keyId: randomUUID(),
+    participant: '',
+    waMessageId: 'x',
+    ack: 0,
+  },
+  ...{ type: 'text', body, timestamp: now(), senderName: null, chatName: null },
+  ...more,
+})
+
+void t.test('a word that is read late changes nothing that was wished after it', async (t) => {
+  const { sql, workspaceId, lane } = await rig(t)
+  const hear = (body: string, yearsAgo: number) =>
+    storeReceived(sql, lane, said(body, { timestamp: now() - yearsAgo * 31e6, source: 'history' }))
+  await hear('Hello', 4)
+  const contact = async () =>
+    (await sql<{ id: string; optedOut: boolean }>`select id, opted_out from contacts`)[0]!
+  const { id } = await contact()
+  for (const optedOut of [true, false]) {
+    await sql.begin((tx) => changeContact(tx, workspaceId, id, { optedOut }))
+    await hear(optedOut ? 'START' : 'STOP', 2)
+    t.equal((await contact()).optedOut, optedOut, 'as staff has set it')
+  }
+  await sql`update contacts set opted_out_at = null`
+  await hear('STOP', 2)
+  await hear('START', 3)
+  t.equal((await contact()).optedOut, true, 'as was written later')
+  await hear('START', 1)
+  await hear('STOP', 1.5)
+  t.equal((await contact()).optedOut, false)
+})
+
+void t.test(
+  'a text that is changed to STOP is one, also when the change is told first',
+  async (t) => {
+    for (const first of ['the text', 'the change']) {
+      const { sql, lane } = await rig(t)
+      const text = said('Stpo')
+      const key = { fromMe: false, chatId: ada, id: text.keyId, participant: '' }
+      const tell = [
+        () => storeReceived(sql, lane, text),
+        () => recordEdit(sql, lane, { key, body: 'STOP', at: new Date() }),
+      ]
+      for (const one of first === 'the text' ? tell : tell.reverse()) await one()
+      t.match(await sql`select opted_out from contacts`, [{ optedOut: true }], first)
+    }
+  },
+)
+
+void t.test('what a card or a poll is called is not said', async (t) => {
+  const { sql, lane } = await rig(t)
+  for (const type of ['contact', 'poll'] as const)
+    await storeReceived(sql, lane, said('Stop', { type }))
+  t.match(await sql`select opted_out from contacts`, [{ optedOut: false }])
+  await storeReceived(sql, lane, said('Stop', { type: 'image' }))
+  t.match(
+    await sql`select opted_out from contacts`,
+    [{ optedOut: true }],
+    'but what is written below a picture is',
+  )
 })
