@@ -156,11 +156,11 @@ const onlyLocked = (condition: Fragment) => fragment`
   cold_at = case when ${condition} then locked_at else cold_at end, cold_held_by = case when ${condition} then locked_by else cold_held_by end`
 
 /**
- * WhatsApp lets this number open no conversations until then; for a day where it does not say until when, and for an hour at the least: it has refused one just now, so
+ * WhatsApp lets this number open no conversations until then; for a day where it does not say until when, and for half an hour at the least: it has refused one just now, so
  * an end that has passed by our clock has not passed by its own. What was open goes on.
  */
 export async function lockReachOut(sql: Sql, sessionId: string, until: Date | null): Promise<void> {
-  const end = fragment`greatest(coalesce(${until}::timestamptz, now() + interval '24 hours'), now() + interval '1 hour')`
+  const end = fragment`greatest(coalesce(${until}::timestamptz, now() + interval '24 hours'), now() + interval '30 minutes')`
   await sql`
     update wa_session_pacing
     set ${lockedUntil(end, 'REACHOUT_LOCKED')}, cold_refusals = 0
