@@ -120,7 +120,7 @@ export async function claim(
       cross join lateral (select ${isQuiet} as quiet offset 0) hours
       cross join lateral (select ${chatInHand} as chat_id offset 0) hand
       cross join lateral (
-        (${laneHeads} and not hours.quiet and not l.cold order by l.due_at limit 1)
+        (${laneHeads} and not hours.quiet and not l.cold and not (l.opening and p.locked_at > now()) order by l.due_at limit 1)
         union all
         (${laneHeads} and not hours.quiet and l.cold and p.cold_at <= now() order by l.due_at limit 1)
         union all
@@ -136,7 +136,8 @@ export async function claim(
       select b.id, b.chat_id from head join outbox b on b.id = head.in_flight where head.in_hand and b.state = 's' for no key update of b skip locked
     ), claimed as (
       update outbox o
-      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold
+      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold,
+        counted_at = case when head.cold then now() else o.counted_at end
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
         and (not head.in_hand or exists (select from hand where hand.id = head.in_flight))
@@ -215,7 +216,7 @@ export async function putBack(
             doubts = doubts + ${doubted}::boolean::int
         where id = ${outboxId} and state = 's' returning chat_id
       ), lane as (
-        update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false from back where l.chat_id = back.chat_id
+        update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false, opening = l.opening or l.cold from back where l.chat_id = back.chat_id
       )
       select from back`
     // Not there any more: it was confirmed after all.
@@ -258,7 +259,7 @@ export async function giveUp(
       // What WhatsApp may have seen stays counted. It has seen nothing of a message whose very claim counted it and that was not handed over since; of one that was tried before
       // nobody can tell, however few its attempts: those that were no fault of its own are not among them. And nobody is there to see what goes to a number WhatsApp does not have.
       if ((opens && unasked) || code === 'NUMBER_NOT_ON_WHATSAPP')
-        await giveBackOpening(tx, lease.id)
+        await giveBackOpening(tx, lease.id, left.countedAt)
     }
     const row = await findMessage(tx, workspaceId, messageId)
     if (!row) return

@@ -2,7 +2,7 @@ import { homeOf } from './chat-homes.ts'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
-import { chatInHand, dayOf, joinHold, mayOpen, moment, quietUntilAt } from './pacing.ts'
+import { chatInHand, dayOf, joinHold, mayOpen, moment, opening, quietUntilAt } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -128,9 +128,9 @@ export async function foresee(
       state: fragment`case when ${scheduled} then 'z' else 'q' end`,
       sendAt,
       lastInboundAt: fragment`c.last_inbound_at`,
-      cold,
-      coldUntil: fragment`turn.at`,
-      coldHeldBy: fragment`case when turn.at = p.cold_at then p.cold_held_by else 'NEW_CONTACTS_PER_DAY' end`,
+      cold: fragment`(${cold} or l.opening)`,
+      coldUntil: fragment`case when l.opening then ${opening.coldUntil} else turn.at end`,
+      coldHeldBy: fragment`case when l.opening then ${opening.coldHeldBy} when turn.at = p.cold_at then p.cold_held_by else 'NEW_CONTACTS_PER_DAY' end`,
     })}
     cross join lateral (select greatest(now(), hold.not_before, case when ${cold} then turn.at end) as at) allowed
     -- What is opened once a lock, or a day, is over may be opened into quiet hours: they hold it, too. After them nothing else does.

@@ -181,7 +181,7 @@ async function moveChatsOn(tx: Sql, ids: string[]): Promise<void> {
       select l.chat_id from outbox_lanes l where l.chat_id in (select chat_id from fresh) order by l.chat_id for no key update
     ), opened as (
       -- The conversation is open: what waits there needs no budget, and an answer no daytime.
-      update outbox_lanes l set cold = false, last_inbound_at = greatest(l.last_inbound_at, f.inbound_at)
+      update outbox_lanes l set cold = false, opening = false, last_inbound_at = greatest(l.last_inbound_at, f.inbound_at)
       from lane join fresh f on f.chat_id = lane.chat_id where l.chat_id = lane.chat_id
     )
     update chats c set unread_count = c.unread_count + f.unread, archived = c.archived and not f.news,

@@ -15,6 +15,8 @@ export interface TakenOut {
   /** How often it was queued again although nobody could know whether the try before had worked. */
   doubts: number
   cold: boolean
+  /** When it was counted as a conversation opened, if it was. */
+  countedAt: Date | null
 }
 
 /**
@@ -46,7 +48,7 @@ export const enqueuing = ({
     on conflict (chat_id) do update
     set waiting = outbox_lanes.waiting + excluded.waiting,
         due_at = case when outbox_lanes.waiting = 0 then excluded.due_at else outbox_lanes.due_at end
-    returning chat_id, due_at, cold, last_inbound_at
+    returning chat_id, due_at, cold, opening, last_inbound_at
   )`
 
 /**
@@ -55,7 +57,7 @@ export const enqueuing = ({
  */
 export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
   gone as (
-    delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.doubts, o.cold
+    delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.doubts, o.cold, o.counted_at
   ), freed as (
     update outbox_lanes l
     set waiting = l.waiting - g.n,
@@ -66,7 +68,7 @@ export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
           -- It waits for the sake of its first message: what leaves from behind that one changes nothing.
           when exists (select from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.id + 0 < g.first) or g.first is null then l.due_at
           else now() end,
-        cold = l.cold and not g.sent
+        cold = l.cold and not g.sent, opening = l.opening and not g.sent
     from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent,
         min(id) filter (where state <> 'z') as first from ${lanes} group by chat_id) g
     where l.chat_id = g.chat_id

@@ -143,8 +143,15 @@ export const joinHold = (of: Waiting) => fragment`
           case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by
         offset 0) w) w) hold`
 
-/** Until when `p` opens no conversation, if not now. */
-export const coldUntil = fragment`case when p.cold_at > now() then p.cold_at end`
+/**
+ * What holds the messages of lane `l` as openings of a conversation: whether they are such, until when `p` opens none, if not now, and why. One that was counted, and is
+ * tried again, needs no budget; a lock holds it all the same.
+ */
+export const opening = {
+  cold: fragment`(l.cold or l.opening)`,
+  coldUntil: fragment`case when l.opening and p.locked_at > now() then p.locked_at when not l.opening and p.cold_at > now() then p.cold_at end`,
+  coldHeldBy: fragment`case when l.opening then p.locked_by else p.cold_held_by end`,
+}
 
 /** A lock does not shorten what holds new conversations already, and is still there when that is over. */
 const lockedUntil = (until: Fragment, by: string) => fragment`
@@ -186,21 +193,25 @@ export async function countColdRefusal(
 /** The messages that were to open these conversations did not: the next ones are first ones again, unless they have met meanwhile. */
 export async function keepClosed(tx: Sql, chatIds: string[]): Promise<void> {
   await tx`
-    update outbox_lanes l set cold = true from chats c
+    update outbox_lanes l set cold = true, opening = false from chats c
     where l.chat_id = any(${chatIds}::uuid[]) and c.id = l.chat_id and c.last_inbound_at is null and c.contacted_at is null and not c.is_group`
 }
 
 /** A message to this chat has arrived after all: what is sent there next opens no conversation. */
 export async function keepOpen(tx: Sql, chatId: string): Promise<void> {
-  await tx`update outbox_lanes set cold = false where chat_id = ${chatId}`
+  await tx`update outbox_lanes set cold = false, opening = false where chat_id = ${chatId}`
 }
 
-/** A conversation that was counted today was not opened, and WhatsApp has seen nothing of it. */
-export async function giveBackOpening(tx: Sql, sessionId: string): Promise<void> {
+/** A conversation that was counted then was not opened, and WhatsApp has seen nothing of it: when that was today, another may be. */
+export async function giveBackOpening(
+  tx: Sql,
+  sessionId: string,
+  countedAt: Date | null,
+): Promise<void> {
   await tx`
-    update wa_session_pacing
+    update wa_session_pacing p
     set new_contacts = new_contacts - 1, ${onlyLocked(fragment`cold_held_by = 'NEW_CONTACTS_PER_DAY'`)}
-    where session_id = ${sessionId} and new_on = (now() at time zone time_zone)::date and new_contacts > 0`
+    where session_id = ${sessionId} and new_on = ${today} and new_on = ${dayOf(fragment`${countedAt}::timestamptz`)} and new_contacts > 0`
 }
 
 interface PacingRow extends Omit<Pacing, 'quietHours'> {

@@ -140,6 +140,45 @@ void t.test('a first message that is tried again is still the first', async (t) 
   t.match(await next(), { cold: false }, 'she has written meanwhile')
 })
 
+void t.test('a lock holds a first message that is tried again, the budget does not', async (t) => {
+  const { sql, lane, queue, next, body, read, receive, dry } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [a1] = await queue(text(ada, 'a1'))
+  await putBack(sql, lane, (await next(budget))!, { delayMs: 0 })
+  const again = (await next(budget))!
+  t.equal(body(again), 'a1', 'it was counted')
+  const until = new Date(Date.now() + 2 * hour)
+  await lockReachOut(sql, lane.id, until)
+  await putBack(sql, lane, again, { delayMs: 0 })
+  t.equal(await next(), undefined)
+  const held = { heldBy: 'REACHOUT_LOCKED', notBefore: until }
+  t.match(await read(a1!.id), held)
+  t.match(await dry(ada), held, 'and so does what is to follow it')
+  await sql`update wa_session_pacing set locked_at = now()`
+  t.match(await read(a1!.id), { heldBy: null })
+  t.match(await dry(ada), { heldBy: null })
+  await lockReachOut(sql, lane.id, until)
+  await receive(ada, 'hello')
+  t.match(await read(a1!.id), { heldBy: null })
+  t.match(await next(), { messageId: a1!.id, opens: false }, 'she has opened it')
+})
+
+void t.test('what was counted yesterday is not given back today', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next } = await rig(t)
+  const [a1] = await queue(text(ada, 'a1'))
+  await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
+  await sql`update wa_session_pacing set new_on = new_on - 1`
+  await sql`update outbox set counted_at = counted_at - interval '1 day'`
+  await queue(text(bob, 'b1'))
+  await next()
+  await sql`update outbox_lanes set due_at = now() where due_at < 'infinity'`
+  const again = (await next())!
+  t.match(again, { messageId: a1!.id, opens: false })
+  await giveUp(sql, lane, again, { status: 'failed', code: 'NUMBER_NOT_ON_WHATSAPP', message: '' })
+  const { state } = (await findPacing(sql, workspaceId, sessionId))!
+  t.equal(state.newContactsToday, 1, 'the conversation with Bob')
+})
+
 void t.test('who is not on WhatsApp is a stranger, and costs no budget', async (t) => {
   const { sql, workspaceId, sessionId, lane, queue, next, body, read } = await rig(t)
   const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
