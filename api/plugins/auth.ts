@@ -27,7 +27,12 @@ export type Access = 'public' | keyof typeof rules
 const everybody: readonly Role[] = ['owner', 'admin', 'agent']
 const leaders: readonly Role[] = ['owner', 'admin']
 
-/** Without a scope a route is for people only. */
+interface Rule {
+  roles: readonly Role[]
+  /** Without one a route is for people only. */
+  scope?: Scope
+}
+
 const rules = {
   self: { roles: everybody },
   read: { roles: everybody, scope: 'read' },
@@ -35,7 +40,7 @@ const rules = {
   operate: { roles: everybody, scope: 'manage' },
   manage: { roles: leaders, scope: 'manage' },
   admin: { roles: leaders },
-} satisfies Record<string, { roles: readonly Role[]; scope?: Scope }>
+} satisfies Record<string, Rule>
 
 /** Who calls, and by what they showed it. */
 export type Caller = ProfileRow & {
@@ -201,22 +206,27 @@ export default fp(
   { name: 'auth', dependencies: ['errors', 'cookies'] },
 )
 
+/** Whether somebody may call routes of this access, and do what is reserved for who may. */
+export function may(user: Caller, access: Exclude<Access, 'public'>): boolean {
+  const { roles, scope }: Rule = rules[access]
+  if (!roles.includes(user.role)) return false
+  return !user.apiKey || (scope !== undefined && user.apiKey.scopes.includes(scope))
+}
+
 function assertAllowed(user: Caller, access: Exclude<Access, 'public'>): void {
-  const { roles, scope }: { roles: readonly Role[]; scope?: Scope } = rules[access]
+  if (may(user, access)) return
+  const { roles, scope }: Rule = rules[access]
   if (!roles.includes(user.role)) {
     throw new AppError(403, 'FORBIDDEN', `This is for ${roles.join(' and ')} only.`)
   }
-  if (!user.apiKey) return
   if (scope === undefined) throw new AppError(403, 'FORBIDDEN', 'This is for people, not for keys.')
-  if (!user.apiKey.scopes.includes(scope)) {
-    throw new AppError(403, 'FORBIDDEN', `The key lacks the scope "${scope}".`)
-  }
+  throw new AppError(403, 'FORBIDDEN', `The key lacks the scope "${scope}".`)
 }
 
 /** What the documentation says of who may call. */
 export function describeAccess(access: Access): string {
   if (access === 'public') return 'Open to everybody.'
-  const { roles, scope }: { roles: readonly Role[]; scope?: Scope } = rules[access]
+  const { roles, scope }: Rule = rules[access]
   const people = roles.length === everybody.length ? 'everybody of the workspace' : roles.join(', ')
   return `For ${people}; ${scope === undefined ? 'not for API keys' : `API keys need the scope \`${scope}\``}.`
 }

@@ -5,6 +5,7 @@ import { changeContact, findContact, listContacts } from '../../shared/contacts.
 import type { Contact, ContactChanges } from '../../shared/contacts.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import { mergeContacts, unmerge } from '../../shared/identities.ts'
+import { may } from '../plugins/auth.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { byId, pageOf, paging, text, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
@@ -107,7 +108,7 @@ export const contacts: Routes = async (app) => {
     async (request) => {
       const { user, params, body } = request
       const { reason, ...wanted } = body
-      if (wanted.optedOut === false && user.role === 'agent') {
+      if (wanted.optedOut === false && !may(user, 'manage')) {
         throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may take back an opt-out.')
       }
       return sql.begin(async (tx) => {

@@ -7,6 +7,7 @@ import type { Message, MessageAction, MessageRow } from '../../shared/messages.t
 import { cancel, editQueued, retry } from '../../shared/outbound.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
+import { may } from '../plugins/auth.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { byId, visibleText } from '../plugins/joi.ts'
@@ -193,7 +194,7 @@ export const messages: Routes = async (app) => {
         throw new AppError(409, 'NOT_EDITABLE', 'Only texts and captions of our own can be edited.')
       }
       // The reason was given for that text.
-      if (row.optOutOverride !== null && user.role === 'agent')
+      if (row.optOutOverride !== null && !may(user, 'manage'))
         throw new AppError(
           403,
           'FORBIDDEN',

@@ -3,6 +3,7 @@ import { findChat } from '../../shared/chats.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import { createNote, deleteNote, editNote, existingNote, listNotes } from '../../shared/notes.ts'
 import type { Note } from '../../shared/notes.ts'
+import { may } from '../plugins/auth.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
@@ -109,7 +110,7 @@ export const notes: Routes = async (app) => {
     async ({ user, params }, reply) => {
       const key = { workspaceId: user.workspaceId, chatId: params.id, id: params.noteId }
       const { author } = await existingNote(sql, key)
-      if (author?.id !== user.id && user.role === 'agent') throw notYours()
+      if (author?.id !== user.id && !may(user, 'manage')) throw notYours()
       await deleteNote(sql, key)
       return reply.code(204).send()
     },

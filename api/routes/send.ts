@@ -13,11 +13,12 @@ import type { MediaRow } from '../../shared/media.ts'
 import { notReady } from '../../shared/media-store.ts'
 import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
 import type { NewMessage, Refusal } from '../../shared/outbound.ts'
-import type { Role } from '../../shared/profiles.ts'
 import { existingTemplate, renderTemplate } from '../../shared/templates.ts'
 import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { findSession, someSessions } from '../../shared/wa-sessions.ts'
 import { actorOf } from '../plugins/audit.ts'
+import { may } from '../plugins/auth.ts'
+import type { Caller } from '../plugins/auth.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { judged, levels, rowOfMany, uuid, visibleText } from '../plugins/joi.ts'
@@ -143,7 +144,7 @@ const draft = {
     .min(3)
     .max(500)
     .description(
-      'Why it is sent although the recipient has opted out; for owners and admins. The audit log keeps it, as `message.opt_out_overridden`',
+      'Why it is sent although the recipient has opted out; for owners and admins, and API keys with the scope `manage`. The audit log keeps it, as `message.opt_out_overridden`',
     ),
 }
 
@@ -228,7 +229,7 @@ export const sending: Routes = async (app) => {
       const { workspaceId } = user
       if (query.dryRun) {
         const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-        const draft = await draftOf(lookUps(sql, workspaceId), body, user.role)
+        const draft = await draftOf(lookUps(sql, workspaceId), body, user)
         const foreseen = await foresee(sql, workspaceId, { sessionId, ...draft }, config)
         if (!foreseen) throw notFound('Session')
         return reply.code(200).send(foreseen)
@@ -241,7 +242,7 @@ export const sending: Routes = async (app) => {
           sentBy: user.id,
           requestId: id,
           by: actorOf(request),
-          messages: [await draftOf(lookUps(tx, workspaceId), body, user.role)],
+          messages: [await draftOf(lookUps(tx, workspaceId), body, user)],
         })
         if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
         return { statusCode: 202, body: outcome!.message }
@@ -277,12 +278,7 @@ export const sending: Routes = async (app) => {
       const { workspaceId } = user
       await app.answerOnce(request, reply, async (tx) => {
         const sessionId = await sessionToSend(tx, workspaceId, body.sessionId)
-        const { indexes, messages, rejected } = await draftsOf(
-          tx,
-          workspaceId,
-          body.messages,
-          user.role,
-        )
+        const { indexes, messages, rejected } = await draftsOf(tx, workspaceId, body.messages, user)
         const by = actorOf(request)
         const submission = { workspaceId, sessionId, sentBy: user.id, requestId: id, by, messages }
         return { statusCode: 202, body: await acceptBatch(tx, submission, indexes, rejected) }
@@ -318,14 +314,14 @@ async function refused(
 }
 
 /** What the rows of a batch say; those that are wrong are told by their place. */
-async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Role) {
+async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], caller: Caller) {
   const rejected: RejectedRow[] = []
   const indexes: number[] = []
   const messages: NewMessage[] = []
   const pointedAt = lookUps(sql, workspaceId)
   for (const [index, given] of rows.entries()) {
     try {
-      messages.push(await draftOf(pointedAt, judged(row, given), role))
+      messages.push(await draftOf(pointedAt, judged(row, given), caller))
       indexes.push(index)
     } catch (error) {
       if (!(error instanceof AppError)) throw error
@@ -336,10 +332,12 @@ async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], role: Ro
 }
 
 /** What a draft says, with what it only points at. Throws an AppError. */
-async function draftOf(pointedAt: LookUps, given: Draft, role: Role): Promise<NewMessage> {
+async function draftOf(pointedAt: LookUps, given: Draft, caller: Caller): Promise<NewMessage> {
   const { to, quotedMessageId, ifLastMessageId, mentions, sendAt, optOutOverride } = given
-  if (optOutOverride !== undefined && role === 'agent') {
-    throw new AppError(403, 'FORBIDDEN', 'Only owners and admins may override an opt-out.')
+  if (optOutOverride !== undefined && !may(caller, 'manage')) {
+    const sentence =
+      'Only owners and admins, and keys of theirs with the scope "manage", may override an opt-out.'
+    throw new AppError(403, 'FORBIDDEN', sentence)
   }
   if (sendAt) checkTime(sendAt)
   return {

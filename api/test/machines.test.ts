@@ -156,3 +156,37 @@ void t.test('each key has rate limits of its own', async (t) => {
   t.strictSame([await send(keys[0]!), await send(keys[0]!), await send(keys[0]!)], [400, 400, 429])
   t.equal(await send(keys[1]!), 400)
 })
+
+void t.test(
+  'a key does what is reserved for those in charge only with the scope "manage"',
+  async (t) => {
+    const { call } = await signIn(it)
+    await call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
+    const note = { to: '12025550100', message: 'hi' }
+    const first = await call('POST', '/api/whatsapp/send', note)
+    const { chatId } = first.json<{ chatId: string }>()
+    const chat = await call('GET', `/api/chats/${chatId}`)
+    const contact = `/api/contacts/${chat.json<{ contactId: string }>().contactId}`
+    const override = { ...note, optOutOverride: 'a recall, by law' }
+    t.equal((await call('PATCH', contact, { optedOut: true })).statusCode, 200)
+    const done = await call('POST', '/api/whatsapp/send', override)
+    const message = `/api/messages/${done.json<{ id: string }>().id}`
+    for (const [scopes, status] of [
+      [['send'], 403],
+      [['send', 'manage'], 202],
+    ] as const) {
+      const made = await call('POST', '/api/api-keys', { name: 'bot', scopes })
+      const headers = { 'x-api-key': made.json<{ key: string }>().key }
+      const asked = async (method: 'POST' | 'PATCH', url: string, body: object) =>
+        (await it.app.inject({ method, url, headers, body })).statusCode
+      t.equal(await asked('POST', '/api/whatsapp/send', override), status)
+      t.equal(
+        await asked('POST', '/api/whatsapp/send?dryRun=true', override),
+        status === 403 ? 403 : 200,
+      )
+      t.equal(await asked('PATCH', message, { message: 'ho' }), status === 403 ? 403 : 200)
+      const back = { optedOut: false, reason: 'asked for it on the phone' }
+      t.equal(await asked('PATCH', contact, back), status === 403 ? 403 : 200)
+    }
+  },
+)
