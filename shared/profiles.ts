@@ -67,7 +67,11 @@ export async function createProfile(
     return row!
   } catch (error) {
     if (violated(error) !== 'profiles_email') throw error
-    throw new AppError(409, 'EMAIL_TAKEN', 'An account with this e-mail address exists already.')
+    throw new AppError(
+      409,
+      'EMAIL_TAKEN',
+      'An account with this e-mail address exists already: sign in to it.',
+    )
   }
 }
 

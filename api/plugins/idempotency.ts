@@ -20,7 +20,8 @@ import type { KeyedRequest, StoredAnswer } from '../../shared/idempotency.ts'
 /** What work under an Idempotency-Key answers. */
 export interface Answer {
   statusCode: number
-  body: object
+  /** Null: nothing but the status. */
+  body: object | null
 }
 
 declare module 'fastify' {
@@ -201,12 +202,13 @@ async function settles(promise: Promise<unknown>, ms: number): Promise<boolean> 
 
 /** Sent as text: Fastify adds nothing to it, and the first answer is the same, to the byte, as those told again. */
 function send(reply: FastifyReply, { statusCode, body }: Omit<StoredAnswer, 'sealedWith'>): void {
+  if (body === '') return void reply.code(statusCode).send()
   void reply.code(statusCode).type('application/json; charset=utf-8').send(body)
 }
 
 const stored = ({ statusCode, body }: Answer): StoredAnswer => ({
   statusCode,
-  body: JSON.stringify(body),
+  body: body === null ? '' : JSON.stringify(body),
   sealedWith: null,
 })
 

@@ -70,11 +70,16 @@ export default fp(
 
     app.addHook('onRoute', (route) => {
       if (!route.url.startsWith('/api/')) return
-      route.schema = { querystring: Joi.object({}), ...route.schema }
+      // Without a schema Fastify lets any body pass: that of a PUT is the bytes of a file.
+      const body = route.method === 'POST' && { body: noBody }
+      route.schema = { querystring: Joi.object({}), ...body, ...route.schema }
     })
   },
   { name: 'joi' },
 )
+
+/** Of routes that declare no body. */
+export const noBody = Joi.object({}).optional()
 
 /** Everything that is wrong with a request, in all its parts. Fastify itself stops at the first part that fails. */
 export function faultsOf(request: FastifyRequest): Fault[] {

@@ -7,6 +7,7 @@ import fp from 'fastify-plugin'
 import Joi from 'joi'
 import { idempotent } from './idempotency.ts'
 import { describeAccess } from './auth.ts'
+import { noBody } from './joi.ts'
 
 type Json = Record<string, unknown>
 
@@ -62,7 +63,8 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
       },
       refResolver: { buildLocalReference: ({ $id }) => $id as string },
       transformObject: relaxBodies,
-      transform: ({ schema, url, route }) => {
+      transform: ({ schema: { body, ...rest }, url, route }) => {
+        const schema: FastifySchema = body === noBody ? rest : { ...rest, body }
         if (schema.hide) return { schema, url }
         const config = route.config ?? {}
         const parts = (['params', 'querystring', 'body', 'headers'] as const).filter(
@@ -99,6 +101,10 @@ export default fp<{ components: Record<string, Joi.AnySchema> }>(
         ...(schema.headers === idempotent && {
           409: refusal('Another request with the Idempotency-Key is still running'),
           422: refusal('The Idempotency-Key was used for another request'),
+        }),
+        ...(schema.body !== undefined && {
+          413: refusal('The body is too large'),
+          415: refusal('The body is of another type'),
         }),
         ...(config.limit !== 'none' && { 429: refusal('Too many requests') }),
       }

@@ -75,6 +75,8 @@ export const auth: Routes = async (app) => {
       config: { access: 'public', limit: 'auth' },
       schema: {
         summary: 'Found a workspace and become its owner',
+        description:
+          'Takes no `Idempotency-Key`: keys are of a workspace. It is done once all the same: repeated it is 409 `EMAIL_TAKEN`, and whoever missed the first answer signs in.',
         tags,
         body: registration,
         response: { 201: signedIn, 403: errorBody, 409: errorBody },

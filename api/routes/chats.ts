@@ -6,6 +6,7 @@ import { AppError, notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 import { label } from './labels.ts'
@@ -196,21 +197,26 @@ export const chats: Routes = async (app) => {
         summary: 'Mark a chat as read, here and on WhatsApp',
         tags,
         params: byId,
+        headers: idempotent,
         response: { 202: nothing },
       },
     },
-    async ({ user, params }, reply) => {
-      await sql.begin(async (tx) => {
-        await ask(tx, user.workspaceId, params.id, { kind: 'seen', payload: {} }).catch(
-          (error: unknown) => {
-            // Here it is read all the same.
-            if (!(error instanceof AppError) || error.code !== 'SESSION_GONE') throw error
-          },
-        )
-        await markRead(tx, user.workspaceId, params.id)
-      })
+    async (request, reply) => {
+      const { user, params } = request
+      await app.answerOnce(request, reply, (on) =>
+        on.begin(async (tx) => {
+          await ask(tx, user.workspaceId, params.id, { kind: 'seen', payload: {} }).catch(
+            (error: unknown) => {
+              // Here it is read all the same.
+              if (!(error instanceof AppError) || error.code !== 'SESSION_GONE') throw error
+            },
+          )
+          await markRead(tx, user.workspaceId, params.id)
+          return { statusCode: 202, body: null }
+        }),
+      )
       sql.nudge('awfar_outbox')
-      return reply.code(202).send(null)
+      return reply
     },
   )
 
@@ -224,15 +230,20 @@ export const chats: Routes = async (app) => {
           'WhatsApp takes it off by itself after 25 s. It is of no use later: what cannot be shown within 30 s is dropped.',
         tags,
         params: byId,
+        headers: idempotent,
         body: Joi.object<{ on: boolean }, true>({ on: Joi.boolean().default(true) }).optional(),
         response: { 202: nothing },
       },
     },
-    async ({ user, params, body }, reply) => {
+    async (request, reply) => {
+      const { user, params, body } = request
       const payload = { on: body?.on ?? true }
-      await ask(sql, user.workspaceId, params.id, { kind: 'typing', payload })
+      await app.answerOnce(request, reply, async (on) => {
+        await ask(on, user.workspaceId, params.id, { kind: 'typing', payload })
+        return { statusCode: 202, body: null }
+      })
       sql.nudge('awfar_outbox')
-      return reply.code(202).send(null)
+      return reply
     },
   )
 }

@@ -6,6 +6,7 @@ import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { knownNumber } from '../../shared/wa-numbers.ts'
 import { existingSession } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
+import { idempotent } from '../plugins/idempotency.ts'
 import { uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { sessionToSend } from './send.ts'
@@ -19,7 +20,7 @@ interface Check {
   phone: string
 }
 
-const check = Joi.object<Check, true>({
+const wanted = Joi.object<Check, true>({
   sessionId: uuid().description('May be left out when the workspace has one session'),
   phone: Joi.string()
     .max(64)
@@ -47,7 +48,8 @@ export const numbers: Routes = async (app) => {
         description:
           'What was asked lately is answered from memory: 30 days when it is there, 24 hours when it is not.',
         tags: ['contacts'],
-        body: check,
+        headers: idempotent,
+        body: wanted,
         response: {
           200: Joi.object({
             exists: Joi.boolean().required(),
@@ -56,42 +58,51 @@ export const numbers: Routes = async (app) => {
               .required()
               .description('Its address there, which may differ from the number'),
           }),
+          404: errorBody,
           409: errorBody,
+          422: errorBody,
         },
       },
     },
-    async ({ user, body }) => {
-      const { workspaceId } = user
-      const sessionId = await sessionToSend(sql, workspaceId, body.sessionId)
-      const known = await knownNumber(sql, workspaceId, body.phone)
-      if (known) return { exists: known.waId !== null, waId: known.waId }
-      const session = await existingSession(sql, workspaceId, sessionId)
-      if (session.status !== 'WORKING') {
-        throw new AppError(
-          409,
-          'SESSION_NOT_READY',
-          `Session "${session.name}" is ${session.status}: it cannot ask WhatsApp.`,
-        )
-      }
-      const id = await askAction(
-        sql,
-        { workspaceId, sessionId },
-        { kind: 'check_number', payload: { phone: body.phone } },
-      )
-      sql.nudge('awfar_outbox')
-      const deadline = performance.now() + answerMs
-      while (performance.now() < deadline) {
-        const answer = await actionAnswer(sql, workspaceId, id)
-        if (answer?.result) return answer.result
-        if (answer)
-          throw new AppError(
-            409,
-            answer.errorCode ?? 'CHECK_FAILED',
-            `WhatsApp could not be asked: ${answer.errorMessage ?? 'unknown'}`,
-          )
-        await sleep(100)
-      }
-      throw new AppError(409, 'SESSION_NOT_READY', 'No worker has answered in time.')
+    async (request, reply) => {
+      const { workspaceId } = request.user
+      await app.answerLongWorkOnce(request, reply, async () => {
+        return { statusCode: 200, body: await check(workspaceId, request.body) }
+      })
+      return reply
     },
   )
+
+  async function check(workspaceId: string, { sessionId, phone }: Check) {
+    const asking = await sessionToSend(sql, workspaceId, sessionId)
+    const known = await knownNumber(sql, workspaceId, phone)
+    if (known) return { exists: known.waId !== null, waId: known.waId }
+    const session = await existingSession(sql, workspaceId, asking)
+    if (session.status !== 'WORKING') {
+      throw new AppError(
+        409,
+        'SESSION_NOT_READY',
+        `Session "${session.name}" is ${session.status}: it cannot ask WhatsApp.`,
+      )
+    }
+    const id = await askAction(
+      sql,
+      { workspaceId, sessionId: asking },
+      { kind: 'check_number', payload: { phone } },
+    )
+    sql.nudge('awfar_outbox')
+    const deadline = performance.now() + answerMs
+    while (performance.now() < deadline) {
+      const answer = await actionAnswer(sql, workspaceId, id)
+      if (answer?.result) return answer.result
+      if (answer)
+        throw new AppError(
+          409,
+          answer.errorCode ?? 'CHECK_FAILED',
+          `WhatsApp could not be asked: ${answer.errorMessage ?? 'unknown'}`,
+        )
+      await sleep(100)
+    }
+    throw new AppError(409, 'SESSION_NOT_READY', 'No worker has answered in time.')
+  }
 }

@@ -269,6 +269,7 @@ export const sending: Routes = async (app) => {
             accepted: Joi.number().integer().required(),
             rejected,
           }),
+          404: errorBody,
           422: errorBody,
         },
       },

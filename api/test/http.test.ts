@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { once } from 'node:events'
 import { connect as dial } from 'node:net'
@@ -147,6 +148,25 @@ void t.test(
     ]) {
       const answer = await post('{"admin":true}', type)
       t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), type)
+    }
+  },
+)
+
+void t.test(
+  'what a route knows nothing of is refused, also by one that takes no body',
+  async (t) => {
+    const { token } = await signIn(it)
+    const headers = { authorization: `Bearer ${token}` }
+    for (const [method, url] of [
+      ['POST', `/api/messages/${randomUUID()}/retry`],
+      ['POST', '/api/auth/logout-all'],
+    ] as const) {
+      const answer = await it.app.inject({ method, url, headers, body: { optOutOverride: 'law' } })
+      t.match(answer.json(), errorShape(400, 'VALIDATION_FAILED'), url)
+      for (const body of [{}, undefined]) {
+        const taken = await it.app.inject({ method, url, headers, ...(body && { body }) })
+        t.not(taken.statusCode, 400, url)
+      }
     }
   },
 )
@@ -463,6 +483,14 @@ void t.test('the OpenAPI document is complete', async (t) => {
   }
   const references = [...answer.body.matchAll(/"\$ref":"#\/components\/schemas\/(\w+)"/g)]
   t.ok(references.every(([, name]) => name! in document.components.schemas))
+  for (const [path, codes] of Object.entries({
+    '/api/whatsapp/send': ['400', '404', '409', '413', '415', '422'],
+    '/api/whatsapp/send/bulk': ['400', '404', '409', '413', '422'],
+    '/api/whatsapp/check-number': ['400', '404', '409', '413', '422'],
+  }))
+    for (const code of codes)
+      t.ok(document.paths[path]?.post?.responses[code], `${path} documents ${code}`)
+  t.equal(document.paths['/api/messages/{id}/retry']?.post?.requestBody, undefined)
   t.equal(document.paths['/api/auth/logout']?.post?.requestBody?.required, false)
   t.equal(document.paths['/api/auth/login']?.post?.requestBody?.required, true)
 

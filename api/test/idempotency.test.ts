@@ -507,9 +507,6 @@ const exempt: Record<string, string> = {
   '/api/users/:id/2fa/reset': 'reset twice is reset',
   '/api/contacts/:id/unmerge': 'what was taken apart cannot be once more',
   '/api/contacts/:id/merge': 'one person is one person',
-  '/api/chats/:id/seen': 'seen twice is seen',
-  '/api/chats/:id/typing': 'of the moment: an answer of a minute ago would be no answer',
-  '/api/whatsapp/check-number': 'asks, and changes nothing',
   '/api/templates/:id/preview': 'it writes nothing',
   '/api/uploads/confirm': 'it may be repeated as it is',
 }
@@ -542,6 +539,8 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
     url: `/api/messages/${messageId}/reaction`,
     body: { emoji: '👍' },
   }),
+  '/api/chats/:id/seen': ({ chatId }) => ({ url: `/api/chats/${chatId}/seen` }),
+  '/api/chats/:id/typing': ({ chatId }) => ({ url: `/api/chats/${chatId}/typing` }),
   '/api/messages/:id/retry': ({ cancelledId }) => ({ url: `/api/messages/${cancelledId}/retry` }),
   ...Object.fromEntries(
     ['start', 'stop', 'restart', 'logout'].map((command) => [
@@ -553,6 +552,7 @@ const samples: Record<string, (ids: Samples) => { url?: string; body?: object }>
 
 /** Shown to be answered once by a test of their own: they wait for a worker, or take a form. */
 const shownElsewhere = [
+  '/api/whatsapp/check-number',
   `${sessions}/:id/pairing-code`,
   '/api/upload/media',
   '/api/webhooks/:id/rotate-secret',

@@ -265,7 +265,10 @@ void t.test('an inbound message can be reacted to, not changed', async (t) => {
     (await call('DELETE', `/api/messages/${id}?forEveryone=true`)).json(),
     errorShape(409, 'NOT_REVOCABLE'),
   )
-  t.match((await call('POST', `/api/messages/${id}/retry`)).json(), errorShape(404, 'NOT_FOUND'))
+  t.match(
+    (await call('POST', `/api/messages/${id}/retry`)).json(),
+    errorShape(409, 'NOT_RETRYABLE'),
+  )
   t.equal((await call('POST', `/api/messages/${id}/reaction`, { emoji: '❤️' })).statusCode, 202)
 })
 
@@ -567,15 +570,25 @@ void t.test('a number that was asked for lately is answered from memory', async 
   t.match((await check('12025550102')).json(), errorShape(409, 'SESSION_NOT_READY'))
 })
 
-void t.test('a number nobody remembers is asked of a worker', async (t) => {
-  const { call, sessionId } = await withSession()
+void t.test('a number nobody remembers is asked of a worker, under one key once', async (t) => {
+  const { token, sessionId } = await withSession()
   await working(sessionId)
-  const asked = call('POST', '/api/whatsapp/check-number', { phone: to })
+  const ask = async (phone: string) =>
+    it.app.inject({
+      ...{ method: 'POST', url: '/api/whatsapp/check-number', body: { phone } },
+      headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'asked-once' },
+    })
+  const asked = ask(to)
   for (;;) {
     const answered = await it.sql`
       update wa_actions set done_at = now(), result = '{"exists": true, "waId": "12025550101@c.us"}'
       where session_id = ${sessionId} and kind = 'check_number' and done_at is null returning id`
     if (answered.length > 0) break
   }
-  t.strictSame((await asked).json(), { exists: true, waId: '12025550101@c.us' })
+  const first = await asked
+  t.strictSame(first.json(), { exists: true, waId: '12025550101@c.us' })
+  const again = await ask(to)
+  t.equal(again.headers['idempotency-replayed'], 'true')
+  t.equal(again.body, first.body)
+  t.match((await ask('12025550102')).json(), errorShape(422, 'IDEMPOTENCY_KEY_REUSED'))
 })
