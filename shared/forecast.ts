@@ -1,7 +1,7 @@
-import { homeOf } from './chat-homes.ts'
+import { joinHome } from './chat-homes.ts'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
-import { isGroup, phoneOf } from './wa-id.ts'
+import { isGroup } from './wa-id.ts'
 import { chatInHand, dayOf, joinHold, mayOpen, moment, opening, quietUntilAt } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
@@ -103,13 +103,10 @@ export async function foresee(
       hold.held_by, hold.not_before
     from wa_sessions s
     left join wa_session_pacing p on p.session_id = s.id
-    cross join lateral (
-      select coalesce(${homeOf({ workspaceId: fragment`s.workspace_id`, sessionId: fragment`s.id` }, waChatId)}, ${waChatId}) as wa_chat_id) home
-    left join chats c on c.session_id = s.id and c.wa_chat_id = home.wa_chat_id
+    ${joinHome({ workspaceId: fragment`s.workspace_id`, sessionId: fragment`s.id` }, fragment`${waChatId}::text`)}
     left join outbox_lanes l on l.chat_id = c.id
-    left join contacts a on a.workspace_id = s.workspace_id and a.wa_id = ${waChatId}
-    left join contacts k on k.id = coalesce(a.merged_into, a.id)
-    left join wa_numbers n on n.workspace_id = s.workspace_id and n.phone = ${phoneOf(waChatId)?.slice(1)}
+    left join wa_numbers n on n.workspace_id = s.workspace_id and coalesce(c.canonical_wa_id, home.wa_chat_id) like '%@c.us'
+      and n.phone = split_part(coalesce(c.canonical_wa_id, home.wa_chat_id), '@', 1)
       and n.checked_at > now() - interval '24 hours'
     cross join lateral (select ${chatInHand} as chat_id) hand
     cross join lateral (

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { auditing } from './audit-log.ts'
 import type { Actor } from './audit-log.ts'
-import { homeOf } from './chat-homes.ts'
+import { joinHome } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
 import { violated } from './db-errors.ts'
@@ -15,10 +15,10 @@ import { findMessage, findMessages, mediaColumn, messageHold, messageResource } 
 import type { Message, MessageRow } from './messages.ts'
 import { enqueuing, takeBack } from './outbox.ts'
 import { closeActions } from './wa-actions.ts'
-import { isGroup, keyIdOf, phoneOf } from './wa-id.ts'
+import { isGroup, keyIdOf } from './wa-id.ts'
 
 export interface NewMessage {
-  /** As parseRecipient() answers it. The message goes to the chat there is for it, which may have another address of the same person. */
+  /** As parseRecipient() answers it. The message goes to the chat there is for it, or is opened, which may have another address of the same person: see joinHome(). */
   waChatId: string
   content: MessageContent
   mentions?: string[]
@@ -124,7 +124,7 @@ export const isQuotable = (
 ) => fragment`
   (${quoted}::uuid is null or exists (
     select from messages q join chats c on c.id = q.chat_id
-    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId}))`
+    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and ${waChatId} in (c.wa_chat_id, c.canonical_wa_id)))`
 
 /** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
 export const guard = (
@@ -187,7 +187,7 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
           ${guards ? guard(fragment`i.last`, where) : fragment`null`}) as refusal
       from unnest(
         ${ids}::uuid[], ${messages.map(({ waChatId }) => waChatId)}::text[],
-        ${messages.map(({ waChatId }) => phoneOf(waChatId))}::text[], ${messages.map(({ waChatId }) => isGroup(waChatId))}::boolean[],
+        ${messages.map(({ waChatId }) => isGroup(waChatId))}::boolean[],
         ${columns.map(({ type }) => type)}::text[], ${columns.map(({ body }) => body)}::text[],
         ${columns.map(({ content }) => content && JSON.stringify(content))}::jsonb[], ${columns.map(({ mediaId }) => mediaId)}::uuid[],
         ${messages.map(({ mentions = [] }) => JSON.stringify(mentions))}::jsonb[],
@@ -196,18 +196,18 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
         ${messages.map(({ sendAt }) => sendAt?.toISOString() ?? null)}::timestamptz[],
         ${messages.map(({ optOutOverride }) => optOutOverride ?? null)}::text[], ${ids.map(keyIdOf)}::text[],
         ${fresh.map((message) => JSON.stringify(message))}::jsonb[]
-      ) with ordinality i(id, address, phone, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
+      ) with ordinality i(id, address, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
       cross join session
-      cross join lateral (select coalesce(${homeOf({ workspaceId, sessionId }, fragment`i.address`)}, i.address) as wa_chat_id) home
-      left join contacts a on a.workspace_id = ${workspaceId} and a.wa_id = i.address
-      left join contacts k on k.id = coalesce(a.merged_into, a.id)
+      ${joinHome({ workspaceId: fragment`${workspaceId}::uuid`, sessionId: fragment`session.id` }, fragment`i.address`)}
     ), target as (
       -- In one order, so that two batches to the same people wait for each other instead of for ever.
-      select wa_chat_id, max(phone) as phone, bool_or(is_group) as is_group, (array_agg(id order by ord desc))[1] as last_id
+      select wa_chat_id, bool_or(is_group) as is_group, (array_agg(id order by ord desc))[1] as last_id
       from input where refusal is null group by wa_chat_id order by wa_chat_id
     ), contact as (
       insert into contacts (workspace_id, session_id, wa_id, phone, lid)
-      select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, phone, case when wa_chat_id like '%@lid' then wa_chat_id end from target
+      select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, case when wa_chat_id like '%@c.us' then '+' || split_part(wa_chat_id, '@', 1) end,
+        case when wa_chat_id like '%@lid' then wa_chat_id end
+      from target
       where not is_group and not exists (select from chats c where c.session_id = ${sessionId} and c.wa_chat_id = target.wa_chat_id)
       on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
       returning coalesce(merged_into, id) as id, wa_id

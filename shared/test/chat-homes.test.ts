@@ -2,10 +2,10 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { putBack } from '../claims.ts'
 import { foresee } from '../forecast.ts'
-import { learnPerson } from '../identities.ts'
+import { learnPerson, unmerge } from '../identities.ts'
 import { accept } from '../outbound.ts'
 import { lockReachOut } from '../pacing.ts'
-import { redirectChat } from '../wa-numbers.ts'
+import { learnNumber, redirectChat } from '../wa-numbers.ts'
 import { ada, atOnce, rig, text } from './outbox-rig.ts'
 
 const lid = '9990001@lid'
@@ -64,3 +64,86 @@ void t.test('a number and the one WhatsApp has for it are one chat, in one order
     await confirm(claimed!)
   }
 })
+
+void t.test(
+  'what is written to an address is not sent before what waits in its own chat',
+  async (t) => {
+    const { sql, lane, queue, next, body, confirm } = await rig(t)
+    const [b1] = await queue(text(canonical, 'b1'))
+    await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
+    const [a1] = await queue(text(dialled, 'a1'))
+    t.not(a1!.chatId, b1!.chatId, 'nobody knows yet')
+    const claimed = (await next())!
+    await learnNumber(sql, lane, dialled.split('@')[0]!, canonical)
+    await redirectChat(sql, lane, claimed.chatId, canonical)
+    await confirm(claimed)
+    const [b2, b3] = await queue(
+      text(canonical, 'b2'),
+      text(dialled, 'b3', { quotedMessageId: a1!.id }),
+    )
+    for (const later of [b2, b3]) t.equal(later!.chatId, b1!.chatId)
+    t.equal(await next(), undefined)
+    await sql`update outbox_lanes set due_at = now()`
+    t.equal(body(await next()), 'b1')
+  },
+)
+
+void t.test('the number a check has told is written to, whatever is dialled', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, receive } = await rig(t)
+  await learnNumber(sql, lane, dialled.split('@')[0]!, canonical)
+  const [first] = await queue(text(dialled, 'Olá'))
+  t.match(first, { waChatId: canonical })
+  t.match((await queue(text(canonical, 'Olá')))[0], { chatId: first!.chatId })
+  await receive(canonical, 'Oi')
+  t.equal((await sql`select from chats`).length, 1)
+  t.match(await sql`select phone from contacts`, [{ phone: '+553187654321' }])
+
+  await receive(canonical, 'STOP')
+  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: dialled }, atOnce), {
+    chatId: first!.chatId,
+    blockedBy: ['RECIPIENT_OPTED_OUT'],
+  })
+  await t.rejects(queue(text(dialled, 'x')), { message: 'RECIPIENT_OPTED_OUT' })
+})
+
+void t.test('who has opted out in a chat is refused at all that leads there', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue } = await rig(t)
+  const [first] = await queue(text(dialled, 'Olá'))
+  await redirectChat(sql, lane, first!.chatId, canonical)
+  const [chat] = await sql<{ contactId: string }>`select contact_id from chats`
+  await unmerge(sql, workspaceId, chat!.contactId, async () => {})
+  await sql`update contacts set opted_out = true where id = (select contact_id from chats)`
+  for (const waChatId of [dialled, canonical]) {
+    const foreseen = await foresee(sql, workspaceId, { sessionId, waChatId }, atOnce)
+    t.match(foreseen, { chatId: first!.chatId, blockedBy: ['RECIPIENT_OPTED_OUT'] })
+    await t.rejects(queue(text(waChatId, 'x')), { message: 'RECIPIENT_OPTED_OUT' })
+  }
+})
+
+void t.test(
+  'both addresses of somebody are one chat, also when it is opened at both',
+  async (t) => {
+    const { sql, lane, queue, receive } = await rig(t)
+    await learnPerson(sql, lane, { addresses: [ada, lid], source: 'page', at: new Date() })
+    const messages = await queue(text(lid, 'one'), text(ada, 'two'), text(lid, 'three'))
+    for (const message of messages) t.equal(message.waChatId, ada)
+
+    const [bob, bobsLid] = ['12025550102@c.us', '9990002@lid']
+    await learnPerson(sql, lane, { addresses: [bob, bobsLid], source: 'page', at: new Date() })
+    await Promise.all([queue(text(bobsLid, 'one')), queue(text(bob, 'two'))])
+    t.match(await sql`select wa_chat_id from chats order by wa_chat_id`, [
+      { waChatId: ada },
+      { waChatId: bob },
+    ])
+
+    // Who is dialled under a third address has two all the same.
+    await redirectChat(sql, lane, (await queue(text(dialled, 'Olá')))[0]!.chatId, canonical)
+    await learnPerson(sql, lane, {
+      addresses: [canonical, '9990003@lid'],
+      source: 'page',
+      at: new Date(),
+    })
+    await receive('9990003@lid', 'Oi')
+    t.equal((await sql`select from chats`).length, 3)
+  },
+)
