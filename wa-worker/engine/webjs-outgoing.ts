@@ -153,7 +153,10 @@ export function refusalOf({ errorCode, lockedUntil }: PageReceipt): Refusal {
   if (errorCode !== 463) return { code: 'REFUSED_BY_WHATSAPP' }
   return {
     code: 'REACHOUT_LOCKED',
-    ...(lockedUntil !== undefined && { until: new Date(lockedUntil * 1_000) }),
+    // Whether the page counts seconds or milliseconds is not known for certain; as seconds, milliseconds lie millennia ahead.
+    ...(lockedUntil !== undefined && {
+      until: new Date(lockedUntil < 1e11 ? lockedUntil * 1_000 : lockedUntil),
+    }),
   }
 }
 
