@@ -7,21 +7,18 @@ import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Attachment, Attachments } from './attachments.ts'
-import { retryBackoff } from './backoff.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, OutgoingContent } from './engine/engine.ts'
+import { beforeLookUp, onAbsence, onFailure, outcomeUnknown } from './rulings.ts'
+import type { Limits, Ruling } from './rulings.ts'
 
-export interface DeliveryOptions {
+export interface DeliveryOptions extends Limits {
   sql: Sql
   log: Logger
   acks: Pick<AckBook, 'record'>
   attachments: Pick<Attachments, 'fetch'>
   /** Whether this worker can still be sure of the session's lease, by its own clock; asked right before each send. */
   ownsLease: (sessionId: string) => boolean
-  /** Tries that fail before a message is given up. */
-  maxAttempts: number
-  /** Times the page may break down over a message. */
-  maxCrashes: number
 }
 
 /** A session that is connected, and what it is connected by. */
@@ -48,15 +45,14 @@ export class Delivery {
   async send(line: Line, message: FreshlyClaimed): Promise<Outcome> {
     const { acks, log, ownsLease } = this.#options
     const { session, engine } = line
-    if (message.optedOut)
-      return this.#refuse(line, message, { ...recipientOptedOut, unasked: true })
-    let unasked = true
+    if (message.optedOut) return this.#refuse(line, message, recipientOptedOut)
+    let asked = false
     let attachment: Attachment | undefined
     try {
       const chatId = await this.#address(line, message)
-      if (chatId === null) {
-        return await this.#refuse(line, message, { ...notOnWhatsApp, unasked })
-      }
+      if (chatId === null) return await this.#refuse(line, message, notOnWhatsApp)
+      // Where it goes it is looked for afterwards.
+      message.waChatId = chatId
       if ('mediaId' in message.content) {
         attachment = await this.#options.attachments.fetch(message.workspaceId, message.content)
       }
@@ -71,13 +67,13 @@ export class Delivery {
         (message.cold || message.typing || attachment) &&
         (await hasOptedOut(this.#options.sql, message))
       )
-        return await this.#refuse(line, message, { ...recipientOptedOut, unasked })
+        return await this.#refuse(line, message, recipientOptedOut)
       // A process that was stopped between its claim and this line wakes up in a world where the session may be somebody else's: it stays
       // claimed, and its owner looks it up.
       if (!ownsLease(session.id)) throw new LeaseLost(message.sessionId)
       const { keyId, mentions, quoted } = message
       const content = attachment?.content ?? (message.content as OutgoingContent)
-      unasked = false
+      asked = true
       const receipt = await engine.send({
         chatId,
         keyId,
@@ -90,7 +86,7 @@ export class Delivery {
       return receipt.ack === 0 ? 'handed' : 'acked'
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
-      return this.#failed(line, message, error, unasked)
+      return this.#carryOut(line, message, onFailure(message, error, asked, this.#options), error)
     } finally {
       await attachment?.remove()
     }
@@ -98,12 +94,14 @@ export class Delivery {
 
   /**
    * Finds out what became of a message that was claimed before, and records it: confirmed, back in the queue, or given up. `unsettled` when the
-   * engine cannot tell now.
+   * engine cannot tell now. One that the page broke down over too often is given up without asking.
    */
   async settle(line: Line, message: Claimed): Promise<Outcome> {
     const { acks, log } = this.#options
     const { session, engine } = line
     const { waChatId: chatId, keyId } = message
+    const hopeless = beforeLookUp(message, this.#options)
+    if (hopeless) return this.#carryOut(line, message, hopeless)
     try {
       const receipt = await engine.find({ chatId, keyId })
       if (receipt === null) return await this.#absent(line, message)
@@ -117,15 +115,25 @@ export class Delivery {
     }
   }
 
+  /** WhatsApp does not know the message. */
+  async #absent(line: Line, message: Claimed): Promise<Outcome> {
+    const policy = message.sameLogin
+      ? 'reconcile_then_resend_same_id'
+      : await unknownPolicy(this.#options.sql, message.workspaceId)
+    return this.#carryOut(line, message, onAbsence(message, policy, this.#options))
+  }
+
   /** The engine broke down with the message in its hands: the message may be why. */
   async blame({ session }: Line, message: Claimed): Promise<void> {
     await countCrash(this.#options.sql, session, message)
   }
 
   /** WhatsApp has had the message for long and does not confirm it: nobody can say whether it will arrive. An ack that still comes counts. */
-  async giveUpUnconfirmed({ session }: Line, message: Claimed): Promise<void> {
-    await giveUp(this.#options.sql, session, message, { status: 'unknown', ...outcomeUnknown })
-    this.#options.log.error('message never confirmed', fieldsOf(message, {}))
+  async giveUpUnconfirmed(line: Line, message: Claimed): Promise<void> {
+    await this.#carryOut(line, message, {
+      is: 'end',
+      ending: { status: 'unknown', ...outcomeUnknown },
+    })
   }
 
   /** Where the message goes; null when nobody is there. Strangers are looked up first: WhatsApp punishes sending to numbers it does not have. */
@@ -151,80 +159,36 @@ export class Delivery {
     return known.waId === null || known.waId.endsWith('@c.us') ? known.waId : waChatId
   }
 
-  async #failed(
-    line: Line,
-    message: FreshlyClaimed,
-    error: EngineError,
-    unasked: boolean,
+  /** Has a ruling done. `error`: what led to it. */
+  async #carryOut(
+    { session }: Line,
+    message: Claimed,
+    ruling: Ruling,
+    error?: EngineError,
   ): Promise<Outcome> {
-    const { sql, log, maxAttempts } = this.#options
-    const { session } = line
-    const { code } = error
-    const ending = { code, message: error.message, unasked }
-    const fields = fieldsOf(message, { code, certainty: error.certainty, error })
-    if (error.certainty === 'unknown') {
+    const { sql, log } = this.#options
+    if (ruling.is === 'end') {
+      const { status, code } = ruling.ending
+      await giveUp(sql, session, message, ruling.ending)
+      log[status === 'unknown' ? 'error' : 'warn'](
+        'message given up',
+        fieldsOf(message, { status, code, error }),
+      )
+      return 'over'
+    }
+    const fields = fieldsOf(message, { certainty: error?.certainty, code: error?.code, error })
+    if (ruling.is === 'lookUp') {
       log.warn('outcome of a message unknown', fields)
       return 'unsettled'
     }
-    if (error.certainty === 'permanent') return this.#refuse(line, message, ending)
-    if (code === 'SESSION_NOT_READY' || code === 'MODULE_MISSING') {
-      await putBack(sql, session, message, { delayMs: 0, forgiven: true })
-      log.warn('session cannot send', fields)
-      return code === 'MODULE_MISSING' ? 'crippled' : 'offline'
-    }
-    if (code === 'MEDIA_STORE_UNAVAILABLE') {
-      // No fault of the message, however long it lasts.
-      await putBack(sql, session, message, { delayMs: storeDelayMs, forgiven: true })
-      log.warn('media store away, message waits', fields)
-      return 'over'
-    }
-    if (message.attempts >= maxAttempts) return this.#refuse(line, message, ending)
-    await putBack(sql, session, message, { delayMs: retryBackoff(message.attempts) })
-    log.warn('message not sent, will be tried again', fields)
-    return 'over'
+    await putBack(sql, session, message, ruling.back)
+    log.warn('message not sent, queued again', { ...fields, ...ruling.back })
+    return ruling.outcome
   }
 
-  /** WhatsApp does not know the message. */
-  async #absent(line: Line, message: Claimed): Promise<Outcome> {
-    const { sql, log, maxAttempts, maxCrashes } = this.#options
-    const { session } = line
-    const { attempts, crashes, doubts } = message
-    if (crashes >= maxCrashes) {
-      return this.#refuse(line, message, {
-        code: 'PAGE_CRASHED',
-        message: `WhatsApp Web broke down ${crashes} times over this message.`,
-      })
-    }
-    // Deaths of workers count here too, which are seldom a message's fault: hence the longer rope.
-    if (attempts >= 2 * maxAttempts) {
-      return this.#refuse(line, message, {
-        code: 'ATTEMPTS_EXHAUSTED',
-        message: `Not sent after ${attempts} attempts.`,
-      })
-    }
-    // The login it was sent by is not the one that was asked: that one has its word for it only where it was not sent at all.
-    const doubted = !message.sameLogin
-    if (
-      doubted &&
-      (doubts > 0 || (await unknownPolicy(sql, message.workspaceId)) === 'at_most_once')
-    ) {
-      await giveUp(sql, session, message, { status: 'unknown', ...outcomeUnknown })
-      log.error('outcome of a message unknown for good', fieldsOf(message, {}))
-      return 'over'
-    }
-    await putBack(sql, session, message, { delayMs: crashes > 1 ? suspectDelayMs : 0, doubted })
-    log.info('message had not gone out, queued again', fieldsOf(message, { doubted }))
-    return 'over'
-  }
-
-  async #refuse(
-    { session }: Line,
-    message: Claimed,
-    ending: Omit<Ending, 'status'>,
-  ): Promise<Outcome> {
-    await giveUp(this.#options.sql, session, message, { status: 'failed', ...ending })
-    this.#options.log.warn('message given up', fieldsOf(message, { code: ending.code }))
-    return 'over'
+  #refuse(line: Line, message: Claimed, why: { code: string; message: string }): Promise<Outcome> {
+    const ending: Ending = { status: 'failed', unasked: true, ...why }
+    return this.#carryOut(line, message, { is: 'end', ending })
   }
 }
 
@@ -237,16 +201,6 @@ const notOnWhatsApp = {
   code: 'NUMBER_NOT_ON_WHATSAPP',
   message: 'This number is not on WhatsApp.',
 }
-
-const outcomeUnknown = {
-  code: 'OUTCOME_UNKNOWN',
-  message: 'Nobody can know whether this was sent. Ask the recipient, or send it again.',
-}
-
-/** A message the page broke down over twice lets the others go first. */
-const suspectDelayMs = 15_000
-
-const storeDelayMs = 10_000
 
 /** As a person would take to write it, within reason: 40 ms a character, from one to eight seconds. */
 const typingMs = ({ content }: Claimed) =>

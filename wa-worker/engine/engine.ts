@@ -298,7 +298,8 @@ export class EngineError extends Error {
   readonly code: string
 
   constructor(certainty: Certainty, code: string, message: string, options?: ErrorOptions) {
-    super(message, options)
+    // What a page throws may hold what Postgres does not store.
+    super(message.replaceAll('\0', ''), options)
     this.name = 'EngineError'
     this.certainty = certainty
     this.code = code
