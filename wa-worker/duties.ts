@@ -66,9 +66,9 @@ export class Duties {
     await this.#deps.receiver.killed(engine)
   }
 
-  /** A message is in flight. */
-  get isSending(): boolean {
-    return this.#deps.sender.isBusy(this.#session.id)
+  /** The engine has a message in its hands, which is blamed should it break down now. */
+  get hasMessage(): boolean {
+    return this.#deps.sender.hasInHand(this.#session.id)
   }
 
   /** It could send, and has nothing in flight. */

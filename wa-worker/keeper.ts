@@ -415,7 +415,7 @@ export class Keeper {
     this.clearTimers()
     const { status } = this.#state
     // What broke over a message is the message's affair, and it gets few tries: the session owes nobody a longer pause for that.
-    const overMessage = status === 'WORKING' && this.#duties.isSending
+    const overMessage = status === 'WORKING' && this.#duties.hasMessage
     void this.#idle('broken')
     if (!overMessage) this.#failures += 1
     const exhausted = this.#failures >= this.#deps.maxStarts

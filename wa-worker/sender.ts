@@ -26,7 +26,7 @@ export interface SenderOptions {
   pollMs?: number
   /** How long a session waits for the server's ack before it turns to another chat; the ack still counts when it comes later. */
   ackWaitMs?: number
-  /** How long a message may stay unconfirmed before it is looked up again. */
+  /** How long a message may stay unconfirmed before it is looked up again, and how long a session waits for one that cannot be looked up before it turns to another chat. */
   unconfirmedMs?: number
   /** How long until the session itself is suspected. */
   stalledMs?: number
@@ -49,6 +49,10 @@ interface OpenLane extends Line {
   broken: boolean
   /** What was left claimed is looked up: nothing is, but what this lane knows of. */
   settled: boolean
+  /** When what stays unconfirmed is looked up again, by the clock of performance.now(). */
+  sweepAt: number
+  /** The message its engine has in its hands: should it break down now, that may be why. */
+  inHand: Claimed | undefined
   onTrouble: OnTrouble
   /** Every wait of the lane; rung by an ack and by close(). */
   pause: Wake
@@ -69,8 +73,8 @@ export class Sender {
   readonly #closing = new Map<string, Promise<void>>()
   /** Lanes that wait for an ack, by the message's id. */
   readonly #awaited = new Map<string, OpenLane>()
-  /** Messages that have made their session suspect once. */
-  readonly #stuck = new Set<string>()
+  /** Messages that have made their session suspect once and are still unconfirmed, by the session's id. */
+  readonly #stuck = new Map<string, Set<string>>()
   readonly #wake = new Wake()
   /** Sessions that may have something to send: a claim costs what it asks for. */
   readonly #asked = new Set<string>()
@@ -102,6 +106,8 @@ export class Sender {
       engine,
       broken: false,
       settled: false,
+      sweepAt: performance.now() + this.#options.unconfirmedMs,
+      inHand: undefined,
       openedAt: performance.now(),
       closing: false,
       onTrouble,
@@ -139,6 +145,11 @@ export class Sender {
     await work
   }
 
+  /** Whether its engine has a message in its hands, which is blamed should it break down now. */
+  hasInHand(sessionId: string): boolean {
+    return this.#lanes.get(sessionId)?.inHand !== undefined
+  }
+
   /** Whether the session has a message in flight. */
   isBusy(sessionId: string): boolean {
     return this.#lanes.get(sessionId)?.work !== undefined
@@ -164,8 +175,7 @@ export class Sender {
 
   /** Sends until stop() is called. */
   async run(): Promise<void> {
-    const { sql, log, pollMs, unconfirmedMs } = this.#options
-    let sweepAt = Date.now() + unconfirmedMs
+    const { sql, log, pollMs } = this.#options
     let pollAt = performance.now()
     while (!this.#stopped) {
       try {
@@ -177,10 +187,6 @@ export class Sender {
         if (polling && (await releaseScheduled(sql)) > 0) this.nudge()
       } catch (error) {
         log.error('claim failed', { error })
-      }
-      if (Date.now() >= sweepAt) {
-        this.#sweep()
-        sweepAt = Date.now() + unconfirmedMs
       }
       await this.#wake.wait(Math.max(0, pollAt - performance.now()))
     }
@@ -197,10 +203,14 @@ export class Sender {
     this.#askAll = false
     this.#asked.clear()
     const isTold = ({ session }: OpenLane) => all || asked.has(session.id)
-    // With each poll: what could not be looked up cannot now either, unless some time has passed.
-    if (all || polling)
-      for (const lane of this.#idle())
-        if (!lane.settled) this.#occupy(lane, () => this.#settleLeft(lane))
+    for (const lane of this.#idle()) {
+      // With each poll: what could not be read from the database cannot now either, unless some time has passed.
+      if (!lane.settled) {
+        if (all || polling) this.#occupy(lane, () => this.#settleLeft(lane))
+      }
+      // Before it is given the next message: one that always has a next one has no better time.
+      else if (performance.now() >= lane.sweepAt) this.#occupy(lane, () => this.#sweep(lane))
+    }
     // Who is at work, or has to keep a pace, is asked after that; of what nobody tells, a later poll will know.
     for (const lane of this.#lanes.values())
       if (isTold(lane)) lane.askAgain ||= lane.work !== undefined || lane.pacer !== undefined
@@ -246,13 +256,14 @@ export class Sender {
     return inHand
   }
 
-  /** Looks up what has been unconfirmed for long: acks get lost. */
-  #sweep(): void {
-    for (const lane of this.#idle()) {
-      this.#occupy(lane, async () => {
-        await this.#settleAll(lane, this.#options.unconfirmedMs)
-        await this.#checkLag(lane)
-      })
+  /** Looks up what has been unconfirmed for long, once: acks get lost. */
+  async #sweep(lane: OpenLane): Promise<void> {
+    const { unconfirmedMs } = this.#options
+    try {
+      await this.#settleAll(lane, unconfirmedMs, 0)
+      await this.#checkLag(lane)
+    } finally {
+      lane.sweepAt = performance.now() + unconfirmedMs
     }
   }
 
@@ -263,11 +274,14 @@ export class Sender {
       for (const message of await this.#unconfirmed(lane, unknownMs))
         await this.#delivery.giveUpUnconfirmed(lane, message)
     }
-    const stuck = await this.#unconfirmed(lane, stalledMs)
-    const news = stuck.filter(({ messageId }) => !this.#stuck.has(messageId))
-    if (news.length === 0 || lane.closing) return
-    for (const { messageId } of news) this.#stuck.add(messageId)
-    log.warn('messages stay unconfirmed', { sessionId: lane.session.id, messages: stuck.length })
+    const { id } = lane.session
+    const stuck = (await this.#unconfirmed(lane, stalledMs)).map(({ messageId }) => messageId)
+    if (lane.closing) return
+    const before = this.#stuck.get(id)
+    if (stuck.length === 0) this.#stuck.delete(id)
+    else this.#stuck.set(id, new Set(stuck))
+    if (stuck.every((messageId) => before?.has(messageId))) return
+    log.warn('messages stay unconfirmed', { sessionId: id, messages: stuck.length })
     lane.onTrouble('ACKS_STALLED')
   }
 
@@ -287,6 +301,9 @@ export class Sender {
   #occupy(lane: OpenLane, work: () => Promise<void>, more = true): void {
     lane.askAgain = more
     lane.work = work()
+      .then(() =>
+        lane.broken && lane.inHand ? this.#delivery.blame(lane, lane.inHand) : undefined,
+      )
       .catch((error: unknown) => {
         lane.askAgain = true
         const fields = { sessionId: lane.session.id, error }
@@ -294,6 +311,7 @@ export class Sender {
         else this.#options.log.error('lane stalled', fields)
       })
       .then(() => {
+        lane.inHand = undefined
         lane.work = undefined
         // Before its pace lets it go on there is nothing to claim.
         if (lane.askAgain && !lane.pacer) this.nudge([lane.session.id])
@@ -306,14 +324,16 @@ export class Sender {
     // Before the send: the ack may come before send() resolves.
     this.#awaited.set(message.keyId, lane)
     try {
+      lane.inHand = message
       const outcome = await this.#delivery.send(lane, message)
+      if (outcome !== 'unsettled') lane.inHand = undefined
       // It may be in the queue again.
       if (outcome !== 'acked' && outcome !== 'handed') lane.askAgain = true
       if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
-      // The lane goes no further before it is known. An engine that broke closes the lane, and the next one settles it.
+      // An engine that broke closes the lane, and the next one settles it.
       if (outcome === 'unsettled') {
-        await this.#settleLater(lane, message)
-        if (lane.broken) await this.#delivery.blame(lane, message)
+        await this.#pause(lane)
+        await this.#settle(lane, message, performance.now() + this.#options.unconfirmedMs)
       }
       if (outcome === 'crippled') lane.onTrouble('MODULE_MISSING')
       if (outcome === 'offline' || outcome === 'crippled')
@@ -325,23 +345,36 @@ export class Sender {
 
   /** Settles what an earlier owner left, or a claim that failed. */
   async #settleLeft(lane: OpenLane): Promise<void> {
-    await this.#settleAll(lane, 0)
+    await this.#settleAll(lane, 0, performance.now() + this.#options.unconfirmedMs)
     lane.settled = true
   }
 
-  /** Settles what is claimed in this lane, oldest first, since at least `olderThanMs`. */
-  async #settleAll(lane: OpenLane, olderThanMs: number): Promise<void> {
-    for (const message of await this.#unconfirmed(lane, olderThanMs)) {
-      if (lane.closing) return
-      if ((await this.#delivery.settle(lane, message)) === 'unsettled')
-        await this.#settleLater(lane, message)
-    }
+  /** Settles what is claimed in this lane, oldest first, since at least `olderThanMs`; as long as #settle(). */
+  async #settleAll(lane: OpenLane, olderThanMs: number, until: number): Promise<void> {
+    for (const message of await this.#unconfirmed(lane, olderThanMs))
+      await this.#settle(lane, message, until)
   }
 
-  async #settleLater(lane: OpenLane, message: Claimed): Promise<void> {
-    while (!lane.closing) {
-      await lane.pause.wait(Math.min(1_000, this.#options.unconfirmedMs))
-      if (!lane.closing && (await this.#delivery.settle(lane, message)) !== 'unsettled') return
-    }
+  /**
+   * Looks a message up until it is known what became of it, at least once, and for as long as until `until`: then the session goes on with its other chats, as it does without an ack, and each
+   * sweep looks again.
+   */
+  async #settle(lane: OpenLane, message: Claimed, until: number): Promise<void> {
+    do {
+      if (lane.closing) return
+      lane.inHand = message
+      if ((await this.#delivery.settle(lane, message)) !== 'unsettled') {
+        lane.inHand = undefined
+        return
+      }
+      await this.#pause(lane)
+    } while (performance.now() < until)
+    // It was not what broke the engine: that would have shown by now.
+    if (!lane.closing) lane.inHand = undefined
+  }
+
+  /** Before a message is looked up again; an engine that broke down over it shows meanwhile. */
+  #pause(lane: OpenLane): Promise<void> {
+    return lane.pause.wait(Math.min(1_000, this.#options.unconfirmedMs))
   }
 }

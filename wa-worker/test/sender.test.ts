@@ -1,6 +1,7 @@
-import { randomUUID } from 'node:crypto'
+import { randomInt, randomUUID } from 'node:crypto'
 import t from 'tap'
 import type { Test } from 'tap'
+import { claim } from '../../shared/claims.ts'
 import type { Db, Tag } from '../../shared/db.ts'
 import { createLogger } from '../../shared/logger.ts'
 import { accept } from '../../shared/outbound.ts'
@@ -9,7 +10,7 @@ import { AckBook } from '../ack-book.ts'
 import { EngineError } from '../engine/engine.ts'
 import { Sender } from '../sender.ts'
 import { until } from './waiting.ts'
-import { givenSession } from './worker.ts'
+import { givenSession, noPacing } from './worker.ts'
 
 /** A message that waits for its time. */
 interface Scheduled {
@@ -25,6 +26,10 @@ interface Rig {
   sent: number[]
   submit: (...messages: (string | Scheduled)[]) => Promise<unknown>
   open: () => void
+  /** Claims what waits, as a worker does that dies then. */
+  leave: () => Promise<unknown>
+  /** What became of the first message. */
+  first: () => Promise<{ status: string; code: string | null }>
 }
 
 /** A sender of one session whose engine takes everything. It polls so seldom that it must be told, if not said otherwise. */
@@ -36,8 +41,10 @@ async function rig(
     answers = (claimed) => claimed,
     begin = (sql) => sql.begin.bind(sql),
     onSend = () => 1,
+    onFind = () => Promise.resolve(null),
     minGapMs = 0,
     pollMs = 60_000,
+    ...times
   }: {
     onClaim?: () => Promise<void> | void
     /** Called when a claim is through. */
@@ -47,8 +54,12 @@ async function rig(
     begin?: (sql: Db) => Db['begin']
     /** The ack a send is answered with. */
     onSend?: (keyId: string) => number | Promise<number>
+    /** What a look-up is answered with. */
+    onFind?: Parameters<Sender['open']>[1]['find']
     minGapMs?: number
     pollMs?: number
+    unconfirmedMs?: number
+    unknownMs?: number
   },
 ): Promise<Rig> {
   const { sql } = await testDb(t)
@@ -70,27 +81,28 @@ async function rig(
     log: createLogger('test', { level: 'error', stdout: false }),
     acks: new AckBook(sql),
     attachments: { fetch: () => Promise.reject(new Error('there are no attachments')) },
-    pacing: {
-      WA_SEND_MIN_GAP_MS: minGapMs,
-      WA_SEND_JITTER_MS: 0,
-      WA_SENDS_PER_MINUTE: 0,
-      WA_NEW_CONTACTS_PER_DAY: 0,
-      WA_TYPING: false,
-    },
+    pacing: { ...noPacing, WA_SEND_MIN_GAP_MS: minGapMs },
     pollMs,
     ackWaitMs: 1_000,
+    ...times,
   })
   const engine: Parameters<Sender['open']>[1] = {
     async send({ chatId, keyId }) {
       sent.push(performance.now())
       return { waMessageId: `true_${chatId}_${keyId}`, ack: await onSend(keyId) }
     },
-    find: () => Promise.resolve(null),
+    find: onFind,
     typing: () => Promise.resolve(),
     checkNumber: (phone) => Promise.resolve({ exists: true, waId: `${phone}@c.us` }),
   }
-  const open = () =>
-    sender.open({ id: sessionId, workspaceId, fence: 1, worker: 'w' }, engine, () => {})
+  const session = { id: sessionId, workspaceId, fence: 1, worker: 'w' }
+  const open = () => sender.open(session, engine, () => {})
+  const leave = () => claim(sql, 'w', [session], noPacing)
+  const first = async () => {
+    const [row] = await sql<{ status: string; code: string | null }>`
+      select status, error_code as code from messages order by seq limit 1`
+    return row!
+  }
   const submit = (...given: (string | Scheduled)[]) =>
     accept(sql, {
       workspaceId,
@@ -113,7 +125,7 @@ async function rig(
     await sender.close(sessionId)
     await running
   })
-  return { sql, sessionId, sender, sent, submit, open }
+  return { sql, sessionId, sender, sent, submit, open, leave, first }
 }
 
 void t.test('a session is asked for its next message when its pace lets it', async (t) => {
@@ -197,6 +209,85 @@ void t.test('what was looked up in vain is sent again', async (t) => {
   sender.nudge([sessionId])
   await until('it is sent again', () => sent.length === 2)
   t.pass('without a poll')
+})
+
+void t.test('a message that cannot be looked up holds up no other chat', async (t) => {
+  const { sender, sessionId, sent, submit, first } = await rig(t, {
+    onSend() {
+      if (sent.length > 1) return 1
+      throw new EngineError('unknown', 'SEND_TIMEOUT', 'No answer.')
+    },
+    onFind: () => Promise.reject(new EngineError('unknown', 'FIND_FAILED', 'no such chat')),
+    pollMs: 50,
+    unconfirmedMs: 200,
+    unknownMs: 1_500,
+  })
+  await submit('1')
+  sender.nudge([sessionId])
+  await until('a try', () => sent.length === 1)
+  await submit('2')
+  sender.nudge([sessionId])
+  await until('the other chat', () => sent.length === 2)
+  await until('the end', async () => (await first()).status === 'unknown')
+  t.match(await first(), { code: 'OUTCOME_UNKNOWN' })
+})
+
+void t.test('nor does one that was left by another worker', async (t) => {
+  const { sender, sessionId, sent, submit, open, leave } = await rig(t, {
+    onFind: () => Promise.reject(new EngineError('unknown', 'FIND_FAILED', 'no such chat')),
+    unconfirmedMs: 200,
+  })
+  await sender.close(sessionId)
+  await submit('1')
+  await leave()
+  await submit('2')
+  open()
+  await until('the other chat', () => sent.length === 1)
+  t.pass()
+})
+
+void t.test('an ack that was lost is looked for however much there is to send', async (t) => {
+  let lost: string | undefined
+  const { sender, sessionId, submit, first } = await rig(t, {
+    async onSend(keyId) {
+      lost ??= keyId
+      // There is always one more.
+      await submit(randomInt(1e9).toString())
+      sender.nudge([sessionId])
+      return keyId === lost ? 0 : 1
+    },
+    onFind: ({ chatId, keyId }) =>
+      Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 1 }),
+    unconfirmedMs: 300,
+  })
+  await submit('1', '2')
+  sender.nudge([sessionId])
+  await until('it is found', async () => (await first()).status === 'sent')
+  t.pass()
+})
+
+void t.test('a page that breaks down over look-ups alone is not restarted for ever', async (t) => {
+  let looked = 0
+  const { sender, sessionId, submit, open, leave, first } = await rig(t, {
+    onFind() {
+      looked += 1
+      return Promise.reject(new EngineError('unknown', 'BROWSER_GONE', 'Target closed.'))
+    },
+  })
+  await sender.close(sessionId)
+  await submit('1')
+  await leave()
+  for (let round = 1; round <= 4; round += 1) {
+    open()
+    await until('a look-up', () => looked === round)
+    t.ok(sender.hasInHand(sessionId), 'the session is not to blame')
+    await sender.close(sessionId, 'broken')
+  }
+  open()
+  await until('the end', async () => (await first()).status === 'unknown')
+  t.match(await first(), { code: 'PAGE_CRASHED' })
+  t.equal(looked, 4)
+  t.notOk(sender.hasInHand(sessionId))
 })
 
 void t.test('what was put back without a word is sent again', async (t) => {
