@@ -214,6 +214,31 @@ export async function giveBackOpening(
     where session_id = ${sessionId} and new_on = ${today} and new_on = ${dayOf(fragment`${countedAt}::timestamptz`)} and new_contacts > 0`
 }
 
+/**
+ * The session has another number: whoever knew the one before is a stranger to it, and what that one had opened, was locked for, or had behind it in years is not its own.
+ * Holds the session's row before it locks chats and lanes, as whoever receives does.
+ */
+export async function beginWarmUp(tx: Sql, sessionId: string): Promise<void> {
+  await tx`
+    with chat as (
+      select id from chats where session_id = ${sessionId} and (last_inbound_at is not null or contacted_at is not null)
+      order by wa_chat_id for no key update
+    )
+    update chats c set last_inbound_at = null, contacted_at = null from chat where c.id = chat.id`
+  // After the chats: whoever accepts into one holds it until its lane is there.
+  await tx`
+    with lane as (
+      select l.chat_id, c.is_group from outbox_lanes l join chats c on c.id = l.chat_id
+      where l.session_id = ${sessionId} order by l.chat_id for no key update of l
+    )
+    update outbox_lanes l set cold = not lane.is_group, opening = false, last_inbound_at = null from lane where l.chat_id = lane.chat_id`
+  await tx`
+    update wa_session_pacing
+    set number_since = null, new_on = null, new_contacts = 0, cold_refusals = 0,
+        cold_at = '-infinity', cold_held_by = null, locked_at = '-infinity', locked_by = null
+    where session_id = ${sessionId}`
+}
+
 interface PacingRow extends Omit<Pacing, 'quietHours'> {
   quietFrom: string | null
   quietTo: string | null

@@ -1,6 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
+import { beginWarmUp } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 import { sessionResource } from './wa-sessions.ts'
 import type { SessionRequest, SessionRow, SessionStatus } from './wa-sessions.ts'
@@ -51,7 +52,7 @@ export async function writeTransition(
   await sql.begin(async (tx) => {
     // What the API wishes, it writes with this row held: the statement below must see it all.
     if (stops) await tx`select from wa_sessions where id = ${session.id} for no key update`
-    const [row] = await tx<SessionRow>`
+    const [row] = await tx<SessionRow & { waIdBefore: string | null }>`
       update wa_sessions
       set status = ${to}, reason = ${reason}, since = now(),
           desired_state = case when ${stops} and not exists (
@@ -62,8 +63,9 @@ export async function writeTransition(
           ${account ? accountColumns(account) : fragment``}
           ${linking.includes(to) ? fragment`, ${nextLogin}` : fragment``}
       where id = ${session.id} and fence = ${session.fence}
-      returning *`
+      returning *, (select b.wa_id from wa_sessions b where b.id = wa_sessions.id) as wa_id_before`
     if (!row) throw new LeaseLost(session.id)
+    if (row.waIdBefore !== null && row.waIdBefore !== row.waId) await beginWarmUp(tx, session.id)
     await tx`
       insert into wa_session_history (workspace_id, session_id, from_status, to_status, reason, detail, worker)
       values (${session.workspaceId}, ${session.id}, ${from}, ${to}, ${reason}, ${detail}, ${session.worker})`

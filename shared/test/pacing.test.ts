@@ -7,6 +7,7 @@ import { accept } from '../outbound.ts'
 import { releaseScheduled } from '../outbox.ts'
 import { findPacing, lockReachOut, setPacing } from '../pacing.ts'
 import type { Pacing, PacingConfig } from '../pacing.ts'
+import { writeTransition } from '../wa-session-transitions.ts'
 import { ada, atOnce, bob, cleo, noPace, rig, stranger, text } from './outbox-rig.ts'
 
 const hour = 3_600_000
@@ -236,6 +237,43 @@ void t.test('three refused strangers in a row are taken for a lock', async (t) =
   const [held] = await queue(text(stranger(), 'hi'))
   t.equal(await next(), undefined)
   t.match(await read(held!.id), { heldBy: 'REACHOUT_SUSPECTED' })
+})
+
+void t.test('to another number everybody is a stranger, and its warm-up begins', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, confirm, receive, pace } = await rig(t)
+  const works = (waId: string) =>
+    writeTransition(
+      sql,
+      { ...lane, worker: 'test' },
+      {
+        ...{ from: 'STARTING', to: 'WORKING', reason: null },
+        account: { waId, lid: null, phone: null, pushName: null },
+      },
+    )
+  await works('12025559998@c.us')
+  const group = '120363000000000001@g.us'
+  await queue(text(ada, 'a1'), text(group, 'g1'))
+  for (let claimed = await next(); claimed; claimed = await next()) await confirm(claimed)
+  await receive(bob, 'hello')
+  await pace({ numberSince: '2020-01-01', typing: true })
+  await lockReachOut(sql, sessionId, null)
+  const isCold = async (to: string) => {
+    const [sent] = await queue(text(to, 'x'))
+    const claimed = await next()
+    t.equal(claimed?.messageId, sent!.id)
+    await confirm(claimed!)
+    return claimed!.cold
+  }
+  await works('12025559998@c.us')
+  t.strictSame([await isCold(ada), await isCold(group)], [false, false], 'it is the same number')
+
+  await works('12025559999@c.us')
+  t.match(await findPacing(sql, workspaceId, sessionId), {
+    ...{ numberSince: null, typing: true },
+    state: { newContactsToday: 0, newContactsHeldBy: null },
+  })
+  t.strictSame([await isCold(ada), await isCold(bob), await isCold(group)], [true, true, false])
+  t.equal(await isCold(ada), false, 'now it has written to her')
 })
 
 void t.test('a lock of WhatsApp’s outlasts a larger budget', async (t) => {
