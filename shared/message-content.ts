@@ -1,3 +1,6 @@
+/** The longest text WhatsApp takes, in characters. */
+export const longestText = 65_536
+
 /** What a message says. Stored with the message as it is, and handed to the engine as it is stored. */
 export type MessageContent =
   TextContent | LocationContent | ContactContent | PollContent | MediaContent

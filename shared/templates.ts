@@ -2,6 +2,7 @@ import { fragment } from './db.ts'
 import { violated } from './db-errors.ts'
 import type { Sql } from './db.ts'
 import { AppError, notFound } from './errors.ts'
+import { longestText } from './message-content.ts'
 import { newestFirst, newestPage } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
 
@@ -22,9 +23,6 @@ export const variableName = /^[\p{L}_][\p{L}\p{M}\p{N}_]{0,63}$/u
 
 /** Names that look the same are the same: keyboards and file systems write an accented letter as one character, or as two. */
 const sameName = (name: string) => name.normalize('NFC')
-
-/** The longest text that can be sent. */
-const longest = 65_536
 
 /**
  * The pieces of a template. Braces that stand alone are text; where two of them are not those of a `{{name}}` or `{{name|fallback}}` it throws an
@@ -76,6 +74,7 @@ export function variablesOf(text: string): Variable[] {
 /**
  * The text of a template with its values, which are put in as they are: braces in them mean nothing. Variables that have neither value nor fallback
  * are named, each once, and stay as they were written. Of two values for one name the last counts, as where JSON has a key twice.
+ * Throws 422 TEMPLATE_TEXT_INVALID when they make a text that is too long to be sent.
  */
 export function render(text: string, values: Values): { body: string; missing: string[] } {
   const given = new Map(Object.entries(values).map(([name, value]) => [sameName(name), value]))
@@ -86,8 +85,22 @@ export function render(text: string, values: Values): { body: string; missing: s
     if (piece === null) missing.add(part.name)
     return piece ?? part.written
   })
+  // Before they are put together: a few kilobytes of values can make megabytes.
+  if (pieces.reduce((length, piece) => length + piece.length, 0) > longestText) {
+    throw invalid(`longer than ${longestText} characters`)
+  }
   return { body: pieces.join(''), missing: [...missing] }
 }
+
+/** What sending a template with these values would send. Throws 422 TEMPLATE_TEXT_INVALID when that is blank, or too long. */
+export function previewTemplate(template: TemplateRow, values: Values): ReturnType<typeof render> {
+  const shown = render(template.body, values)
+  if (!/\S/.test(shown.body)) throw invalid('blank')
+  return shown
+}
+
+const invalid = (what: string) =>
+  new AppError(422, 'TEMPLATE_TEXT_INVALID', `With these values the template is ${what}.`)
 
 export interface TemplateRow {
   id: string
@@ -177,11 +190,10 @@ export async function deleteTemplate(sql: Sql, workspaceId: string, id: string):
 }
 
 /**
- * The text to send. Throws 422 TEMPLATE_VARIABLE_MISSING that names every variable without value and fallback, and 422 TEMPLATE_TEXT_INVALID when the
- * values make a text that cannot be sent.
+ * The text to send. Throws 422 TEMPLATE_VARIABLE_MISSING that names every variable without value and fallback, and what previewTemplate() throws.
  */
 export function renderTemplate(template: TemplateRow, values: Values): string {
-  const { body, missing } = render(template.body, values)
+  const { body, missing } = previewTemplate(template, values)
   if (missing.length > 0) {
     throw new AppError(
       422,
@@ -191,13 +203,6 @@ export function renderTemplate(template: TemplateRow, values: Values): string {
         path: `body.template.variables.${name}`,
         message: `"${name}" is missing`,
       })),
-    )
-  }
-  if (body.length > longest || !/\S/.test(body)) {
-    throw new AppError(
-      422,
-      'TEMPLATE_TEXT_INVALID',
-      `With these values the template "${template.name}" is ${body.length > longest ? `longer than ${longest} characters` : 'blank'}.`,
     )
   }
   return body

@@ -1,9 +1,9 @@
 import Joi from 'joi'
 import { sizeLimits } from '../../shared/media-types.ts'
+import { longestText } from '../../shared/message-content.ts'
 import { passwordBytes } from '../passwords.ts'
 import { longestPage } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
-import { textLimit } from './messages.ts'
 
 const clientConfig = Joi.object({
   apiBaseUrl: Joi.string().required().description('Where the API answers'),
@@ -53,7 +53,7 @@ export const clientConfigRoutes: Routes = async (app) => {
         limits: {
           passwordMinScore: config.PASSWORD_MIN_SCORE,
           passwordMaxBytes: passwordBytes,
-          messageLength: textLimit,
+          messageLength: longestText,
           pageSize: longestPage,
           uploadBytes: sizeLimits,
         },

@@ -2,6 +2,7 @@ import Joi from 'joi'
 import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import type { MessageMedia } from '../../shared/media.ts'
+import { longestText } from '../../shared/message-content.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
 import type { Message, MessageAction, MessageRow } from '../../shared/messages.ts'
 import { cancel, editQueued, retry } from '../../shared/outbound.ts'
@@ -129,9 +130,6 @@ export const message = Joi.object<Message>({
 
 const tags = ['messages']
 
-/** The longest text WhatsApp takes. */
-export const textLimit = 65_536
-
 const oneEmoji = new RegExp(String.raw`^\p{RGI_Emoji}$`, 'v')
 
 /** One emoji, or nothing to take a reaction back. Many programs leave out U+FE0F, which asks for the picture of what is a letter as well; WhatsApp's own write it. */
@@ -183,7 +181,7 @@ export const messages: Routes = async (app) => {
         tags,
         params: byId,
         body: Joi.object<{ message: string }, true>({
-          message: visibleText().max(textLimit).required(),
+          message: visibleText().max(longestText).required(),
         }),
         response: { 200: message, 202: message, 403: errorBody, 409: errorBody },
       },

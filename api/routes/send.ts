@@ -7,6 +7,7 @@ import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import { foresee } from '../../shared/forecast.ts'
 import type { Forecast } from '../../shared/forecast.ts'
+import { longestText } from '../../shared/message-content.ts'
 import type { MessageContent } from '../../shared/message-content.ts'
 import { findMedia } from '../../shared/media.ts'
 import type { MediaRow } from '../../shared/media.ts'
@@ -24,7 +25,7 @@ import { idempotent } from '../plugins/idempotency.ts'
 import { judged, levels, rowOfMany, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { rejected } from './batches.ts'
-import { message, textLimit } from './messages.ts'
+import { message } from './messages.ts'
 import { templateValues } from './templates.ts'
 
 /** What one message says, and to whom. */
@@ -97,7 +98,7 @@ const asShown = (a: unknown, b: unknown) =>
 const label = (max: number) => visibleText().max(max)
 
 const contents = {
-  message: visibleText().max(textLimit),
+  message: visibleText().max(longestText),
   mediaId: uuid().description('A file that was uploaded'),
   template: Joi.object({ id: uuid().required(), variables: templateValues.default({}) }),
   location: Joi.object({
@@ -129,7 +130,7 @@ const draft = {
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
   ...contents,
-  caption: visibleText().max(textLimit).description('Of a picture, video or document'),
+  caption: visibleText().max(longestText).description('Of a picture, video or document'),
   asVoice: wish.description('A recording as a voice note'),
   asDocument: wish.description('A picture, video or recording as a file'),
   quotedMessageId: uuid().description(

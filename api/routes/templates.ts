@@ -6,7 +6,7 @@ import {
   existingTemplate,
   listTemplates,
   parseTemplate,
-  render,
+  previewTemplate,
   templateResource,
   updateTemplate,
   variableName,
@@ -160,12 +160,12 @@ export const templates: Routes = async (app) => {
         tags,
         params: byId,
         body: Joi.object<{ variables: Values }, true>({ variables: templateValues.default({}) }),
-        response: { 200: preview },
+        response: { 200: preview, 422: errorBody },
       },
     },
     async ({ user, params, body }) => {
       const row = await existingTemplate(sql, user.workspaceId, params.id)
-      return render(row.body, body.variables)
+      return previewTemplate(row, body.variables)
     },
   )
 }

@@ -148,6 +148,12 @@ void t.test('a preview says what is missing and writes nothing', async (t) => {
   const { id: other } = (await call('POST', base, accented)).json<Template>()
   const variables = { ['prénom'.normalize('NFD')]: 'Zoé' }
   t.match((await call('POST', `${base}/${other}/preview`, { variables })).json(), { body: 'Zoé' })
+  const twice = { name: 'Twice', body: '{{a|}}'.repeat(400) }
+  const { id: long } = (await call('POST', base, twice)).json<Template>()
+  for (const a of ['x'.repeat(400), ' ', null]) {
+    const answer = await call('POST', `${base}/${long}/preview`, { variables: { a } })
+    t.match(answer.json(), errorShape(422, 'TEMPLATE_TEXT_INVALID'), 'as sending it would be')
+  }
   for (const variables of [{ name: 7 }, { 'a b': 'x' }, { name: 'x\0' }, [], 'x']) {
     t.match((await preview({ variables })).json(), errorShape(400, 'VALIDATION_FAILED'))
   }
