@@ -2,6 +2,7 @@ import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { countCrash, giveUp, hasOptedOut, putBack, unknownPolicy } from '../shared/claims.ts'
 import type { Claimed, Ending, FreshlyClaimed } from '../shared/claims.ts'
+import { phoneOf } from '../shared/wa-id.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
@@ -46,6 +47,7 @@ export class Delivery {
     const { acks, log, ownsLease } = this.#options
     const { session, engine } = line
     if (message.optedOut) return this.#refuse(line, message, recipientOptedOut)
+    const { waChatId: dialled } = message
     let asked = false
     let attachment: Attachment | undefined
     try {
@@ -86,6 +88,7 @@ export class Delivery {
       return receipt.ack === 0 ? 'handed' : 'acked'
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
+      if (asked && error.code === notOnWhatsApp.code) await this.#miss(line, dialled)
       return this.#carryOut(line, message, onFailure(message, error, asked, this.#options), error)
     } finally {
       await attachment?.remove()
@@ -157,6 +160,12 @@ export class Delivery {
     if (known.waId !== null && known.waId.endsWith('@c.us'))
       await redirectChat(sql, session, chatId, known.waId)
     return known.waId === null || known.waId.endsWith('@c.us') ? known.waId : waChatId
+  }
+
+  /** WhatsApp does not have it after all, whatever was known of the number. */
+  async #miss({ session }: Line, dialled: string): Promise<void> {
+    const phone = phoneOf(dialled)?.slice(1)
+    if (phone !== undefined) await learnNumber(this.#options.sql, session, phone, null)
   }
 
   /** Has a ruling done. `error`: what led to it. */

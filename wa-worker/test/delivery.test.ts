@@ -6,6 +6,7 @@ import { createLogger } from '../../shared/logger.ts'
 import { findMessage, messageResource } from '../../shared/messages.ts'
 import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { knownNumber, learnNumber } from '../../shared/wa-numbers.ts'
 import { AckBook } from '../ack-book.ts'
 import { Delivery } from '../delivery.ts'
 import type { Line } from '../delivery.ts'
@@ -47,6 +48,7 @@ async function rig(t: Test, waChatId: string, over: Partial<Line['engine']>) {
   const line = { session, engine }
   return {
     sql,
+    session,
     message: message!,
     send: () => delivery.send(line, message!),
     settle: () => delivery.settle(line, message!),
@@ -91,4 +93,22 @@ void t.test('what the page says need not be storable', async (t) => {
   })
   t.equal(await send(), 'over')
   t.match(await read(), { error: { code: 'MEDIA_REFUSED', message: 'not this' } })
+})
+
+void t.test('a number that turns out not to be on WhatsApp is not taken for known', async (t) => {
+  for (const waId of ['551187654321@c.us', '5511987654321@c.us']) {
+    const sentTo: string[] = []
+    const { sql, session, send, read } = await rig(t, '5511987654321@c.us', {
+      send({ chatId }) {
+        sentTo.push(chatId)
+        return Promise.reject(new EngineError('permanent', 'NUMBER_NOT_ON_WHATSAPP', 'Not there.'))
+      },
+    })
+    await learnNumber(sql, session, '5511987654321', waId)
+    t.equal(await send(), 'over')
+    t.strictSame(sentTo, [waId], 'it was there some weeks ago')
+    t.match(await read(), { status: 'failed', error: { code: 'NUMBER_NOT_ON_WHATSAPP' } })
+    const known = await knownNumber(sql, session.workspaceId, '5511987654321')
+    t.strictSame(known, { waId: null })
+  }
 })
