@@ -165,9 +165,31 @@ export async function listSessions(
 }
 
 /** At most two of a workspace's sessions: enough to know whether there is none, one or several. */
-export async function someSessions(sql: Sql, workspaceId: string): Promise<{ id: string }[]> {
+async function someSessions(sql: Sql, workspaceId: string): Promise<{ id: string }[]> {
   return sql<{ id: string }>`
     select id from wa_sessions where workspace_id = ${workspaceId} and deleted_at is null limit 2`
+}
+
+/** The session that sends: the one named, else the only one of the workspace. Throws 404, 422 NO_SESSION and 422 SESSION_REQUIRED. */
+export async function sessionToSend(
+  sql: Sql,
+  workspaceId: string,
+  named?: string,
+): Promise<string> {
+  if (named !== undefined) {
+    if (!(await findSession(sql, workspaceId, named))) throw notFound('Session')
+    return named
+  }
+  const [only, another] = await someSessions(sql, workspaceId)
+  if (!only) throw new AppError(422, 'NO_SESSION', 'There is no session to send with; create one.')
+  if (another) {
+    throw new AppError(
+      422,
+      'SESSION_REQUIRED',
+      'There are several sessions: name one in "sessionId".',
+    )
+  }
+  return only.id
 }
 
 /**

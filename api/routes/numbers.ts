@@ -4,12 +4,11 @@ import { AppError } from '../../shared/errors.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
 import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { knownNumber } from '../../shared/wa-numbers.ts'
-import { existingSession } from '../../shared/wa-sessions.ts'
+import { existingSession, sessionToSend } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
-import { sessionToSend } from './send.ts'
 
 /** How long the worker may take to ask WhatsApp. */
 const answerMs = 15_000

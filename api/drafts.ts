@@ -1,0 +1,252 @@
+import Joi from 'joi'
+import type { RejectedRow } from '../shared/batches.ts'
+import { findCard } from '../shared/contacts.ts'
+import { isDay } from '../shared/days.ts'
+import type { Sql } from '../shared/db.ts'
+import { AppError, notFound } from '../shared/errors.ts'
+import { findMedia } from '../shared/media.ts'
+import type { MediaRow } from '../shared/media.ts'
+import { notReady } from '../shared/media-store.ts'
+import { longestText } from '../shared/message-content.ts'
+import type { MessageContent } from '../shared/message-content.ts'
+import type { NewMessage } from '../shared/outbound.ts'
+import { existingTemplate, renderTemplate } from '../shared/templates.ts'
+import { parseRecipient, recipientFault } from '../shared/wa-id.ts'
+import { may } from './plugins/auth.ts'
+import type { Caller } from './plugins/auth.ts'
+import { judged, uuid, visibleText } from './plugins/joi.ts'
+import { templateValues } from './routes/templates.ts'
+
+/** What one message says, and to whom. */
+export interface Draft {
+  /** The WhatsApp address; callers may write a phone number. */
+  to: string
+  message?: string
+  mediaId?: string
+  caption?: string
+  asVoice?: boolean
+  asDocument?: boolean
+  template?: { id: string; variables: Record<string, string | null> }
+  location?: { latitude: number; longitude: number; name?: string; address?: string }
+  contactCard?: { contactId: string } | { name: string; phone: string }
+  poll?: { question: string; options: string[]; multiple: boolean }
+  quotedMessageId?: string
+  ifLastMessageId?: string
+  mentions?: string[]
+  sendAt?: Date
+  optOutOverride?: string
+}
+
+interface Send extends Draft {
+  sessionId?: string
+}
+
+export const sessionId = uuid().description('May be left out when the workspace has one session')
+
+/** A recipient as people write one, and of which sort it must be. */
+const recipient = (what: string, fits = /@/) =>
+  Joi.string()
+    .max(64)
+    .custom((value: string) => {
+      const waId = parseRecipient(value)
+      if (waId === undefined) throw new Error(`must be ${what}: ${recipientFault(value)}`)
+      if (!fits.test(waId)) throw new Error(`must be ${what}`)
+      return waId
+    })
+
+const aNumber = 'a phone number with its country code'
+const anybody = recipient(`${aNumber}, or a WhatsApp address`)
+const person = recipient(`${aNumber}, or a person's WhatsApp address`, /@(c\.us|lid)$/)
+const phone = recipient(aNumber, /@c\.us$/)
+
+/** With its offset: a time without one means something else on every machine. */
+const moment = Joi.string()
+  .pattern(
+    /^\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/,
+    'a time in ISO 8601 with its offset, as 2030-01-31T09:00:00Z',
+  )
+  .custom((value: string) => {
+    const at = new Date(value)
+    if (Number.isNaN(at.getTime()) || !isDay(value.slice(0, 10)))
+      throw new Error('must be a time that exists')
+    return at
+  })
+
+/** Not part of the schema: what a request was answered once it is answered again, also when its time has come meanwhile. */
+function checkTime(sendAt: Date): void {
+  const aheadMs = sendAt.getTime() - Date.now()
+  if (aheadMs >= -60_000 && aheadMs <= 366 * 86_400_000) return
+  const message = `sendAt must ${aheadMs < 0 ? 'not lie in the past' : 'lie within a year'}`
+  throw new AppError(400, 'VALIDATION_FAILED', message, [{ path: 'body.sendAt', message }])
+}
+
+/** WhatsApp shows the ends of an option without their blanks. */
+const asShown = (a: unknown, b: unknown) =>
+  typeof a === 'string' && typeof b === 'string' && a.trim() === b.trim()
+
+const label = (max: number) => visibleText().max(max)
+
+const contents = {
+  message: visibleText().max(longestText),
+  mediaId: uuid().description('A file that was uploaded'),
+  template: Joi.object({ id: uuid().required(), variables: templateValues.default({}) }),
+  location: Joi.object({
+    latitude: Joi.number().min(-90).max(90).required(),
+    longitude: Joi.number().min(-180).max(180).required(),
+    name: label(1_000),
+    address: label(1_000),
+  }),
+  contactCard: Joi.object({
+    contactId: uuid(),
+    name: label(200),
+    phone,
+  })
+    .xor('contactId', 'phone')
+    .and('name', 'phone')
+    .without('contactId', 'name'),
+  poll: Joi.object({
+    question: label(255).required(),
+    options: Joi.array().items(label(100)).min(2).max(12).unique(asShown).required(),
+    multiple: Joi.boolean().default(false),
+  }),
+}
+
+/** What is not wished is not there: it needs no file, and contradicts nothing. */
+const wish = Joi.boolean().empty(false)
+
+const draft = {
+  to: anybody
+    .required()
+    .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
+  ...contents,
+  caption: visibleText().max(longestText).description('Of a picture, video or document'),
+  asVoice: wish.description('A recording as a voice note'),
+  asDocument: wish.description('A picture, video or recording as a file'),
+  quotedMessageId: uuid().description(
+    'A message of the same chat; none that failed or was cancelled',
+  ),
+  ifLastMessageId: uuid().description(
+    'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
+  ),
+  mentions: Joi.array().items(person).max(256).unique(),
+  sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
+  optOutOverride: visibleText()
+    .min(3)
+    .max(500)
+    .description(
+      'Why it is sent although the recipient has opted out; for owners and admins, and API keys with the scope `manage`. The audit log keeps it, as `message.opt_out_overridden`',
+    ),
+}
+
+const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
+  schema
+    .xor(...Object.keys(contents))
+    .with('caption', 'mediaId')
+    .with('asVoice', 'mediaId')
+    .with('asDocument', 'mediaId')
+    .oxor('asVoice', 'asDocument')
+    .messages({
+      'object.with': '{#label} may carry {#mainWithLabel} only with {#peerWithLabel}',
+      'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
+      'object.xor': '{#label} must carry only one of {#presentWithLabels}',
+      'any.custom': '{#label} {#error.message}',
+    })
+
+/** The body of a single send. */
+export const send = oneContent(Joi.object<Send>({ sessionId, ...draft }))
+const row = oneContent(Joi.object<Draft>(draft)).required()
+
+/** What the body of a single send says, with what it only points at. Throws an AppError. */
+export const draftOf = (sql: Sql, workspaceId: string, given: Draft, caller: Caller) =>
+  readDraft(lookUps(sql, workspaceId), given, caller)
+
+/** What the rows of a batch say; those that are wrong are told by their place. */
+export async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], caller: Caller) {
+  const rejected: RejectedRow[] = []
+  const indexes: number[] = []
+  const messages: NewMessage[] = []
+  const pointedAt = lookUps(sql, workspaceId)
+  for (const [index, given] of rows.entries()) {
+    try {
+      messages.push(await readDraft(pointedAt, judged(row, given), caller))
+      indexes.push(index)
+    } catch (error) {
+      if (!(error instanceof AppError)) throw error
+      rejected.push({ index, code: error.code, message: error.message })
+    }
+  }
+  return { indexes, messages, rejected }
+}
+
+/** What a draft says, with what it only points at. Throws an AppError. */
+async function readDraft(pointedAt: LookUps, given: Draft, caller: Caller): Promise<NewMessage> {
+  const { to, quotedMessageId, ifLastMessageId, mentions, sendAt, optOutOverride } = given
+  if (optOutOverride !== undefined && !may(caller, 'manage')) {
+    const sentence =
+      'Only owners and admins, and keys of theirs with the scope "manage", may override an opt-out.'
+    throw new AppError(403, 'FORBIDDEN', sentence)
+  }
+  if (sendAt) checkTime(sendAt)
+  return {
+    waChatId: to,
+    content: await contentOf(pointedAt, given),
+    ...(mentions && { mentions }),
+    quotedMessageId,
+    ifLastMessageId,
+    sendAt,
+    optOutOverride,
+  }
+}
+
+/** What drafts point at. Each thing is read once, however many of them do: a mailing has one template, or one picture. */
+function lookUps(sql: Sql, workspaceId: string) {
+  const once = <T>(find: (sql: Sql, workspaceId: string, id: string) => Promise<T>) => {
+    const found = new Map<string, Promise<T>>()
+    return (id: string) => {
+      const looked = found.get(id) ?? find(sql, workspaceId, id)
+      found.set(id, looked)
+      return looked
+    }
+  }
+  return { template: once(existingTemplate), media: once(findMedia), card: once(findCard) }
+}
+type LookUps = ReturnType<typeof lookUps>
+
+async function contentOf(pointedAt: LookUps, given: Draft): Promise<MessageContent> {
+  if (given.message !== undefined) return { type: 'text', body: given.message }
+  if (given.location) return { type: 'location', ...given.location }
+  if (given.template) {
+    const { id, variables } = given.template
+    return { type: 'text', body: renderTemplate(await pointedAt.template(id), variables) }
+  }
+  if (given.mediaId !== undefined)
+    return mediaOf(await pointedAt.media(given.mediaId), given.mediaId, given)
+  if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
+  const card = given.contactCard!
+  if ('phone' in card)
+    return { type: 'contact', name: card.name, phone: `+${card.phone.split('@')[0]}` }
+  const contact = await pointedAt.card(card.contactId)
+  if (!contact)
+    throw new AppError(
+      422,
+      'CONTACT_NOT_FOUND',
+      'There is no such contact, or its number is not known.',
+    )
+  return { type: 'contact', ...contact }
+}
+
+function mediaOf(
+  media: MediaRow | undefined,
+  mediaId: string,
+  { caption = null, asVoice, asDocument }: Omit<Draft, 'caption'> & { caption?: string | null },
+): MessageContent {
+  if (!media) throw notFound('Media')
+  if (media.status !== 'ready') throw notReady()
+  if (asVoice && media.kind !== 'audio')
+    throw new AppError(422, 'VOICE_NOT_POSSIBLE', 'Only a recording can be a voice note.')
+  const type = asVoice ? 'voice' : asDocument ? 'document' : media.kind
+  if (caption !== null && (type === 'audio' || type === 'voice')) {
+    throw new AppError(422, 'CAPTION_NOT_POSSIBLE', 'WhatsApp shows no caption with a recording.')
+  }
+  return { type, mediaId, mimeType: media.mimeType, filename: media.filename ?? mediaId, caption }
+}
