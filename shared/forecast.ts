@@ -2,7 +2,7 @@ import { joinHome } from './chat-homes.ts'
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { isGroup } from './wa-id.ts'
-import { chatInHand, dayOf, joinHold, mayOpen, moment, opening, quietUntilAt } from './pacing.ts'
+import { chatInHand, dayOf, joinHold, mayOpen, moment, quietUntilAt } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import { guard, isQuotable } from './outbound.ts'
 import type { NewMessage, Refusal } from './outbound.ts'
@@ -75,7 +75,7 @@ export async function foresee(
 ): Promise<Forecast | undefined> {
   const scheduled = fragment`coalesce(${sendAt}::timestamptz > now(), false)`
   const cold = fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`
-  const where = { sessionId: fragment`s.id`, waChatId: fragment`home.wa_chat_id` }
+  const where = { sessionId: fragment`s.id`, waChatId: fragment`home.wa_chat_id`, sendAt }
   const openedOn = (day: Fragment) =>
     fragment`case when p.new_on = ${day} then p.new_contacts else 0 end`
   /** The lanes of the others whose turn has come. What the session has in its hands is not in front any more, and has opened its chat. */
@@ -126,8 +126,6 @@ export async function foresee(
       sendAt,
       lastInboundAt: fragment`c.last_inbound_at`,
       cold: fragment`(${cold} or l.opening)`,
-      coldUntil: fragment`case when l.opening then ${opening.coldUntil} else turn.at end`,
-      coldHeldBy: fragment`case when l.opening then ${opening.coldHeldBy} when turn.at = p.cold_at then p.cold_held_by else 'NEW_CONTACTS_PER_DAY' end`,
     })}
     cross join lateral (select greatest(now(), hold.not_before, case when ${cold} then turn.at end) as at) allowed
     -- What is opened once a lock, or a day, is over may be opened into quiet hours: they hold it, too. After them nothing else does.

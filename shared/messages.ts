@@ -5,7 +5,7 @@ import type { EventType } from './events.ts'
 import type { MessageMedia } from './media.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
-import { joinHold, opening } from './pacing.ts'
+import { joinHold, opens } from './pacing.ts'
 
 export type Direction = 'inbound' | 'outbound'
 export type Source = 'api' | 'phone' | 'live' | 'history' | 'backfill'
@@ -223,7 +223,7 @@ export const messageHold = joinHold({
   state: fragment`case when m.status = 'queued' then o.state end`,
   sendAt: fragment`m.send_at`,
   lastInboundAt: fragment`l.last_inbound_at`,
-  ...opening,
+  cold: opens,
 })
 /** Joins to `m` what messageColumns speaks of. */
 export const messageJoins = fragment`

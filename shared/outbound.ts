@@ -115,21 +115,23 @@ const isLater = fragment`n.chat_id = g.chat_id and (n.created_at, n.seq) > (g.cr
 interface Where {
   sessionId: Fragment | string
   waChatId: Fragment | string
+  sendAt: Fragment | Date | undefined
 }
 
-/** Whether a message to `waChatId` may quote this one, or quotes none. What waits in front of it is on WhatsApp by then; what failed or was cancelled is not. */
+/** Whether a message to `waChatId` may quote this one, or quotes none. What waits in front of it is on WhatsApp by then; what failed, was cancelled, or leaves later is not. */
 export const isQuotable = (
   quoted: Fragment | string | undefined,
-  { sessionId, waChatId }: Where,
+  { sessionId, waChatId, sendAt }: Where,
 ) => fragment`
   (${quoted}::uuid is null or exists (
     select from messages q join chats c on c.id = q.chat_id
-    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and ${waChatId} in (c.wa_chat_id, c.canonical_wa_id)))`
+    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and ${waChatId} in (c.wa_chat_id, c.canonical_wa_id)
+      and not exists (select from outbox o where o.message_id = q.id and o.send_at > greatest(${sendAt}::timestamptz, now()))))`
 
 /** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
 export const guard = (
   last: Fragment | string | undefined,
-  { sessionId, waChatId }: Where,
+  { sessionId, waChatId }: Omit<Where, 'sendAt'>,
 ) => fragment`
   case when ${last}::uuid is null then null
     when not exists (
@@ -175,16 +177,18 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
   if (overrides && !by) throw new Error('An opt-out must be overridden by somebody.')
   const attached = columns.some(({ mediaId }) => mediaId !== null)
   const fresh = messages.map((message, i) => newMessage(submission, message, ids[i]!, columns[i]!))
-  const where = { sessionId: fragment`session.id`, waChatId: fragment`home.wa_chat_id` }
+  const home = { sessionId: fragment`session.id`, waChatId: fragment`home.wa_chat_id` }
+  const where = { ...home, sendAt: fragment`i.send_at` }
   const rows = await run<{ refusal: Refusal | null; told: Told }>`
     with session as (
       -- As every row that names it locks it in any case, only before: see deleteSession().
       select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null for key share
     ), input as (
+      ${guards ? fragment`select i.*, ${overtakenWithin} as refusal from (` : fragment``}
       select i.*, home.wa_chat_id, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
           when not ${quotes ? isQuotable(fragment`i.quoted`, where) : fragment`true`} then 'QUOTED_NOT_FOUND' end,
-          ${guards ? guard(fragment`i.last`, where) : fragment`null`}) as refusal
+          ${guards ? guard(fragment`i.last`, where) : fragment`null`}) as ${guards ? fragment`fault` : fragment`refusal`}
       from unnest(
         ${ids}::uuid[], ${messages.map(({ waChatId }) => waChatId)}::text[],
         ${messages.map(({ waChatId }) => isGroup(waChatId))}::boolean[],
@@ -199,6 +203,7 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       ) with ordinality i(id, address, is_group, type, body, content, media_id, mentions, quoted, last, send_at, override, key_id, fresh, ord)
       cross join session
       ${joinHome({ workspaceId: fragment`${workspaceId}::uuid`, sessionId: fragment`session.id` }, fragment`i.address`)}
+      ${guards ? fragment`) i` : fragment``}
     ), target as (
       -- In one order, so that two batches to the same people wait for each other instead of for ever.
       select wa_chat_id, bool_or(is_group) as is_group, (array_agg(id order by ord desc))[1] as last_id
@@ -252,6 +257,12 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
     return { message: { ...fresh[i]!, ...told, createdAt, notBefore } }
   })
 }
+
+/** Why row `i` of a batch is refused: also for what is accepted in front of it, in the same chat. */
+const overtakenWithin = fragment`
+  case when i.fault is null and i.last is not null
+      and bool_or(i.fault is null) over (partition by i.wa_chat_id order by i.ord rows between unbounded preceding and 1 preceding)
+    then 'CONVERSATION_MOVED' else i.fault end`
 
 /** Also to who has not opted out: the reason holds against an opt-out that comes before the message leaves. */
 const overridden = fragment`

@@ -109,6 +109,18 @@ export function movePace(defaults: PacingConfig): Fragment {
 /** The chat whose message the session of `p` has in its hands; null when it has none. */
 export const chatInHand = fragment`(select b.chat_id from outbox b where b.id = p.in_flight and b.state = 's')`
 
+/** Whether the messages of lane `l` are openings of a conversation. */
+export const opens = fragment`(l.cold or l.opening)`
+
+/**
+ * Until when `p` opens no conversation, if not now, and why, for lane `l`, which need not be there. An opening that was counted, and is
+ * tried again, needs no budget; a lock holds it all the same.
+ */
+const closed = {
+  until: fragment`case when l.opening is true and p.locked_at > now() then p.locked_at when l.opening is not true and p.cold_at > now() then p.cold_at end`,
+  by: fragment`case when l.opening then p.locked_by else p.cold_held_by end`,
+}
+
 /** What joinHold() is told of a message, beside what stands in `s` (wa_sessions), `l` (outbox_lanes) and `p` (wa_session_pacing). */
 export interface Waiting {
   /** As outbox.state; null when it does not wait. */
@@ -117,9 +129,6 @@ export interface Waiting {
   lastInboundAt: Fragment
   /** It would open a conversation. */
   cold: Fragment
-  /** Until when no conversation is opened, if not now, and why. */
-  coldUntil: Fragment
-  coldHeldBy: Fragment
 }
 
 /**
@@ -138,20 +147,10 @@ export const joinHold = (of: Waiting) => fragment`
         select ${of.state} as state, ${of.sendAt}::timestamptz as send_at, ${statusOf} as status,
           coalesce(l.due_at = 'infinity' or l.chat_id = ${chatInHand}, false) as busy,
           case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
-          case when ${of.cold} then ${of.coldUntil} end as cold_until, ${of.coldHeldBy} as cold_held_by,
+          case when ${of.cold} then ${closed.until} end as cold_until, ${closed.by} as cold_held_by,
           case when coalesce(${of.lastInboundAt} < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until,
           case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by
         offset 0) w) w) hold`
-
-/**
- * What holds the messages of lane `l` as openings of a conversation: whether they are such, until when `p` opens none, if not now, and why. One that was counted, and is
- * tried again, needs no budget; a lock holds it all the same.
- */
-export const opening = {
-  cold: fragment`(l.cold or l.opening)`,
-  coldUntil: fragment`case when l.opening and p.locked_at > now() then p.locked_at when not l.opening and p.cold_at > now() then p.cold_at end`,
-  coldHeldBy: fragment`case when l.opening then p.locked_by else p.cold_held_by end`,
-}
 
 /** A lock does not shorten what holds new conversations already, and is still there when that is over. */
 const lockedUntil = (until: Fragment, by: string) => fragment`

@@ -461,6 +461,44 @@ void t.test('a quote is of the same chat of the same session', async (t) => {
   t.equal(foreign.statusCode, 422)
 })
 
+void t.test('what will leave later is not quoted by what leaves before', async (t) => {
+  const person = await withSession()
+  const inHours = (hours: number) => new Date(Date.now() + hours * 3_600_000).toISOString()
+  const later = await given(person, 'queued', { to, message: 'Tomorrow', sendAt: inHours(24) })
+  const quoting = { to, message: 'As I will say', quotedMessageId: later.id }
+  for (const [sendAt, codes] of [
+    [undefined, ['QUOTED_NOT_FOUND']],
+    [inHours(23), ['QUOTED_NOT_FOUND']],
+    [inHours(25), []],
+  ] as const) {
+    const body = { ...quoting, ...(sendAt && { sendAt }) }
+    const foretold = await person.call('POST', `${send}?dryRun=true`, body)
+    t.match(foretold.json(), { blockedBy: codes })
+    t.equal((await person.call('POST', send, body)).statusCode, codes.length > 0 ? 422 : 202)
+  }
+})
+
+void t.test(
+  'of two rows that both answer the last message only the first is accepted',
+  async (t) => {
+    const person = await withSession()
+    const { id } = await given(person, 'queued')
+    const row = { to, message: 'x', ifLastMessageId: id }
+    const other = { to: '+1 202 555 0102', message: 'x' }
+    const unquotable = { ...row, quotedMessageId: randomUUID() }
+    const answer = await person.call('POST', `${send}/bulk`, {
+      messages: [other, unquotable, row, row],
+    })
+    t.match(answer.json(), {
+      accepted: 2,
+      rejected: [
+        { index: 1, code: 'QUOTED_NOT_FOUND' },
+        { index: 3, code: 'CONVERSATION_MOVED' },
+      ],
+    })
+  },
+)
+
 void t.test('a dry run leaves no trace in any table', async (t) => {
   const person = await withSession()
   const { token, call } = person

@@ -30,8 +30,8 @@ void t.test(
     const strangers = Array.from({ length: 45 }, (_, i) => `1202555${String(5_000 + i)}@c.us`)
     await queue(...strangers.map((waChatId) => text(waChatId, 'hi')))
     t.match(await forecast('12025559999@c.us'), {
-      heldBy: 'NEW_CONTACTS_PER_DAY',
-      notBefore: inDays(2).toISOString(),
+      heldBy: null,
+      estimatedSendAt: inDays(2).toISOString(),
     })
     t.match(await forecast(bob), { ahead: 21, heldBy: null }, 'today’s still go first')
     await sql`update wa_session_pacing set cold_at = now() + interval '1 hour', cold_held_by = 'REACHOUT_LOCKED'`
@@ -72,6 +72,22 @@ void t.test('who may be opened at night is foretold for the end of the quiet hou
   t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'one a day')
   await sql`update wa_session_pacing set new_contacts = 5`
   t.strictSame((await dry(ada)).estimatedSendAt, inDays(2, 8), 'what was too much is no debt')
+})
+
+void t.test('a dry run says of what holds a message what the message says then', async (t) => {
+  const { sql, greet, next, dry, pace } = await rig(t)
+  const same = async (waChatId: string) => {
+    const { heldBy, notBefore } = await dry(waChatId)
+    t.match(await greet(waChatId), { heldBy, notBefore })
+    return heldBy
+  }
+  await pace({ newContactsPerDay: 1 })
+  await greet(bob)
+  t.equal(await same(ada), null, 'the day is not used up yet')
+  t.ok(await next())
+  t.equal(await same(cleo), 'NEW_CONTACTS_PER_DAY')
+  await sql`update wa_session_pacing set next_send_at = now() + interval '1 minute', held_by = 'MIN_GAP', cold_at = now()`
+  t.equal(await same('12025550104@c.us'), 'MIN_GAP')
 })
 
 void t.test('what is scheduled is foretold with all that holds it then', async (t) => {
