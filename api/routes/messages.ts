@@ -46,6 +46,38 @@ export const direction = Joi.string().valid('inbound', 'outbound')
 
 const moment = () => Joi.date().allow(null).required()
 
+const location = Joi.object({
+  latitude: Joi.number().required(),
+  longitude: Joi.number().required(),
+  name: Joi.string(),
+  address: Joi.string(),
+})
+
+const card = {
+  name: Joi.string().required(),
+  phone: Joi.string().allow(null).required().description('null: it has no number on WhatsApp'),
+}
+const contactCard = Joi.object({
+  ...card,
+  contacts: Joi.array().items(Joi.object(card)).description('All of them where there are several'),
+})
+
+const poll = Joi.object({
+  question: Joi.string().allow(''),
+  options: Joi.array().items(Joi.string().allow('')),
+  multiple: Joi.boolean().description('Whether one person may choose several'),
+  votes: Joi.array()
+    .items(
+      Joi.object({
+        waId: Joi.string().required().description('Who voted; `me` for the session itself'),
+        fromMe: Joi.boolean().required(),
+        options: Joi.array().items(Joi.string().allow('')).required(),
+        at: Joi.date().required(),
+      }),
+    )
+    .required(),
+})
+
 export const message = Joi.object<Message>({
   id: Joi.string().guid().required(),
   sessionId: Joi.string().guid().required(),
@@ -56,9 +88,9 @@ export const message = Joi.object<Message>({
   source: Joi.string().valid('api', 'phone', 'live', 'history', 'backfill').required(),
   type: messageType.required(),
   body: Joi.string().allow(null, '').required(),
-  location: Joi.object().allow(null).required(),
-  contactCard: Joi.object().allow(null).required(),
-  poll: Joi.object().allow(null).required(),
+  location: location.allow(null).required(),
+  contactCard: contactCard.allow(null).required(),
+  poll: poll.allow(null).required(),
   mentions: Joi.array().items(Joi.string()).required(),
   media: Joi.object<MessageMedia>({
     id: Joi.string().guid().required(),

@@ -491,6 +491,8 @@ void t.test('the OpenAPI document is complete', async (t) => {
     for (const code of codes)
       t.ok(document.paths[path]?.post?.responses[code], `${path} documents ${code}`)
   t.equal(document.paths['/api/messages/{id}/retry']?.post?.requestBody, undefined)
+  const schema = JSON.stringify(document.components.schemas.Message)
+  for (const spelt of [/"latitude"/, /"contacts"/, /"votes"/]) t.match(schema, spelt)
   t.equal(document.paths['/api/auth/logout']?.post?.requestBody?.required, false)
   t.equal(document.paths['/api/auth/login']?.post?.requestBody?.required, true)
 
