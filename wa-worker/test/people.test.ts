@@ -54,7 +54,10 @@ void t.test('who a lid is, and who is in a group, is found out', async (t) => {
     return row?.name ? row : undefined
   })
   t.equal(chat.name, 'Group 0001')
-  const members = await listParticipants(sql, workspaceId, chat.id)
+  const members = await until('its members are known', async () => {
+    const known = await listParticipants(sql, workspaceId, chat.id)
+    return known.length >= 2 && known
+  })
   t.match(members, [
     { isAdmin: true, contactId: null },
     { waId: customer, isAdmin: false, contactId: (await contacts())[0]!.id, name: 'Customer 0100' },
