@@ -472,7 +472,11 @@ async function outcome(it: Rig) {
 void t.test('the same facts in any order make the same contacts and messages', async (t) => {
   const { sql } = await testDb(t)
   const orders = fc
-    .uniqueArray(fact, { maxLength: 12, selector: (one) => JSON.stringify(one) })
+    .uniqueArray(fact, {
+      maxLength: 12,
+      // Ids that are drawn near their bounds do meet, and one message has one author.
+      selector: (one) => (one.kind === 'says' ? one.key : JSON.stringify(one)),
+    })
     .chain((facts) =>
       fc.record({
         facts: fc.constant(facts),
