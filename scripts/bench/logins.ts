@@ -36,7 +36,7 @@ const database = await openDatabase(
   { dataDir: folder },
   createLogger('bench', { level: 'error', stdout: false }),
 )
-endWhenBrokenOff(database, folder)
+endWhenBrokenOff({ database, folder })
 await migrate(database.url)
 const sql = connect(database.url, { applicationName: 'bench' })
 const workspaceId = await createWorkspace(sql, 'Bench')

@@ -2,20 +2,18 @@
  * npm run bench:outbox [-- --quick --markdown FILE]: what sending costs in the database, beside pg-boss, graphile-worker and pgbench on the same machine in
  * the same run. Ends with a table of targets; exit code 1 when one is missed, or the order was broken once.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { connect } from '../../shared/db.ts'
-import { openDatabase } from '../../shared/embedded-postgres.ts'
-import { createLogger } from '../../shared/logger.ts'
 import { migrate } from '../../shared/migrations.ts'
 import { writeFigures } from '../markdown.ts'
 import { endWhenBrokenOff } from './broken-off.ts'
 import { claimCosts } from './outbox/claim-cost.ts'
 import { drain } from './outbox/drain.ts'
-import { pickups } from './outbox/pickup.ts'
+import { commitTimes, pickups } from './outbox/pickup.ts'
 import { figuresOf, markdown, plain } from './outbox/report.ts'
+import { closeServer, memoryFolder, openServer } from './outbox/server.ts'
+import type { Server } from './outbox/server.ts'
 import { Workers } from './outbox/workers.ts'
 
 const { values: options } = parseArgs({
@@ -23,24 +21,20 @@ const { values: options } = parseArgs({
 })
 
 const startedAt = performance.now()
-const folder = await mkdtemp(join(tmpdir(), 'awfar-bench-'))
 const workers = new Workers()
-const database = await openDatabase({ dataDir: folder }, createLogger('bench', { level: 'error' }))
-endWhenBrokenOff(database, folder)
-const url = database.url
-const sql = connect(url, { applicationName: 'bench' })
+const server = await openServer(tmpdir())
+const inMemory = memoryFolder()
+const memoryServer = inMemory === undefined ? undefined : await openServer(inMemory)
+const servers = memoryServer ? [server, memoryServer] : [server]
+endWhenBrokenOff(...servers)
+const { url, sql, folder } = server
+const rounds = options.quick ? 1 : 3
 try {
-  await migrate(url)
   // First: the drains leave millions of rows behind, and vacuuming to be done.
-  const waited = await pickups({
-    sql,
-    url,
-    workers,
-    rounds: options.quick ? 1 : 2,
-    messages: options.quick ? 150 : 300,
-  })
+  const waited = await waitedOn(server)
   say(`pickups measured, ${waited.violations} violations of the order`)
-  const rounds = options.quick ? 1 : 3
+  const waitedInMemory = memoryServer && (await waitedOn(memoryServer))
+  say(memoryServer ? 'pickups in memory measured' : 'no room in memory: no pickups there')
   const drained = await drain({ sql, url, folder, workers, rounds, say })
   say(`${drained.handled} messages of ours handled, ${drained.violations} violations of the order`)
   const costs = await inDatabaseOfItsOwn((claims) =>
@@ -49,9 +43,7 @@ try {
   say('claims measured')
 
   const report = figuresOf({
-    drained,
-    waited,
-    costs,
+    ...{ drained, waited, waitedInMemory, costs },
     quick: options.quick,
     seconds: (performance.now() - startedAt) / 1_000,
   })
@@ -61,9 +53,13 @@ try {
   process.exitCode = report.figures.every(({ ok }) => ok !== false) ? 0 : 1
 } finally {
   await workers.close()
-  await sql.close()
-  await database.release()
-  await rm(folder, { recursive: true, force: true })
+  await Promise.all(servers.map(closeServer))
+}
+
+async function waitedOn({ sql, url }: Server) {
+  const messages = options.quick ? 150 : 300
+  const waited = await pickups({ sql, url, workers, rounds: options.quick ? 1 : 2, messages })
+  return { ...waited, commit: await commitTimes(sql) }
 }
 
 async function inDatabaseOfItsOwn<T>(

@@ -41,7 +41,7 @@ const database = await openDatabase(
   { dataDir: folder },
   createLogger('bench', { level: 'error', stdout: false }),
 )
-endWhenBrokenOff(database, folder)
+endWhenBrokenOff({ database, folder })
 // Of its own: it is copied later, and for that nobody may be connected to it.
 const url = new URL('/bench', database.url)
 await runAt(database.url, ['create database bench'])

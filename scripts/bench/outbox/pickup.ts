@@ -43,6 +43,19 @@ export async function pickups({ rounds, ...options }: PickupOptions) {
   return { ...all, deaf: deaf.pickups, violations: violations + deaf.violations }
 }
 
+/** Milliseconds that the least commit takes there: whoever puts something in, or claims it, waits for one. */
+export async function commitTimes(sql: Db): Promise<number[]> {
+  await sql`create table commit_times (n int)`
+  const times: number[] = []
+  for (let i = 0; i < 200; i++) {
+    const began = performance.now()
+    await sql`insert into commit_times values (1)`
+    times.push(performance.now() - began)
+  }
+  await sql`drop table commit_times`
+  return times
+}
+
 async function pickup(
   { sql, url, workers, messages }: Omit<PickupOptions, 'rounds'>,
   name: Name,
