@@ -3,10 +3,11 @@ import { fragment } from './db.ts'
 import { findMessages, messageResource } from './messages.ts'
 import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
-import type { Refusal, Submission } from './outbound.ts'
+import type { Submission } from './outbound.ts'
 import { takeBack } from './outbox.ts'
 import { decodeCursor, numberedPage, numberKey } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
+import { refusals } from './refusals.ts'
 
 export interface RejectedRow {
   index: number
@@ -24,13 +25,6 @@ export interface Batch {
   statuses: Partial<Record<MessageStatus, number>>
   createdAt: Date
   cancelledAt: Date | null
-}
-
-const refusals: Record<Refusal, string> = {
-  RECIPIENT_OPTED_OUT: 'The recipient has asked for no more messages.',
-  QUOTED_NOT_FOUND: 'The quoted message is not one of this chat, or was not sent.',
-  LAST_MESSAGE_NOT_FOUND: 'The last message is not one of this chat.',
-  CONVERSATION_MOVED: 'There are later messages in the chat.',
 }
 
 /**
@@ -52,7 +46,13 @@ export async function acceptBatch(
       submission.messages.length === 0 ? [] : await accept(tx, { ...submission, batchId })
     const refused = outcomes.flatMap((outcome, i) =>
       'refusal' in outcome
-        ? [{ index: indexes[i]!, code: outcome.refusal, message: refusals[outcome.refusal] }]
+        ? [
+            {
+              index: indexes[i]!,
+              code: outcome.refusal,
+              message: refusals[outcome.refusal].message,
+            },
+          ]
         : [],
     )
     const accepted = outcomes.length - refused.length

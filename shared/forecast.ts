@@ -4,8 +4,9 @@ import type { Fragment, Sql } from './db.ts'
 import { isGroup } from './wa-id.ts'
 import { chatInHand, dayOf, joinHold, mayOpen, moment, quietUntilAt } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
-import { guard, isQuotable } from './outbound.ts'
-import type { NewMessage, Refusal } from './outbound.ts'
+import type { NewMessage } from './outbound.ts'
+import { guard, isQuotable } from './refusals.ts'
+import type { Refusal } from './refusals.ts'
 import { statusOf } from './wa-session-leases.ts'
 
 /** What would become of a message, as far as can be told without sending it. */

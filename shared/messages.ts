@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
-import type { EventType } from './events.ts'
+import type { EventType, NewEvent } from './events.ts'
 import type { MessageMedia } from './media.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
@@ -263,21 +263,22 @@ export async function findMessages(
 /** So many messages are told of at a time: a session may have had any number of them waiting. */
 const toldAtOnce = 500
 
+/** The events that tell of these messages as they are. */
+export const messageEvents = (type: EventType, rows: MessageRow[]): NewEvent[] =>
+  rows.map((row) => ({
+    workspaceId: row.workspaceId,
+    sessionId: row.sessionId,
+    type,
+    payload: messageResource(row),
+  }))
+
 /** Tells of messages that were changed, in their order and in the transaction of the change. */
 export async function tellMessages(tx: Sql, type: EventType, ids: string[]): Promise<void> {
   for (let at = 0; at < ids.length; at += toldAtOnce) {
     const rows = await tx<MessageRow>`
       select ${messageColumns} from messages m ${messageJoins}
       where m.id = any(${ids.slice(at, at + toldAtOnce)}::uuid[]) order by m.seq`
-    await appendEvents(
-      tx,
-      rows.map((row) => ({
-        workspaceId: row.workspaceId,
-        sessionId: row.sessionId,
-        type,
-        payload: messageResource(row),
-      })),
-    )
+    await appendEvents(tx, messageEvents(type, rows))
   }
 }
 

@@ -3,18 +3,17 @@ import { auditing } from './audit-log.ts'
 import type { Actor } from './audit-log.ts'
 import { joinHome } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
-import type { Fragment, Sql, Statements, Tag, Transaction } from './db.ts'
+import type { Fragment, Sql, Tag, Transaction } from './db.ts'
 import { violated } from './db-errors.ts'
-import { AppError, notFound } from './errors.ts'
-import { appendEvents } from './events.ts'
-import type { EventType } from './events.ts'
+import { notFound } from './errors.ts'
 import { columnsOf } from './message-columns.ts'
 import type { ContentColumns } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, findMessages, mediaColumn, messageHold, messageResource } from './messages.ts'
+import { mediaColumn, messageHold, messageResource } from './messages.ts'
 import type { Message, MessageRow } from './messages.ts'
-import { enqueuing, takeBack } from './outbox.ts'
-import { closeActions } from './wa-actions.ts'
+import { enqueuing } from './outbox.ts'
+import { guard, isLater, isQuotable } from './refusals.ts'
+import type { Refusal } from './refusals.ts'
 import { isGroup, keyIdOf } from './wa-id.ts'
 
 export interface NewMessage {
@@ -41,16 +40,6 @@ export interface Submission {
   batchId?: string
   messages: NewMessage[]
 }
-
-export type Refusal =
-  'RECIPIENT_OPTED_OUT' | 'QUOTED_NOT_FOUND' | 'LAST_MESSAGE_NOT_FOUND' | 'CONVERSATION_MOVED'
-
-export const recipientOptedOut = () =>
-  new AppError(
-    403,
-    'RECIPIENT_OPTED_OUT',
-    'The recipient has asked for no more messages. An admin may override that with "optOutOverride" in a new message.',
-  )
 
 /** What became of one message that was handed in. */
 export type Outcome = { message: Message } | { refusal: Refusal }
@@ -107,56 +96,6 @@ async function isOvertaken(
     select from messages g join messages n on ${isLater} and n.id <> all(${written}::uuid[])
     where g.id = any(${seen}::uuid[]) limit 1`
   return later !== undefined
-}
-
-/** `n` comes after `g` in the same chat, in the order in which its messages are listed. */
-const isLater = fragment`n.chat_id = g.chat_id and (n.created_at, n.seq) > (g.created_at, g.seq)`
-
-interface Where {
-  sessionId: Fragment | string
-  waChatId: Fragment | string
-  sendAt: Fragment | Date | undefined
-}
-
-/** Whether a message to `waChatId` may quote this one, or quotes none. What waits in front of it is on WhatsApp by then; what failed, was cancelled, or leaves later is not. */
-export const isQuotable = (
-  quoted: Fragment | string | undefined,
-  { sessionId, waChatId, sendAt }: Where,
-) => fragment`
-  (${quoted}::uuid is null or exists (
-    select from messages q join chats c on c.id = q.chat_id
-    where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and ${waChatId} in (c.wa_chat_id, c.canonical_wa_id)
-      and not exists (select from outbox o where o.message_id = q.id and o.send_at > greatest(${sendAt}::timestamptz, now()))))`
-
-/** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
-export const guard = (
-  last: Fragment | string | undefined,
-  { sessionId, waChatId }: Omit<Where, 'sendAt'>,
-) => fragment`
-  case when ${last}::uuid is null then null
-    when not exists (
-      select from messages g join chats c on c.id = g.chat_id
-      where g.id = ${last} and c.session_id = ${sessionId} and c.wa_chat_id = ${waChatId})
-    then 'LAST_MESSAGE_NOT_FOUND'
-    when exists (select from messages g join messages n on ${isLater} where g.id = ${last}) then 'CONVERSATION_MOVED' end`
-
-/** The messages of a chat that came after one of it, newest first, at most so many. */
-export async function messagesAfter(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-  limit = 20,
-): Promise<Message[]> {
-  const later = await sql<{ id: string }>`
-    select n.id from messages g join messages n on ${isLater}
-    where g.workspace_id = ${workspaceId} and g.id = ${id}
-    order by n.created_at desc, n.seq desc limit ${limit}`
-  const rows = await findMessages(
-    sql,
-    workspaceId,
-    later.map((message) => message.id),
-  )
-  return rows.map(messageResource)
 }
 
 /** What only the database can say of a new message; times as in JSON. */
@@ -287,136 +226,37 @@ const newMessage = (
 
 /** What is the same of all new messages, and what is not known of them yet. */
 const blank = {
-  ...({ direction: 'outbound', source: 'api', status: 'queued', attempts: 0 } as const),
-  ...{ chatId: '', seq: 0, position: '', createdAt: new Date(0) },
-  ...{ waMessageId: null, ack: null, errorCode: null, errorMessage: null, media: null },
-  ...{ heldBy: null, notBefore: null, sentBy: null, sentByName: null, optOutOverride: null },
-  ...{ authorWaId: null, authorName: null, authorContactId: null },
-  ...{ reactions: null, votes: null, actions: null },
-  ...{ sentAt: null, deliveredAt: null, readAt: null, editedAt: null, revokedAt: null },
-}
+  direction: 'outbound',
+  source: 'api',
+  status: 'queued',
+  attempts: 0,
+  chatId: '',
+  seq: 0,
+  position: '',
+  createdAt: new Date(0),
+  waMessageId: null,
+  ack: null,
+  errorCode: null,
+  errorMessage: null,
+  media: null,
+  heldBy: null,
+  notBefore: null,
+  sentBy: null,
+  sentByName: null,
+  optOutOverride: null,
+  authorWaId: null,
+  authorName: null,
+  authorContactId: null,
+  reactions: null,
+  votes: null,
+  actions: null,
+  sentAt: null,
+  deliveredAt: null,
+  readAt: null,
+  editedAt: null,
+  revokedAt: null,
+} as const
 
 /** A time as JSON has it. */
 const isoTime = (at: Fragment) =>
   fragment`to_char(${at} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
-
-/**
- * Takes back a message if nobody has begun to send it, or only with a try of which nobody knows what became; then its error says so: see takeBack(). Answers it as it is then, or undefined when
- * there is no such message. To the end of the transaction it stays as it is, and nobody else asks for anything to be made of it here: what is asked for there, in that case, is seen by a try that fails.
- */
-export async function cancel(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-): Promise<MessageRow | undefined> {
-  return sql.begin(async (tx) => {
-    const which = fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId}`
-    await tx`select from outbox o where ${which} for no key update`
-    await takeBack(tx, which)
-    // Last of all: see retry().
-    await tx`select from messages where id = ${id} and workspace_id = ${workspaceId} for no key update`
-    return findMessage(tx, workspaceId, id)
-  })
-}
-
-/**
- * Changes the text, or caption, of a message that waits and certainly is not out. Undefined when there is no such message, it is on its way, or an earlier try may have worked: WhatsApp keeps the text it has
- * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it. To the end of the transaction it is not taken back, nor does a try of it end:
- * what is asked for there is seen by whoever does that.
- */
-export async function editQueued(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-  body: string,
-): Promise<MessageRow | undefined> {
-  return sql.begin(async (tx) => {
-    await tx`select from outbox where message_id = ${id} and workspace_id = ${workspaceId} for no key update`
-    const [waiting] = await tx`
-      update outbox set revision = revision + 1
-      where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') and doubts = 0 returning id`
-    if (!waiting) return undefined
-    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'edit'`)
-    await tx`update messages set body = ${body} where id = ${id}`
-    const row = (await findMessage(tx, workspaceId, id))!
-    await tell(tx, 'message.edited', [row])
-    return row
-  })
-}
-
-/**
- * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
- * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. What may be out begins with a doubt, as it does when a worker queues it again. A deletion that
- * was asked for before is not wanted any more; one that was made is for good. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
- */
-export async function retry(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-): Promise<MessageRow | undefined> {
-  return sql.begin(async (tx) => {
-    // Before the message, in the order of actionDone().
-    await tx`
-      select from wa_actions where message_id = ${id} and workspace_id = ${workspaceId} and done_at is null order by id for no key update`
-    const [message] = await tx<{
-      status: string
-      ack: number | null
-      retries: number
-      ours: boolean
-      mayBeOut: boolean
-      deleted: boolean
-      revoked: boolean
-      fileGone: boolean
-      optedOut: boolean
-    }>`
-      select m.status, m.ack, m.retries, m.direction = 'outbound' and m.source = 'api' as ours, s.deleted_at is not null as deleted,
-        m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
-        m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
-      from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
-      where m.id = ${id} and m.workspace_id = ${workspaceId}
-      for update of m for key share of s`
-    if (!message) return undefined
-    if (message.deleted)
-      throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')
-    if (!message.ours || !['failed', 'unknown', 'cancelled'].includes(message.status))
-      throw notRetryable(
-        'Only a message from here that failed, was cancelled or is unknown can be sent again.',
-      )
-    if (message.revoked) throw notRetryable('The message was deleted for everyone.')
-    if (message.fileGone)
-      throw new AppError(409, 'MEDIA_GONE', 'The file of the message was deleted.')
-    if (message.optedOut) throw recipientOptedOut()
-    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'revoke'`)
-    const keyId = message.ack === -1 ? keyIdOf(`${id}:${message.retries + 1}`) : undefined
-    await tx`
-      with again as (
-        update messages set status = 'queued', ack = null, error_code = null, error_message = null, attempts = 0, send_at = null,
-          retries = retries + 1, wa_key_id = coalesce(${keyId}, wa_key_id), wa_message_id = case when ${keyId}::text is null then wa_message_id end
-        where id = ${id} returning *
-      ), lane as (
-        insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, cold)
-        select chat_id, workspace_id, session_id, 1, false from again
-        on conflict (chat_id) do update
-        set waiting = outbox_lanes.waiting + 1, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
-        returning chat_id
-      )
-      insert into outbox (message_id, workspace_id, session_id, chat_id, doubts)
-      select again.id, again.workspace_id, again.session_id, again.chat_id, ${message.mayBeOut}::boolean::int from again join lane on lane.chat_id = again.chat_id`
-    const row = (await findMessage(tx, workspaceId, id))!
-    await tell(tx, 'message.ack', [row])
-    return row
-  })
-}
-
-const notRetryable = (sentence: string) => new AppError(409, 'NOT_RETRYABLE', sentence)
-
-const tell = (tx: Statements, type: EventType, rows: MessageRow[]) =>
-  appendEvents(
-    tx,
-    rows.map((row) => ({
-      workspaceId: row.workspaceId,
-      sessionId: row.sessionId,
-      type,
-      payload: messageResource(row),
-    })),
-  )

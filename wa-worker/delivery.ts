@@ -2,6 +2,7 @@ import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { countCrash, giveUp, hasOptedOut, putBack, unknownPolicy } from '../shared/claims.ts'
 import type { Claimed, Ending, FreshlyClaimed } from '../shared/claims.ts'
+import { refusals } from '../shared/refusals.ts'
 import { phoneOf } from '../shared/wa-id.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
@@ -203,7 +204,7 @@ export class Delivery {
 
 const recipientOptedOut = {
   code: 'RECIPIENT_OPTED_OUT',
-  message: 'The recipient has asked for no more messages.',
+  message: refusals.RECIPIENT_OPTED_OUT.message,
 }
 
 const notOnWhatsApp = {

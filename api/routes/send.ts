@@ -1,14 +1,12 @@
 import Joi from 'joi'
 import { acceptBatch } from '../../shared/batches.ts'
-import type { Sql } from '../../shared/db.ts'
-import { AppError, notFound } from '../../shared/errors.ts'
+import { notFound } from '../../shared/errors.ts'
 import { foresee } from '../../shared/forecast.ts'
 import type { Forecast } from '../../shared/forecast.ts'
-import { accept, messagesAfter, recipientOptedOut } from '../../shared/outbound.ts'
-import type { Refusal } from '../../shared/outbound.ts'
+import { accept } from '../../shared/outbound.ts'
+import { messagesAfter, refused } from '../../shared/refusals.ts'
 import { sessionToSend } from '../../shared/wa-sessions.ts'
 import { draftOf, draftsOf, send, sessionId } from '../drafts.ts'
-import type { Draft } from '../drafts.ts'
 import { actorOf } from '../plugins/audit.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
@@ -96,7 +94,12 @@ export const sending: Routes = async (app) => {
           by: actorOf(request),
           messages: [await draftOf(tx, workspaceId, body, user)],
         })
-        if ('refusal' in outcome!) throw await refused(tx, workspaceId, outcome.refusal, body)
+        if ('refusal' in outcome!) {
+          const { refusal } = outcome
+          if (refusal !== 'CONVERSATION_MOVED') throw refused(refusal)
+          const newerMessages = await messagesAfter(tx, workspaceId, body.ifLastMessageId!)
+          throw refused(refusal, { newerMessages })
+        }
         return { statusCode: 202, body: outcome!.message }
       })
       return reply
@@ -139,29 +142,4 @@ export const sending: Routes = async (app) => {
       return reply
     },
   )
-}
-
-async function refused(
-  tx: Sql,
-  workspaceId: string,
-  refusal: Refusal,
-  { ifLastMessageId }: Draft,
-): Promise<AppError> {
-  switch (refusal) {
-    case 'RECIPIENT_OPTED_OUT':
-      return recipientOptedOut()
-    case 'QUOTED_NOT_FOUND':
-      return new AppError(
-        422,
-        refusal,
-        'The quoted message is not one of this chat, or was not sent.',
-      )
-    case 'LAST_MESSAGE_NOT_FOUND':
-      return new AppError(422, refusal, 'The "ifLastMessageId" is no message of this chat.')
-    case 'CONVERSATION_MOVED': {
-      const newerMessages = await messagesAfter(tx, workspaceId, ifLastMessageId!)
-      const sentence = 'There are later messages in the chat: read them, then decide anew.'
-      return new AppError(409, refusal, sentence, undefined, { newerMessages })
-    }
-  }
 }

@@ -5,6 +5,7 @@ import type * as claims from '../../shared/claims.ts'
 import type * as db from '../../shared/db.ts'
 import type * as inbox from '../../shared/inbox.ts'
 import type * as outbound from '../../shared/outbound.ts'
+import type * as waiting from '../../shared/waiting-messages.ts'
 import type * as ids from '../../shared/wa-id.ts'
 import type * as leases from '../../shared/wa-session-leases.ts'
 import type * as sessions from '../../shared/wa-sessions.ts'
@@ -17,8 +18,8 @@ export interface Parts {
   connect: typeof db.connect
   keyIdOf: typeof ids.keyIdOf
   accept: typeof outbound.accept
-  cancel: typeof outbound.cancel
-  editQueued: typeof outbound.editQueued
+  cancel: typeof waiting.cancel
+  editQueued: typeof waiting.editQueued
   claim: typeof claims.claim
   unconfirmed: typeof claims.unconfirmed
   recordAck: typeof acks.recordAck
@@ -39,6 +40,7 @@ export async function builtParts(root: string): Promise<Parts> {
       'db',
       'inbox',
       'outbound',
+      'waiting-messages',
       'claims',
       'acks',
       'wa-id',

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
 import { putBack } from '../claims.ts'
-import { retry } from '../outbound.ts'
+import { retry } from '../waiting-messages.ts'
 import { ada, lanesAreRight, rig, stranger, text, untilLocked } from './outbox-rig.ts'
 
 void t.test('a batch is accepted as a whole, watched and cancelled', async (t) => {

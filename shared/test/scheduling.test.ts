@@ -1,5 +1,6 @@
 import t from 'tap'
-import { accept, cancel, editQueued } from '../outbound.ts'
+import { accept } from '../outbound.ts'
+import { cancel, editQueued } from '../waiting-messages.ts'
 import { releaseScheduled } from '../outbox.ts'
 import { ada, bob, cleo, lanesAreRight, rig, stranger, text } from './outbox-rig.ts'
 

@@ -1,0 +1,136 @@
+import { fragment } from './db.ts'
+import type { Sql } from './db.ts'
+import { AppError } from './errors.ts'
+import { appendEvents } from './events.ts'
+import { findMessage, messageEvents } from './messages.ts'
+import type { MessageRow } from './messages.ts'
+import { takeBack } from './outbox.ts'
+import { refused } from './refusals.ts'
+import { closeActions } from './wa-actions.ts'
+import { keyIdOf } from './wa-id.ts'
+
+/**
+ * Takes back a message if nobody has begun to send it, or only with a try of which nobody knows what became; then its error says so: see takeBack(). Answers it as it is then, or undefined when
+ * there is no such message. To the end of the transaction it stays as it is, and nobody else asks for anything to be made of it here: what is asked for there, in that case, is seen by a try that fails.
+ */
+export async function cancel(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    const which = fragment`o.message_id = ${id} and o.workspace_id = ${workspaceId}`
+    await tx`select from outbox o where ${which} for no key update`
+    await takeBack(tx, which)
+    // Last of all: see retry().
+    await tx`select from messages where id = ${id} and workspace_id = ${workspaceId} for no key update`
+    return findMessage(tx, workspaceId, id)
+  })
+}
+
+/**
+ * Changes the text, or caption, of a message that waits and certainly is not out. Undefined when there is no such message, it is on its way, or an earlier try may have worked: WhatsApp keeps the text it has
+ * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it. To the end of the transaction it is not taken back, nor does a try of it end:
+ * what is asked for there is seen by whoever does that.
+ */
+export async function editQueued(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+  body: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    await tx`select from outbox where message_id = ${id} and workspace_id = ${workspaceId} for no key update`
+    const [waiting] = await tx`
+      update outbox set revision = revision + 1
+      where message_id = ${id} and workspace_id = ${workspaceId} and state in ('q', 'z') and doubts = 0 returning id`
+    if (!waiting) return undefined
+    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'edit'`)
+    await tx`update messages set body = ${body} where id = ${id}`
+    const row = (await findMessage(tx, workspaceId, id))!
+    await appendEvents(tx, messageEvents('message.edited', [row]))
+    return row
+  })
+}
+
+/**
+ * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
+ * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. What may be out begins with a doubt, as it does when a worker queues it again. A deletion that
+ * was asked for before is not wanted any more; one that was made is for good. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
+ */
+export async function retry(
+  sql: Sql,
+  workspaceId: string,
+  id: string,
+): Promise<MessageRow | undefined> {
+  return sql.begin(async (tx) => {
+    // Before the message, in the order of actionDone().
+    await tx`
+      select from wa_actions where message_id = ${id} and workspace_id = ${workspaceId} and done_at is null order by id for no key update`
+    const message = await retryable(tx, workspaceId, id)
+    if (!message) return undefined
+    await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'revoke'`)
+    await queueAgain(tx, id, message)
+    const row = (await findMessage(tx, workspaceId, id))!
+    await appendEvents(tx, messageEvents('message.ack', [row]))
+    return row
+  })
+}
+
+interface Retryable {
+  ack: number | null
+  retries: number
+  mayBeOut: boolean
+}
+
+/** Locks a message, with its session, and throws when it cannot be queued again. */
+async function retryable(tx: Sql, workspaceId: string, id: string): Promise<Retryable | undefined> {
+  const [message] = await tx<
+    Retryable & {
+      status: string
+      ours: boolean
+      deleted: boolean
+      revoked: boolean
+      fileGone: boolean
+      optedOut: boolean
+    }
+  >`
+    select m.status, m.ack, m.retries, m.direction = 'outbound' and m.source = 'api' as ours, s.deleted_at is not null as deleted,
+      m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
+      m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
+    from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
+    where m.id = ${id} and m.workspace_id = ${workspaceId}
+    for update of m for key share of s`
+  if (!message) return undefined
+  if (message.deleted)
+    throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')
+  if (!message.ours || !['failed', 'unknown', 'cancelled'].includes(message.status))
+    throw notRetryable(
+      'Only a message from here that failed, was cancelled or is unknown can be sent again.',
+    )
+  if (message.revoked) throw notRetryable('The message was deleted for everyone.')
+  if (message.fileGone)
+    throw new AppError(409, 'MEDIA_GONE', 'The file of the message was deleted.')
+  if (message.optedOut) throw refused('RECIPIENT_OPTED_OUT')
+  return message
+}
+
+const notRetryable = (sentence: string) => new AppError(409, 'NOT_RETRYABLE', sentence)
+
+async function queueAgain(tx: Sql, id: string, { ack, retries, mayBeOut }: Retryable) {
+  const keyId = ack === -1 ? keyIdOf(`${id}:${retries + 1}`) : undefined
+  await tx`
+    with again as (
+      update messages set status = 'queued', ack = null, error_code = null, error_message = null, attempts = 0, send_at = null,
+        retries = retries + 1, wa_key_id = coalesce(${keyId}, wa_key_id), wa_message_id = case when ${keyId}::text is null then wa_message_id end
+      where id = ${id} returning *
+    ), lane as (
+      insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, cold)
+      select chat_id, workspace_id, session_id, 1, false from again
+      on conflict (chat_id) do update
+      set waiting = outbox_lanes.waiting + 1, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
+      returning chat_id
+    )
+    insert into outbox (message_id, workspace_id, session_id, chat_id, doubts)
+    select again.id, again.workspace_id, again.session_id, again.chat_id, ${mayBeOut}::boolean::int from again join lane on lane.chat_id = again.chat_id`
+}
