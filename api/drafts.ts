@@ -10,12 +10,13 @@ import { notReady } from '../shared/media-store.ts'
 import { longestText } from '../shared/message-content.ts'
 import type { MessageContent } from '../shared/message-content.ts'
 import type { NewMessage } from '../shared/outbound.ts'
-import { existingTemplate, renderTemplate } from '../shared/templates.ts'
-import { parseRecipient, recipientFault } from '../shared/wa-id.ts'
+import { existingTemplate, renderTemplate, variableName } from '../shared/templates.ts'
+import type { Values } from '../shared/templates.ts'
+import { phoneOf } from '../shared/wa-id.ts'
 import { may } from './plugins/auth.ts'
 import type { Caller } from './plugins/auth.ts'
-import { judged, uuid, visibleText } from './plugins/joi.ts'
-import { templateValues } from './routes/templates.ts'
+import { judged, text, uuid, visibleText } from './plugins/joi.ts'
+import { anybody, person, phone } from './recipients.ts'
 
 /** What one message says, and to whom. */
 export interface Draft {
@@ -26,7 +27,7 @@ export interface Draft {
   caption?: string
   asVoice?: boolean
   asDocument?: boolean
-  template?: { id: string; variables: Record<string, string | null> }
+  template?: { id: string; variables: Values }
   location?: { latitude: number; longitude: number; name?: string; address?: string }
   contactCard?: { contactId: string } | { name: string; phone: string }
   poll?: { question: string; options: string[]; multiple: boolean }
@@ -41,23 +42,8 @@ interface Send extends Draft {
   sessionId?: string
 }
 
+/** The session a request is about. */
 export const sessionId = uuid().description('May be left out when the workspace has one session')
-
-/** A recipient as people write one, and of which sort it must be. */
-const recipient = (what: string, fits = /@/) =>
-  Joi.string()
-    .max(64)
-    .custom((value: string) => {
-      const waId = parseRecipient(value)
-      if (waId === undefined) throw new Error(`must be ${what}: ${recipientFault(value)}`)
-      if (!fits.test(waId)) throw new Error(`must be ${what}`)
-      return waId
-    })
-
-const aNumber = 'a phone number with its country code'
-const anybody = recipient(`${aNumber}, or a WhatsApp address`)
-const person = recipient(`${aNumber}, or a person's WhatsApp address`, /@(c\.us|lid)$/)
-const phone = recipient(aNumber, /@c\.us$/)
 
 /** With its offset: a time without one means something else on every machine. */
 const moment = Joi.string()
@@ -85,6 +71,11 @@ const asShown = (a: unknown, b: unknown) =>
   typeof a === 'string' && typeof b === 'string' && a.trim() === b.trim()
 
 const label = (max: number) => visibleText().max(max)
+
+/** Values for the variables of a template. */
+export const templateValues = Joi.object<Values>()
+  .pattern(variableName, text().max(4096).allow('', null))
+  .description('By name of the variable; null, as absence, means that there is no value')
 
 const contents = {
   message: visibleText().max(longestText),
@@ -149,7 +140,6 @@ const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
       'object.with': '{#label} may carry {#mainWithLabel} only with {#peerWithLabel}',
       'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
       'object.xor': '{#label} must carry only one of {#presentWithLabels}',
-      'any.custom': '{#label} {#error.message}',
     })
 
 /** The body of a single send. */
@@ -223,8 +213,7 @@ async function contentOf(pointedAt: LookUps, given: Draft): Promise<MessageConte
     return mediaOf(await pointedAt.media(given.mediaId), given.mediaId, given)
   if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
   const card = given.contactCard!
-  if ('phone' in card)
-    return { type: 'contact', name: card.name, phone: `+${card.phone.split('@')[0]}` }
+  if ('phone' in card) return { type: 'contact', name: card.name, phone: phoneOf(card.phone)! }
   const contact = await pointedAt.card(card.contactId)
   if (!contact)
     throw new AppError(

@@ -50,9 +50,15 @@ const isPhone = (digits: string) => /^[1-9]\d{6,14}$/.test(digits)
 
 export const isGroup = (waId: string) => waId.endsWith('@g.us')
 
-/** The phone number behind an address, or null where the address hides it (@lid) or has none (@g.us). */
-export const phoneOf = (waId: string): string | null =>
-  waId.endsWith('@c.us') ? `+${waId.slice(0, -5)}` : null
+/** The digits of the phone number behind an address, or null where the address hides it (@lid) or has none (@g.us). */
+export const numberOf = (waId: string): string | null =>
+  waId.endsWith('@c.us') ? waId.slice(0, -'@c.us'.length) : null
+
+/** The same with its plus, as contacts have it. */
+export const phoneOf = (waId: string): string | null => {
+  const number = numberOf(waId)
+  return number === null ? null : `+${number}`
+}
 
 /**
  * The id under which a message of ours travels on WhatsApp: the same for every attempt, so that a second transmission is

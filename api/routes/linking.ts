@@ -2,13 +2,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import Joi from 'joi'
 import QRCode from 'qrcode'
 import { AppError } from '../../shared/errors.ts'
-import { parseRecipient } from '../../shared/wa-id.ts'
 import { askPairingCode, existingSession, takePairingCode } from '../../shared/wa-sessions.ts'
 import type { SessionRow } from '../../shared/wa-sessions.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { byId } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
+import { phoneDigits } from '../recipients.ts'
 
 const qrCode = Joi.object({
   value: Joi.string().required().description('What the code says'),
@@ -26,14 +26,6 @@ const pairingCode = Joi.object<PairingCode, true>({
   code: Joi.string().required().description('To be typed on the phone'),
   expiresAt: Joi.string().isoDate().required(),
 })
-
-const phoneNumber = Joi.string()
-  .custom((text: string) => {
-    const address = parseRecipient(text)
-    if (address?.endsWith('@c.us')) return address.slice(0, -'@c.us'.length)
-    throw new Error('must be a phone number with its country code')
-  })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
 
 /** How long a worker has to answer with a pairing code. */
 const pairingMs = 30_000
@@ -88,7 +80,7 @@ export const linking: Routes = async (app) => {
         tags,
         params: byId,
         headers: idempotent,
-        body: Joi.object<{ phone: string }, true>({ phone: phoneNumber.required() }),
+        body: Joi.object<{ phone: string }, true>({ phone: phoneDigits.required() }),
         response: { 200: pairingCode, 409: errorBody },
       },
     },

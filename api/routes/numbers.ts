@@ -2,13 +2,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import Joi from 'joi'
 import { AppError } from '../../shared/errors.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
-import { parseRecipient, recipientFault } from '../../shared/wa-id.ts'
 import { knownNumber } from '../../shared/wa-numbers.ts'
 import { existingSession, sessionToSend } from '../../shared/wa-sessions.ts'
+import { sessionId } from '../drafts.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
+import { phoneDigits } from '../recipients.ts'
 
 /** How long the worker may take to ask WhatsApp. */
 const answerMs = 15_000
@@ -20,18 +20,8 @@ interface Check {
 }
 
 const wanted = Joi.object<Check, true>({
-  sessionId: uuid().description('May be left out when the workspace has one session'),
-  phone: Joi.string()
-    .max(64)
-    .custom((value: string) => {
-      const waId = parseRecipient(value)
-      if (waId === undefined)
-        throw new Error(`must be a phone number with its country code: ${recipientFault(value)}`)
-      if (!waId.endsWith('@c.us')) throw new Error('must be a phone number with its country code')
-      return waId.slice(0, -'@c.us'.length)
-    })
-    .messages({ 'any.custom': '{#label} {#error.message}' })
-    .required(),
+  sessionId,
+  phone: phoneDigits.required(),
 })
 
 /** What WhatsApp knows of numbers. */

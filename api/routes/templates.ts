@@ -9,12 +9,12 @@ import {
   previewTemplate,
   templateResource,
   updateTemplate,
-  variableName,
 } from '../../shared/templates.ts'
 import type { Template, Values, Variable } from '../../shared/templates.ts'
+import { templateValues } from '../drafts.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
-import { byId, nothing, pageOf, paging, text, visibleText } from '../plugins/joi.ts'
+import { byId, nothing, pageOf, paging, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 
 export const template = Joi.object<Template, true>({
@@ -32,11 +32,6 @@ export const template = Joi.object<Template, true>({
   createdAt: Joi.date().required(),
   updatedAt: Joi.date().required(),
 })
-
-/** Values for the variables of a template. */
-export const templateValues = Joi.object<Values>()
-  .pattern(variableName, text().max(4096).allow('', null))
-  .description('By name of the variable; null, as absence, means that there is no value')
 
 const name = visibleText().max(120).description('Unique in the workspace, however capitalised')
 const body = visibleText()
