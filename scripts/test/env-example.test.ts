@@ -25,6 +25,7 @@ const settings = lines.flatMap((line, index) => {
   const [, comment, name, value] = /^(# )?([A-Z][A-Z0-9_]*)=(.*)$/.exec(line) ?? []
   return name === undefined ? [] : [{ name, value: value!, index, optional: comment !== undefined }]
 })
+const isBar = (index: number) => /^# -{20,}$/.test(lines[index] ?? '')
 const known = new Set([...schemas.flatMap((schema) => Object.keys(schema)), ...readDirectly])
 
 void t.test('every setting that is read is explained in .env.example, once, and no other', (t) => {
@@ -36,6 +37,17 @@ void t.test('every setting that is read is explained in .env.example, once, and 
     let start = index
     while (lines[start - 1]?.startsWith('#')) start -= 1
     t.match(lines.slice(start, index).join('\n'), /Default: /, `${name} tells its default`)
+  }
+  t.end()
+})
+
+void t.test('a setting stands in the section of the processes that read it', (t) => {
+  const sectionOf = (index: number) =>
+    lines.slice(0, index).findLast((_, i) => isBar(i - 1) && isBar(i + 1))
+  for (const { name, index } of settings) {
+    const readers = [name in apiSchema && 'API', name in workerSchema && 'Worker'].filter(Boolean)
+    const section = readers.length === 2 ? 'Both processes' : (readers[0] ?? 'Commands')
+    t.equal(sectionOf(index), `# ${section}`, name)
   }
   t.end()
 })
