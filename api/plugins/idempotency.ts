@@ -69,13 +69,11 @@ export const idempotent = Joi.object<IdempotencyHeaders, true>({
     'Makes repeating the request harmless: it is done once, and its answer told again with `Idempotency-Replayed: true`',
   ),
   'x-idempotency-key': key.description('The same under its older name'),
+}).custom((headers: IdempotencyHeaders) => {
+  const [one, other] = [headers['idempotency-key'], headers['x-idempotency-key']]
+  if (one === undefined || other === undefined || one === other) return headers
+  throw new Error('must not carry an Idempotency-Key and another X-Idempotency-Key')
 })
-  .custom((headers: IdempotencyHeaders) => {
-    const [one, other] = [headers['idempotency-key'], headers['x-idempotency-key']]
-    if (one === undefined || other === undefined || one === other) return headers
-    throw new Error('must not carry an Idempotency-Key and another X-Idempotency-Key')
-  })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
 
 /** How long a request waits for another one with its key. */
 const patienceMs = 3_000

@@ -96,7 +96,7 @@ export function faultsOf(request: FastifyRequest): Fault[] {
   return faults.slice(0, maxFaults)
 }
 
-/** Values are not quoted back: they may be secrets. */
+/** Values are not quoted back: they may be secrets. What a custom() throws needs no messages() at its schema. */
 const messages = {
   'object.base': '{#label} must be a JSON object',
   'string.pattern.base': '{#label} has the wrong form',

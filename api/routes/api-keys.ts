@@ -47,7 +47,6 @@ const newKey = Joi.object<NewKey, true>({
       if (Date.parse(text) > Date.now()) return text
       throw new Error('must be a time to come')
     })
-    .messages({ 'any.custom': '{#label} {#error.message}' })
     .description('Never when absent'),
   allowedIps: Joi.array()
     .max(50)
@@ -57,8 +56,7 @@ const newKey = Joi.object<NewKey, true>({
         .custom((text: string) => {
           if (isAddressOrSubnet(text)) return text
           throw new Error('must be an IP address, or a subnet such as 10.0.0.0/8')
-        })
-        .messages({ 'any.custom': '{#label} {#error.message}' }),
+        }),
     )
     .description('Where it may be used from; anywhere when absent'),
 })

@@ -41,7 +41,6 @@ const lastEventId = Joi.string()
     if (position) return position
     throw new Error('must be the id of an event')
   })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
 
 const wanted = Joi.object<Wanted>({
   types: Joi.string()
@@ -52,7 +51,6 @@ const wanted = Joi.object<Wanted>({
       if (wrong.length === 0) return types
       throw new Error(`must list types of events, separated by commas: ${eventTypes.join(', ')}`)
     })
-    .messages({ 'any.custom': '{#label} {#error.message}' })
     .description('Only these types, separated by commas; all when absent'),
   sessionId: uuid().description('Only events of this session'),
   lastEventId: lastEventId.description('As the header, for clients that cannot send one'),

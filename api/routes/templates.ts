@@ -40,7 +40,6 @@ const body = visibleText()
     parseTemplate(text, true)
     return text
   })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
   .description(
     'With variables: `{{name}}`, or `{{name|there}}` with a fallback, in which there is no `{`',
   )

@@ -84,7 +84,6 @@ const url = Joi.string()
     }
     return parsed.href
   })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
 
 const secret = Joi.string()
   .max(100)
@@ -92,7 +91,6 @@ const secret = Joi.string()
     if (secretBytes(text)) return text
     throw new Error('must be whsec_ and the base64 of 24 to 64 bytes')
   })
-  .messages({ 'any.custom': '{#label} {#error.message}' })
   .description('Made up when absent')
 
 interface NewWebhook {
