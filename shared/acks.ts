@@ -1,7 +1,7 @@
 import { fragment, planOnce } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
-import { messageColumns, messageJoins, messageResource } from './messages.ts'
+import { messageColumns, messageEvents, messageJoins } from './messages.ts'
 import type { MessageRow } from './messages.ts'
 import { takingOut } from './outbox.ts'
 import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './pacing.ts'
@@ -109,15 +109,7 @@ export async function recordAcks(
       if (row.cold && ack === -1) await keepClosed(tx, [row.chatId])
       if (row.reopens) await keepOpen(tx, row.chatId)
     }
-    await appendEvents(
-      tx.last,
-      changed.map((row) => ({
-        workspaceId: row.workspaceId,
-        sessionId: row.sessionId,
-        type: 'message.ack',
-        payload: messageResource(row),
-      })),
-    )
+    await appendEvents(tx.last, messageEvents('message.ack', changed))
     return rows.map(({ held, id }, index) =>
       held ? (id ?? undefined) : new LeaseLost(reports[index]!.session.id),
     )

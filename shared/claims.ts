@@ -1,9 +1,8 @@
 import { fragment } from './db.ts'
 import type { Sql, Tag } from './db.ts'
-import { appendEvents } from './events.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
-import { findMessage, messageResource } from './messages.ts'
+import { tellMessages } from './messages.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
 import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
@@ -242,7 +241,7 @@ export interface Ending {
 export async function giveUp(
   sql: Sql,
   lease: Lease,
-  { outboxId, workspaceId, messageId, opens }: Claimed & { opens?: boolean },
+  { outboxId, messageId, opens }: Claimed & { opens?: boolean },
   { status, code, message, unasked }: Ending,
 ): Promise<void> {
   await sql.begin(async (tx) => {
@@ -261,11 +260,7 @@ export async function giveUp(
       if ((opens && unasked) || code === 'NUMBER_NOT_ON_WHATSAPP')
         await giveBackOpening(tx, lease.id, left.countedAt)
     }
-    const row = await findMessage(tx, workspaceId, messageId)
-    if (!row) return
-    await appendEvents(tx, [
-      { workspaceId, sessionId: lease.id, type: 'message.ack', payload: messageResource(row) },
-    ])
+    await tellMessages(tx, 'message.ack', [messageId])
   })
 }
 
@@ -281,14 +276,4 @@ export async function countCrash(sql: Sql, lease: Lease, { outboxId }: Claimed):
   await sql`
     update outbox o set crashes = o.crashes + 1 from wa_sessions s
     where o.id = ${outboxId} and o.state = 's' and s.id = o.session_id and s.fence = ${lease.fence}`
-}
-
-/** What the workspace wants done when nobody can know whether a message went out. */
-export async function unknownPolicy(
-  sql: Sql,
-  workspaceId: string,
-): Promise<'reconcile_then_resend_same_id' | 'at_most_once'> {
-  const [row] = await sql<{ unknownPolicy: 'reconcile_then_resend_same_id' | 'at_most_once' }>`
-    select unknown_policy from workspaces where id = ${workspaceId}`
-  return row!.unknownPolicy
 }

@@ -1,9 +1,8 @@
 import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
-import { appendEvents } from './events.ts'
 import type { EventType } from './events.ts'
 import { holdPeople, mayBeOne } from './identities.ts'
-import { findMessage, messageResource } from './messages.ts'
+import { tellMessages } from './messages.ts'
 import { heedOptOuts, mayOptOut } from './opt-outs.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -107,7 +106,8 @@ export async function makeEarlyChanges(
       returning e.*, m.id as message_id
     )
     select message_id, kind, wa_id, body, options, at from gone order by id`
-  for (const { messageId, ...change } of early) await make(tx, session, messageId, change)
+  for (const { messageId, ...change } of early)
+    await make(tx, session.workspaceId, messageId, change)
 }
 
 /**
@@ -139,7 +139,7 @@ async function record(
       await holdPeople(tx, session.workspaceId, 'change')
       id = await find(tx, session, target)
     }
-    if (id !== undefined) return (await make(tx, session, id, change)) ? id : undefined
+    if (id !== undefined) return (await make(tx, session.workspaceId, id, change)) ? id : undefined
     await keep(tx, session, target, change)
     return undefined
   })
@@ -177,17 +177,14 @@ async function keep(tx: Sql, session: Owned, target: Target, change: Change): Pr
 /** Makes a change, and tells of it when it is one. Needs holdPeople() where it may be a wish to be sent no more. */
 async function make(
   tx: Sql,
-  { id: sessionId, workspaceId }: Omit<Owned, 'fence'>,
+  workspaceId: string,
   messageId: string,
   change: Change,
 ): Promise<boolean> {
   const changed = await write(tx, workspaceId, messageId, change)
   if (changed.length === 0) return false
   if (change.kind === 'edit') await heedOptOuts(tx, workspaceId, [messageId])
-  const row = (await findMessage(tx, workspaceId, messageId))!
-  await appendEvents(tx, [
-    { workspaceId, sessionId, type: events[change.kind], payload: messageResource(row) },
-  ])
+  await tellMessages(tx, events[change.kind], [messageId])
   return true
 }
 

@@ -1,8 +1,10 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 
+export const unknownPolicies = ['reconcile_then_resend_same_id', 'at_most_once'] as const
+
 /** What is done about a message of which nobody can find out whether it was sent. */
-export type UnknownPolicy = 'reconcile_then_resend_same_id' | 'at_most_once'
+export type UnknownPolicy = (typeof unknownPolicies)[number]
 
 export interface WorkspaceRow {
   id: string
@@ -33,6 +35,13 @@ export async function createWorkspace(sql: Sql, name: string): Promise<string> {
 export async function readWorkspace(sql: Sql, id: string): Promise<WorkspaceRow> {
   const [row] = await sql<WorkspaceRow>`select ${columns} from workspaces where id = ${id}`
   return row!
+}
+
+/** What is done in this workspace about a message of which nobody can find out whether it was sent. */
+export async function readUnknownPolicy(sql: Sql, workspaceId: string): Promise<UnknownPolicy> {
+  const [row] = await sql<{ unknownPolicy: UnknownPolicy }>`
+    select unknown_policy from workspaces where id = ${workspaceId}`
+  return row!.unknownPolicy
 }
 
 /** Changes what is given. */

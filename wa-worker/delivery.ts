@@ -1,12 +1,13 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { countCrash, giveUp, hasOptedOut, putBack, unknownPolicy } from '../shared/claims.ts'
+import { countCrash, giveUp, hasOptedOut, putBack } from '../shared/claims.ts'
 import type { Claimed, Ending, FreshlyClaimed } from '../shared/claims.ts'
 import { refusals } from '../shared/refusals.ts'
 import { phoneOf } from '../shared/wa-id.ts'
 import { knownNumber, learnNumber, redirectChat } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
+import { readUnknownPolicy } from '../shared/workspaces.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Attachment, Attachments } from './attachments.ts'
 import { EngineError } from './engine/engine.ts'
@@ -123,7 +124,7 @@ export class Delivery {
   async #absent(line: Line, message: Claimed): Promise<Outcome> {
     const policy = message.sameLogin
       ? 'reconcile_then_resend_same_id'
-      : await unknownPolicy(this.#options.sql, message.workspaceId)
+      : await readUnknownPolicy(this.#options.sql, message.workspaceId)
     return this.#carryOut(line, message, onAbsence(message, policy, this.#options))
   }
 

@@ -1,4 +1,5 @@
-import type { Claimed, Ending, Verdict, unknownPolicy } from '../shared/claims.ts'
+import type { Claimed, Ending, Verdict } from '../shared/claims.ts'
+import type { UnknownPolicy } from '../shared/workspaces.ts'
 import { retryBackoff } from './backoff.ts'
 import type { EngineError } from './engine/engine.ts'
 
@@ -62,7 +63,7 @@ export function onAbsence(
     doubts,
     sameLogin,
   }: Pick<Claimed, 'attempts' | 'crashes' | 'doubts' | 'sameLogin'>,
-  policy: Awaited<ReturnType<typeof unknownPolicy>>,
+  policy: UnknownPolicy,
   { maxAttempts, maxCrashes }: Limits,
 ): Ruling {
   // The login it was sent by is not the one that was asked: that one has its word for it only where it was not sent at all.

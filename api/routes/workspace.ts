@@ -1,11 +1,16 @@
 import Joi from 'joi'
-import { readWorkspace, updateWorkspace, workspaceResource } from '../../shared/workspaces.ts'
+import {
+  readWorkspace,
+  unknownPolicies,
+  updateWorkspace,
+  workspaceResource,
+} from '../../shared/workspaces.ts'
 import type { Workspace } from '../../shared/workspaces.ts'
 import { visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
 const unknownPolicy = Joi.string()
-  .valid('reconcile_then_resend_same_id', 'at_most_once')
+  .valid(...unknownPolicies)
   .description(
     'A message whose outcome is unknown is looked up and, if that tells nothing, sent once more under the same id; or it stays `unknown` for a person',
   )

@@ -9,6 +9,7 @@ import type { Logger } from '../../shared/logger.ts'
 import type { Claimed } from '../../shared/claims.ts'
 import type { PacingConfig } from '../../shared/pacing.ts'
 import type { OwnedSession } from '../../shared/wa-session-transitions.ts'
+import type { UnknownPolicy } from '../../shared/workspaces.ts'
 import type { Delivery, Line } from '../../wa-worker/delivery.ts'
 import type { Engine, OutgoingMessage, Receipt } from '../../wa-worker/engine/engine.ts'
 import type { Parts } from './model-parts.ts'
@@ -21,7 +22,7 @@ export interface Scenario {
   times: 1 | 2
   /** Whether the page's store is what it was, or that of an older snapshot. */
   store: 'kept' | 'older'
-  policy: 'reconcile_then_resend_same_id' | 'at_most_once'
+  policy: UnknownPolicy
   /** What a client wants of the second message meanwhile. */
   client?: 'cancel' | 'edit'
   /** The first send finds the session offline. */
