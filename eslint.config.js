@@ -56,4 +56,20 @@ export default defineConfig(
     files: ['scripts/**'],
     rules: { 'no-console': 'off' },
   },
+  {
+    // tap takes an array in a pattern as the beginning of another: an empty one matches them all.
+    files: ['**/test/**/*.ts', 'scripts/e2e/**/*.ts'],
+    rules: {
+      'no-restricted-syntax': [
+        'error',
+        {
+          selector:
+            'CallExpression[callee.property.name=/^(match|has|hasStrict)$/] > ' +
+            ':matches(ObjectExpression, ArrayExpression).arguments:matches(' +
+            'ArrayExpression[elements.length=0], :has(ArrayExpression[elements.length=0]))',
+          message: 'An empty array matches any array: use strictSame.',
+        },
+      ],
+    },
+  },
 )

@@ -12,13 +12,17 @@ void t.test('a key is shown once, acts for its maker, and ends when it is delete
     expiresAt: '2999-01-01T00:00:00Z',
   })
   t.equal(made.statusCode, 201)
-  const { key, id } = made.json<{ key: string; id: string }>()
+  const { key, id, scopes, allowedIps } = made.json<{
+    key: string
+    id: string
+    scopes: string[]
+    allowedIps: string[]
+  }>()
+  t.strictSame({ scopes, allowedIps }, { scopes: ['read', 'send'], allowedIps: [] })
   t.match(made.json(), {
     name: 'Zapier',
-    scopes: ['read', 'send'],
     prefix: key.slice(0, 12),
     createdBy: owner.profile.id,
-    allowedIps: [],
     lastUsedAt: null,
     expiresAt: '2999-01-01T00:00:00.000Z',
   })

@@ -5,7 +5,7 @@ import type { Test } from 'tap'
 import { findBrowser } from '../../wa-worker/browser.ts'
 import { WebjsEngine } from '../../wa-worker/engine/webjs.ts'
 import { nextEvent, until } from '../../wa-worker/test/waiting.ts'
-import { flipBit, log, vaultRig } from '../../wa-worker/test/vault-rig.ts'
+import { broughtBack, flipBit, log, vaultRig } from '../../wa-worker/test/vault-rig.ts'
 import { startEmulatedWhatsApp } from './emulated-page/server.ts'
 import type { EmulatedWhatsApp } from './emulated-page/server.ts'
 
@@ -46,7 +46,10 @@ await t.test(
 
     await t.test('the newest brings it back', async (t) => {
       await rm(profile, { recursive: true })
-      t.match(await vault.restore(session, profile), { generation: 2, refused: [] })
+      t.strictSame(await broughtBack(vault.restore(session, profile)), {
+        generation: 2,
+        refused: [],
+      })
       await isReady(t, whatsapp, profile)
     })
 
@@ -65,7 +68,10 @@ await t.test(
       'over a profile of another time as well, whose lock names another host',
       async (t) => {
         await writeFile(join(profile, 'SingletonLock'), '')
-        t.match(await vault.restore(session, profile), { generation: 2, refused: [] })
+        t.strictSame(await broughtBack(vault.restore(session, profile)), {
+          generation: 2,
+          refused: [],
+        })
         await isReady(t, whatsapp, profile)
       },
     )

@@ -21,13 +21,18 @@ for (const seed of [1, 2]) {
     await client.end()
     const sql = connect(url, { applicationName: 'test', max: 1 })
     try {
-      const outcome = await liveThrough(parts, sql, new Random(seed, 'week'), {
-        messages: 200,
-        days: 7,
-      })
-      t.match(outcome, { gaps: [], minutes: [], budgets: [], quiet: [], starved: [] })
-      t.ok(outcome.opened > 0 && outcome.sent > outcome.opened, 'strangers and replies')
-      t.equal(outcome.sent + outcome.left, 200)
+      const { sent, opened, left, ...broken } = await liveThrough(
+        parts,
+        sql,
+        new Random(seed, 'week'),
+        {
+          messages: 200,
+          days: 7,
+        },
+      )
+      t.strictSame(broken, { gaps: [], minutes: [], budgets: [], quiet: [], starved: [] })
+      t.ok(opened > 0 && sent > opened, 'strangers and replies')
+      t.equal(sent + left, 200)
     } finally {
       await sql.close()
     }

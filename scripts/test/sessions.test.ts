@@ -9,7 +9,14 @@ import type { Test } from 'tap'
 import type { Sql } from '../../shared/db.ts'
 import { root } from '../../shared/root.ts'
 import { until } from '../../shared/test/until.ts'
-import { filesOf, flipBit, givenProfile, key, vaultRig } from '../../wa-worker/test/vault-rig.ts'
+import {
+  broughtBack,
+  filesOf,
+  flipBit,
+  givenProfile,
+  key,
+  vaultRig,
+} from '../../wa-worker/test/vault-rig.ts'
 
 /** Runs `npm run sessions -- …` over the rig's database and folder. */
 async function given(t: Test) {
@@ -116,7 +123,10 @@ await t.test(
     t.match(readdirSync(join(rig.profile, '..')), [/\.archived-/])
 
     const owner = await rig.takeOver()
-    t.match(await rig.vault.restore(owner, rig.profile), { generation: 3, refused: [] })
+    t.strictSame(await broughtBack(rig.vault.restore(owner, rig.profile)), {
+      generation: 3,
+      refused: [],
+    })
     t.same(filesOf(rig.profile), rig.files)
   },
 )

@@ -72,11 +72,10 @@ void t.test('what is asked for is shown until it is made', async (t) => {
   await actionDone(sql, lane, (await due())!)
   t.match((await read()).actions, [{ kind: 'reaction', status: 'pending' }])
   await actionDone(sql, lane, (await due())!)
-  t.match(await read(), {
-    body: 'Hello',
-    reactions: [{ emoji: '👍', at: /T\d\d:\d\d:\d\d\.\d{3}Z$/ }],
-    actions: [],
-  })
+  const made = await read()
+  t.equal(made.body, 'Hello')
+  t.strictSame(made.actions, [])
+  t.match(made.reactions, [{ emoji: '👍', at: /T\d\d:\d\d:\d\d\.\d{3}Z$/ }])
   t.strictSame(await events(), ['message.edited', 'message.reaction'])
 })
 
@@ -124,7 +123,8 @@ void t.test('what was made after all counts', async (t) => {
   await sql`update wa_actions set expires_at = now() - interval '1 second'`
   await expireActions(sql)
   await actionDone(sql, lane, slow)
-  t.match(await read(), { body: 'Hello', actions: [] })
+  const { body, actions } = await read()
+  t.strictSame({ body, actions }, { body: 'Hello', actions: [] })
 })
 
 void t.test('nothing expires while its message waits, nor as soon as that is sent', async (t) => {

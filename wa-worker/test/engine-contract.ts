@@ -393,7 +393,8 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     })
     t.same(answer.quoted, question.key)
     t.same(answer.mentions, [rig.customer])
-    t.match(question, { quoted: null, mentions: [], media: null, pending: false, revoked: false })
+    t.match(question, { quoted: null, media: null, pending: false, revoked: false })
+    t.same(question.mentions, [])
   })
 
   await t.test('tells who wrote in a group, and who is in it', async (t) => {
@@ -539,10 +540,8 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
       t.same(await engine.history(key.chatId, { sinceSeconds, limit: 1_000 }), chat)
       const last = await engine.history(key.chatId, { sinceSeconds, limit: 1 })
       t.match(last, { complete: false, messages: [{ key }] })
-      t.match(await engine.history('12025559876@c.us', { sinceSeconds, limit: 10 }), {
-        messages: [],
-        complete: true,
-      })
+      const none = await engine.history('12025559876@c.us', { sinceSeconds, limit: 10 })
+      t.same([none.messages, none.complete], [[], true])
     },
   )
 

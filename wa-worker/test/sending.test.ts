@@ -395,7 +395,8 @@ void t.test(
     await message(id, 'the edit', ({ editedAt }) => editedAt !== null)
     t.equal(worker.engine().transmissions(keyIdOf(id)), 1)
     t.match(worker.engine().arrived(keyIdOf(id)), { content: { body: 'Hello' } })
-    t.match(await message(id, 'the ack', is('read')), { body: 'Hello', actions: [] })
+    const { body, actions } = await message(id, 'the ack', is('read'))
+    t.strictSame({ body, actions }, { body: 'Hello', actions: [] })
   },
 )
 

@@ -12,7 +12,7 @@ import { testDb } from '../../shared/test/db.ts'
 import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import type { OwnedSession } from '../../shared/wa-session-transitions.ts'
 import { Vault } from '../vault.ts'
-import type { VaultOptions } from '../vault.ts'
+import type { Restored, VaultOptions } from '../vault.ts'
 
 export const bucket = 'sessions'
 export const key = (id: string) => `${id}:${createHash('sha256').update(id).digest('base64')}`
@@ -61,6 +61,14 @@ export async function vaultRig(t: Test, options: Partial<VaultOptions> = {}): Pr
     },
     takeOver: (worker = 'other-worker') => own(sql, session, worker),
   }
+}
+
+/** What a restore brought back, and which newer ones it could not use. */
+export async function broughtBack(
+  restoring: Promise<Restored>,
+): Promise<Pick<Restored, 'generation' | 'refused'>> {
+  const { generation, refused } = await restoring
+  return { generation, refused }
 }
 
 export async function givenOwnedSession(sql: Db): Promise<OwnedSession> {
