@@ -88,6 +88,19 @@ await t.test(
       t.match(record, { pid: main!.pid, startedAt: Number(main!.startedAt) })
     })
 
+    await t.test(
+      'each of the two addresses leads to the other, and gives no cause for a report',
+      async (t) => {
+        const { lid } = whatsapp.register({ number: customer })
+        await engine.checkNumber(customer)
+        t.match(await engine.people([chatId, lid]), [
+          { asked: chatId, waId: chatId, lid },
+          { asked: lid, waId: chatId, lid },
+        ])
+        t.same(whatsapp.signals, [], 'nothing is reported to WhatsApp')
+      },
+    )
+
     await t.test('a part that is gone is missed by those who need it only', async (t) => {
       const { waMessageId } = await engine.send(text('3EB0TEXT'))
       t.ok(waMessageId)

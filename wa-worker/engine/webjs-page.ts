@@ -134,10 +134,12 @@ export function installLookUps(): void {
     const addresses = [id]
     try {
       const wid = window.require('WAWebWidFactory').createWid(id)
+      const kind = /@(c\.us|lid)$/.exec(wid._serialized)?.[1]
+      if (kind === undefined) return addresses // a group has one address only
       const contacts = window.require('WAWebApiContact')
-      for (const other of [contacts.getCurrentLid?.(wid), contacts.getPhoneNumber?.(wid)]) {
-        if (other && !addresses.includes(other._serialized)) addresses.push(other._serialized)
-      }
+      // Each getter takes its own kind: asked for the other, one throws and the other reports an error to WhatsApp.
+      const other = kind === 'lid' ? contacts.getPhoneNumber?.(wid) : contacts.getCurrentLid?.(wid)
+      if (other && !addresses.includes(other._serialized)) addresses.push(other._serialized)
     } catch {
       // A contact the page does not know has one address only.
     }

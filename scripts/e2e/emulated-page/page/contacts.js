@@ -8,8 +8,20 @@ import { link, me, onConnected } from './session.js'
 const lidOfNumber = new Map()
 const numberOfLid = new Map()
 
-const getCurrentLid = (wid) => lidOfNumber.get(String(wid))
-const getPhoneNumber = (wid) => numberOfLid.get(String(wid))
+/** Each is for one kind of address; what WhatsApp's page does when it is asked for another one is an error of whoever asks. */
+function getCurrentLid(wid) {
+  if (!wid.isLid()) return lidOfNumber.get(String(wid))
+  reportError('get-current-lid-called-with-lid')
+  return wid
+}
+function getPhoneNumber(wid) {
+  if (!wid.isUser()) throw new Error('WaWebLidPnCache - Invalid get call (not user)')
+  if (!wid.isLid()) throw new Error('WaWebLidPnCache - Invalid get call (not lid)')
+  return numberOfLid.get(String(wid))
+}
+/** The page sends its logs to WhatsApp, which sees who drives it in ways no person would. */
+const reportError = (kind) => void link.call('signal', { kind }).catch(() => undefined)
+
 const getAlternateUserWid = (wid) => (wid.isLid() ? getPhoneNumber(wid) : getCurrentLid(wid))
 
 export const alternateOf = getAlternateUserWid

@@ -98,7 +98,7 @@ const variations = {
     const find = chats.findOrCreateLatestChat
     chats.findOrCreateLatestChat = async (wid) => {
       if (wid.isUser()) await queryWidExists(wid)
-      return find(requireModule('WAWebApiContact').getCurrentLid(wid) ?? wid)
+      return find(wid.isLid() ? wid : (requireModule('WAWebApiContact').getCurrentLid(wid) ?? wid))
     }
   },
 
