@@ -42,7 +42,7 @@ const usefulSeconds: Record<ActionWish['kind'], number> = {
   check_number: 30,
 }
 
-/** Asks the worker of the session for an action. Answers its id. Throws 409 SESSION_GONE when the session is deleted. */
+/** Asks the worker of a session for an action, and nudges it. Returns the action's id. Throws 409 SESSION_GONE when the session is deleted. */
 export async function askAction(
   sql: Sql,
   {
@@ -59,6 +59,7 @@ export async function askAction(
     from wa_sessions s where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null
     returning id`
   if (!row) throw new AppError(409, 'SESSION_GONE', 'The session is deleted.')
+  sql.nudge('awfar_outbox', sessionId)
   return row.id
 }
 

@@ -72,6 +72,7 @@ export async function retry(
     await closeActions(tx, fragment`a.message_id = ${id} and a.kind = 'revoke'`)
     await queueAgain(tx, id, message)
     const row = (await findMessage(tx, workspaceId, id))!
+    tx.nudge('awfar_outbox', row.sessionId)
     await appendEvents(tx, messageEvents('message.ack', [row]))
     return row
   })

@@ -215,7 +215,6 @@ export const chats: Routes = async (app) => {
           return { statusCode: 202, body: null }
         }),
       )
-      sql.nudge('awfar_outbox')
       return reply
     },
   )
@@ -242,7 +241,6 @@ export const chats: Routes = async (app) => {
         await ask(on, user.workspaceId, params.id, { kind: 'typing', payload })
         return { statusCode: 202, body: null }
       })
-      sql.nudge('awfar_outbox')
       return reply
     },
   )

@@ -238,7 +238,6 @@ export const messages: Routes = async (app) => {
           throw new AppError(409, 'NOT_EDITABLE', 'The message is not on WhatsApp.')
         }
         reply.code(202)
-        tx.nudge('awfar_outbox')
         return change(tx, now, {
           kind: 'edit',
           messageId: now.id,
@@ -283,7 +282,6 @@ export const messages: Routes = async (app) => {
         }
         reply.code(202)
         if (now.revokedAt || isBeingDeleted(now)) return messageResource(now)
-        tx.nudge('awfar_outbox')
         return change(tx, now, { kind: 'revoke', messageId: now.id, payload: {} })
       })
     },
@@ -310,7 +308,6 @@ export const messages: Routes = async (app) => {
         const wish = { kind: 'react', messageId: row.id, payload: { emoji: body.emoji } } as const
         return { statusCode: 202, body: await change(tx, row, wish) }
       })
-      sql.nudge('awfar_outbox')
       return reply
     },
   )
@@ -335,7 +332,6 @@ export const messages: Routes = async (app) => {
         if (!row) throw notFound('Message')
         return { statusCode: 202, body: messageResource(row) }
       })
-      sql.nudge('awfar_outbox')
       return reply
     },
   )

@@ -79,7 +79,6 @@ export const numbers: Routes = async (app) => {
       { workspaceId, sessionId: asking },
       { kind: 'check_number', payload: { phone } },
     )
-    sql.nudge('awfar_outbox')
     const deadline = performance.now() + answerMs
     while (performance.now() < deadline) {
       const answer = await actionAnswer(sql, workspaceId, id)

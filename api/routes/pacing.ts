@@ -122,7 +122,7 @@ export const pace: Routes = async (app) => {
       const { id } = await existingSession(sql, user.workspaceId, params.id)
       const set = await setPacing(sql, user.workspaceId, id, body, config).catch(explained)
       if (!set) throw notFound('Session')
-      sql.nudge('awfar_outbox')
+      sql.nudge('awfar_outbox', id)
       return set
     },
   )
