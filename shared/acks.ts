@@ -6,6 +6,7 @@ import type { MessageRow } from './messages.ts'
 import { takingOut } from './outbox.ts'
 import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** What WhatsApp says of a message of ours: −1 refused, 0 taken by the page, 1 server, 2 device, 3 read, 4 played. */
 export interface Ack {
@@ -25,7 +26,7 @@ export const keptAck = (ack: number): -1 | 0 | 1 | 2 | 3 | 4 =>
 
 /** An acknowledgement, and the session that was told. */
 export interface AckReport {
-  session: { id: string; workspaceId: string; fence: number }
+  session: SessionLease
   ack: Ack
 }
 
@@ -39,7 +40,7 @@ interface Acked extends MessageRow {
 /** Records one acknowledgement, as recordAcks() does. Throws LeaseLost. */
 export async function recordAck(
   sql: Sql,
-  session: AckReport['session'],
+  session: SessionLease,
   ack: Ack,
 ): Promise<string | undefined> {
   const [outcome] = await recordAcks(sql, [{ session, ack }])

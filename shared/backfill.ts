@@ -3,12 +3,7 @@ import type { Sql } from './db.ts'
 import { highestFirst, numberedPage } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
 import { assertFence, LeaseLost } from './wa-session-leases.ts'
-
-interface Owned {
-  id: string
-  workspaceId: string
-  fence: number
-}
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** A stretch of time of which something may be missing. */
 export interface Stretch {
@@ -26,7 +21,7 @@ export interface Missed extends Stretch {
  * From when until now a session may have missed something, or undefined when nothing is outstanding. It begins ten minutes before the session was last
  * known to listen: clocks differ, and a phone hands things on late. Throws LeaseLost.
  */
-export async function missedStretch(sql: Sql, session: Owned): Promise<Missed | undefined> {
+export async function missedStretch(sql: Sql, session: SessionLease): Promise<Missed | undefined> {
   const [row] = await sql<{ from: Date | null; to: Date; notes: number }>`
     select backfill_from - interval '10 minutes' as "from", clock_timestamp() as "to", backfill_notes as notes
     from wa_sessions where id = ${session.id} and fence = ${session.fence}`
@@ -36,7 +31,7 @@ export async function missedStretch(sql: Sql, session: Owned): Promise<Missed | 
 }
 
 /** Something since then may be missing, and is to be read again. Throws LeaseLost. */
-export async function noteMissed(sql: Sql, session: Owned, since: Date): Promise<void> {
+export async function noteMissed(sql: Sql, session: SessionLease, since: Date): Promise<void> {
   const noted = await sql`
     update wa_sessions set backfill_from = least(backfill_from, ${since}::timestamptz), backfill_notes = backfill_notes + 1
     where id = ${session.id} and fence = ${session.fence} returning id`
@@ -44,7 +39,11 @@ export async function noteMissed(sql: Sql, session: Owned, since: Date): Promise
 }
 
 /** All that was missed has been read again, as far as it is to be had; what was noted while it was read is still outstanding. */
-export async function endStretch(sql: Sql, session: Owned, { notes }: Missed): Promise<void> {
+export async function endStretch(
+  sql: Sql,
+  session: SessionLease,
+  { notes }: Missed,
+): Promise<void> {
   await sql`
     update wa_sessions set backfill_from = null
     where id = ${session.id} and fence = ${session.fence} and backfill_notes = ${notes}`
@@ -64,7 +63,7 @@ export interface KnownMessage {
 /** Which of these messages are stored, whatever address they were stored under. */
 export async function knownMessages(
   sql: Sql,
-  session: Owned,
+  session: SessionLease,
   keys: { fromMe: boolean; id: string }[],
 ): Promise<KnownMessage[]> {
   return sql<KnownMessage>`
@@ -92,7 +91,7 @@ interface Unread extends UnreadCursor {
  */
 export async function unreadOfOurs(
   sql: Sql,
-  session: Owned,
+  session: SessionLease,
   limit: number,
   after?: UnreadCursor,
 ): Promise<Unread[]> {
@@ -116,7 +115,11 @@ export interface ChatReport extends Stretch {
 }
 
 /** Writes what is proven of a chat; a later word on the same stretch takes the place of an earlier one. Throws LeaseLost. */
-export async function reportChat(sql: Sql, session: Owned, report: ChatReport): Promise<void> {
+export async function reportChat(
+  sql: Sql,
+  session: SessionLease,
+  report: ChatReport,
+): Promise<void> {
   const { waChatId, keyIds, from, to, complete } = report
   await sql.begin(async (tx) => {
     await assertFence(tx, session)

@@ -6,6 +6,7 @@ import { tellMessages } from './messages.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
 import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
+import type { MessageKey } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
 import type { Lease } from './wa-session-leases.ts'
 
@@ -21,7 +22,7 @@ export interface Claimed {
   keyId: string
   content: MessageContent
   mentions: string[]
-  quoted: { fromMe: boolean; chatId: string; id: string; participant: string } | null
+  quoted: MessageKey | null
   /** Claims so far, without those that were no fault of the message. */
   attempts: number
   /** Of these: how often the page broke down meanwhile. */

@@ -4,13 +4,7 @@ import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import { phoneOf } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
-
-/** In whose workspace, and through which session, something was heard. */
-export interface Hearer {
-  id: string
-  workspaceId: string
-  fence: number
-}
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** What was heard of one person. */
 export interface PersonFacts {
@@ -43,7 +37,11 @@ interface Row {
  * A transaction of its own, not to be called inside
  * another. Throws LeaseLost.
  */
-export async function learnPerson(sql: Sql, hearer: Hearer, person: PersonFacts): Promise<string> {
+export async function learnPerson(
+  sql: Sql,
+  hearer: SessionLease,
+  person: PersonFacts,
+): Promise<string> {
   const addresses = [...new Set(person.addresses)]
   // By itself: rows that only this transaction sees could not be locked in order with the others.
   await addAddresses(sql, hearer, addresses, ofOwner(hearer))
@@ -92,7 +90,7 @@ export interface Heard {
  */
 export async function contactsOf(
   tx: Sql,
-  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
+  hearer: Pick<SessionLease, 'id' | 'workspaceId'>,
   heard: Heard[],
 ): Promise<Map<string, string>> {
   if (heard.length === 0) return new Map()
@@ -238,13 +236,13 @@ const joinedColumns = raw(
 )
 
 /** What only the owner of the session may write, in a statement of its own. */
-const ofOwner = ({ id, fence }: Hearer) => fragment`
+const ofOwner = ({ id, fence }: SessionLease) => fragment`
   exists (select from wa_sessions where id = ${id} and fence = ${fence} for share)`
 
 /** Rows for addresses that have none yet. */
 async function addAddresses(
   sql: Sql,
-  hearer: Pick<Hearer, 'id' | 'workspaceId'>,
+  hearer: Pick<SessionLease, 'id' | 'workspaceId'>,
   addresses: string[],
   allowed = fragment`true`,
 ): Promise<void> {

@@ -11,14 +11,15 @@ import { areOne, holdPeople, learnPerson, mayBeOne } from './identities.ts'
 import { heedOptOuts, mayOptOut } from './opt-outs.ts'
 import { openChats } from './received-chats.ts'
 import { authorOf } from './received.ts'
-import type { Hearing, Received } from './received.ts'
+import type { Received } from './received.ts'
 import { assertFence } from './wa-session-leases.ts'
+import type { SessionLease } from './wa-session-leases.ts'
 import { isGroup, phoneOf } from './wa-id.ts'
 
 /** Stores one message, as storeAllReceived() does. Answers its id, or undefined when it was there already. */
 export async function storeReceived(
   sql: Sql,
-  session: Hearing,
+  session: SessionLease,
   message: Received,
 ): Promise<string | undefined> {
   const [id] = await storeAllReceived(sql, session, [message])
@@ -33,7 +34,7 @@ export async function storeReceived(
  */
 export async function storeAllReceived(
   sql: Sql,
-  session: Hearing,
+  session: SessionLease,
   messages: Received[],
 ): Promise<(string | undefined)[]> {
   const ids = messages.map((): string | undefined => undefined)
@@ -73,7 +74,7 @@ function nextRound<T extends { message: Received }>(waiting: T[]): { now: T[]; l
 /** Answers the ids of what was stored or completed. */
 async function storeRound(
   sql: Sql,
-  session: Hearing,
+  session: SessionLease,
   messages: Received[],
 ): Promise<Map<Received, string>> {
   // Most repeats have nothing to add: they cost one look.
@@ -123,7 +124,7 @@ async function storeRound(
 /** Stores what is not there, and what it changes in chats and lanes. Answers their ids, and those for which there may be changes that were told before. */
 async function insertMessages(
   tx: Sql,
-  session: Hearing,
+  session: SessionLease,
   messages: Received[],
 ): Promise<{ stored: Map<Received, string>; awaited: string[] }> {
   if (messages.length === 0) return { stored: new Map(), awaited: [] }
@@ -209,7 +210,7 @@ interface Known {
  */
 async function heedEcho(
   sql: Sql,
-  session: Hearing,
+  session: SessionLease,
   { fromMe, waChatId, timestamp }: Received,
   known: Known,
 ): Promise<void> {
@@ -233,7 +234,7 @@ const isReadable = ({ pending, revoked, type }: Received) =>
  */
 async function knownAs(
   sql: Sql,
-  session: Hearing,
+  session: SessionLease,
   messages: Received[],
 ): Promise<Map<Received, Known>> {
   const column = <T>(of: (message: Received) => T) => messages.map(of)
@@ -259,7 +260,7 @@ async function knownAs(
 /** A message that is there: its content may have been missing. Answers whether it was. */
 async function complete(
   tx: Sql,
-  session: Hearing,
+  session: SessionLease,
   id: string,
   message: Received,
 ): Promise<boolean> {
@@ -275,7 +276,7 @@ async function complete(
 
 /** Our id of the message that is answered, whatever address it was stored under. */
 const quotedIn = (
-  session: Hearing,
+  session: SessionLease,
   fromMe: Fragment | boolean | null,
   keyId: Fragment | string | null,
 ) => fragment`(
@@ -284,7 +285,7 @@ const quotedIn = (
 /** Tells of messages, and of their chats as they are after all of them. */
 async function tell(
   tx: Sql,
-  { id: sessionId, workspaceId }: Hearing,
+  { id: sessionId, workspaceId }: SessionLease,
   told: { id: string; isMessage: boolean }[],
 ): Promise<void> {
   if (told.length === 0) return

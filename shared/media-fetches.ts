@@ -3,7 +3,9 @@ import { appendEvents } from './events.ts'
 import { announceInboundMedia } from './media-store.ts'
 import { findMedia, giveMediaUp, mediaResource } from './media.ts'
 import type { MediaType } from './message-content.ts'
+import type { MessageKey } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
+import type { Lease, SessionLease } from './wa-session-leases.ts'
 
 /** What WhatsApp says of the file that came with a message. */
 export interface ReceivedMedia {
@@ -56,20 +58,16 @@ export interface MediaFetch {
   attempts: number
   /** Seconds since it was announced. */
   age: number
-  key: { fromMe: boolean; chatId: string; id: string; participant: string }
+  key: MessageKey
 }
 
 /** The next file of each of these sessions, of those that work. */
-export async function dueFetches(
-  sql: Sql,
-  worker: string,
-  lanes: { id: string; fence: number }[],
-): Promise<MediaFetch[]> {
+export async function dueFetches(sql: Sql, worker: string, leases: Lease[]): Promise<MediaFetch[]> {
   return sql<MediaFetch>`
     select f.media_id, f.message_id, f.workspace_id, f.session_id, a.size, f.attempts,
       extract(epoch from now() - f.created_at)::float8 as age,
       json_build_object('fromMe', m.direction = 'outbound', 'chatId', c.wa_chat_id, 'id', m.wa_key_id, 'participant', m.wa_participant) as key
-    from unnest(${lanes.map(({ id }) => id)}::uuid[], ${lanes.map(({ fence }) => fence)}::bigint[]) x(id, fence)
+    from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
       select * from media_fetches d where d.session_id = s.id and d.due_at <= now() order by d.background, d.due_at limit 1) f
@@ -81,7 +79,7 @@ export async function dueFetches(
 /** A file is fetched and stored, or never will be (`failed`; `expired`: WhatsApp has it no more). Throws LeaseLost. */
 export async function endFetch(
   sql: Sql,
-  session: { id: string; workspaceId: string; fence: number },
+  session: SessionLease,
   { mediaId }: MediaFetch,
   outcome: 'ready' | 'failed' | 'expired',
 ): Promise<void> {
@@ -103,7 +101,7 @@ export async function endFetch(
 /** A file is to be tried again after a while. `forgiven`: it was no fault of its own. */
 export async function delayFetch(
   sql: Sql,
-  session: { id: string; fence: number },
+  session: Lease,
   { mediaId }: MediaFetch,
   { delayMs, forgiven }: { delayMs: number; forgiven: boolean },
 ): Promise<void> {

@@ -4,21 +4,9 @@ import type { EventType } from './events.ts'
 import { holdPeople, mayBeOne } from './identities.ts'
 import { tellMessages } from './messages.ts'
 import { heedOptOuts, mayOptOut } from './opt-outs.ts'
+import type { MessageKey } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
-
-interface Owned {
-  id: string
-  workspaceId: string
-  fence: number
-}
-
-/** Which message: the address it is seen under may differ from the one it was stored under. */
-export interface Target {
-  fromMe: boolean
-  chatId: string
-  id: string
-  participant: string
-}
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** A change, as it is kept until its message comes. */
 interface Change {
@@ -46,15 +34,15 @@ const nobody = { waId: null, body: null, options: null }
  */
 export const recordEdit = (
   sql: Sql,
-  session: Owned,
-  { key, body, at }: { key: Target; body: string; at: Date },
+  session: SessionLease,
+  { key, body, at }: { key: MessageKey; body: string; at: Date },
 ): Promise<string | undefined> => record(sql, session, key, { ...nobody, kind: 'edit', body, at })
 
 /** Records that a message was deleted for everyone; what it said stays. Answers as recordEdit() does. Throws LeaseLost. */
 export const recordRevocation = (
   sql: Sql,
-  session: Owned,
-  { key, at }: { key: Target; at: Date },
+  session: SessionLease,
+  { key, at }: { key: MessageKey; at: Date },
 ): Promise<string | undefined> => record(sql, session, key, { ...nobody, kind: 'revocation', at })
 
 /**
@@ -63,14 +51,14 @@ export const recordRevocation = (
  */
 export const recordReaction = (
   sql: Sql,
-  session: Owned,
+  session: SessionLease,
   {
     target,
     emoji,
     waId,
     fromMe,
     at,
-  }: { target: Target; emoji: string; waId: string; fromMe: boolean; at: Date },
+  }: { target: MessageKey; emoji: string; waId: string; fromMe: boolean; at: Date },
 ): Promise<string | undefined> =>
   record(sql, session, target, {
     ...{ kind: 'reaction', waId: fromMe ? 'me' : waId, body: emoji, options: null, at },
@@ -79,14 +67,14 @@ export const recordReaction = (
 /** Records what a person has chosen in a poll; the latest choice counts. Answers as recordEdit() does. Throws LeaseLost. */
 export const recordPollVote = (
   sql: Sql,
-  session: Owned,
+  session: SessionLease,
   {
     poll,
     options,
     waId,
     fromMe,
     at,
-  }: { poll: Target; options: string[]; waId: string; fromMe: boolean; at: Date },
+  }: { poll: MessageKey; options: string[]; waId: string; fromMe: boolean; at: Date },
 ): Promise<string | undefined> =>
   record(sql, session, poll, {
     ...{ kind: 'vote', waId: fromMe ? 'me' : waId, body: null, options, at },
@@ -95,7 +83,7 @@ export const recordPollVote = (
 /** Makes the changes that were told before these messages were stored, and tells of them, in the transaction that stores them. */
 export async function makeEarlyChanges(
   tx: Sql,
-  session: Omit<Owned, 'fence'>,
+  session: Omit<SessionLease, 'fence'>,
   messageIds: string[],
 ): Promise<void> {
   const early = await tx<Change & { messageId: string }>`
@@ -123,8 +111,8 @@ const isSame = (workspaceId: string, participant: Fragment | string, chatId: Fra
 
 async function record(
   sql: Sql,
-  session: Owned,
-  target: Target,
+  session: SessionLease,
+  target: MessageKey,
   change: Change,
 ): Promise<string | undefined> {
   return sql.begin(async (tx) => {
@@ -147,8 +135,8 @@ async function record(
 
 async function find(
   tx: Sql,
-  session: Owned,
-  { fromMe, chatId, id, participant }: Target,
+  session: SessionLease,
+  { fromMe, chatId, id, participant }: MessageKey,
 ): Promise<string | undefined> {
   const [message] = await tx<{ id: string }>`
     select m.id from messages m join chats c on c.id = m.chat_id
@@ -158,7 +146,12 @@ async function find(
   return message?.id
 }
 
-async function keep(tx: Sql, session: Owned, target: Target, change: Change): Promise<void> {
+async function keep(
+  tx: Sql,
+  session: SessionLease,
+  target: MessageKey,
+  change: Change,
+): Promise<void> {
   const { fromMe, chatId, id, participant } = target
   const { kind, waId, body, options, at } = change
   await tx`

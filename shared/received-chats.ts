@@ -3,8 +3,9 @@ import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { contactsOf } from './identities.ts'
 import { authorOf } from './received.ts'
-import type { Hearing, Received } from './received.ts'
+import type { Received } from './received.ts'
 import { isGroup } from './wa-id.ts'
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** An address messages come from, and where they belong. */
 interface Seen {
@@ -21,7 +22,7 @@ interface Seen {
  */
 export async function openChats(
   tx: Sql,
-  session: Hearing,
+  session: SessionLease,
   messages: Received[],
 ): Promise<Map<string, string>> {
   const { id: sessionId, workspaceId } = session

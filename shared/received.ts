@@ -32,13 +32,6 @@ export interface Received {
   quoted?: { fromMe: boolean; id: string } | null
 }
 
-/** The session that heard it. */
-export interface Hearing {
-  id: string
-  workspaceId: string
-  fence: number
-}
-
 /** Who wrote a message in a group. */
 export const authorOf = ({ waChatId, fromMe, participant }: Received): string | undefined =>
   isGroup(waChatId) && !fromMe && participant !== '' ? participant : undefined

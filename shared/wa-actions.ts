@@ -3,6 +3,7 @@ import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { tellMessages } from './messages.ts'
+import type { MessageKey } from './wa-id.ts'
 import type { Lease } from './wa-session-leases.ts'
 import { assertFence } from './wa-session-leases.ts'
 
@@ -28,7 +29,7 @@ export interface Action {
   /** The chat's address on WhatsApp. */
   waChatId: string | null
   /** The message it is about. */
-  target: { fromMe: boolean; chatId: string; id: string; participant: string } | null
+  target: MessageKey | null
 }
 
 /** Until when an action is of use to anybody, in seconds: nobody wants to have been typing a minute ago. */

@@ -69,6 +69,16 @@ export function keyIdOf(messageId: string): string {
   return `3EB0${digest.slice(0, 18).toUpperCase()}`
 }
 
+/** A WhatsApp message's id in parts; the serialized form flips between addresses, the parts do not. */
+export interface MessageKey {
+  fromMe: boolean
+  /** The chat's address: `digits@c.us`, `…@lid`, `…@g.us`. */
+  chatId: string
+  id: string
+  /** The author within a group; empty elsewhere. */
+  participant: string
+}
+
 /** A message's id as whatsapp-web.js writes it: `true_<chat>_<id>`, in groups with `_<participant>` behind it. */
 export function serializeKey(fromMe: boolean, chat: string, id: string, participant = ''): string {
   return `${fromMe}_${chat}_${id}${participant && `_${participant}`}`

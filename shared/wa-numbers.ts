@@ -1,7 +1,7 @@
 import type { Sql } from './db.ts'
 import { learnPerson } from './identities.ts'
-import type { Hearer } from './identities.ts'
 import { assertFence, LeaseLost } from './wa-session-leases.ts'
+import type { SessionLease } from './wa-session-leases.ts'
 
 /** What was learnt of a number; `waId` is null when it is not on WhatsApp. Undefined when it was never asked, or too long ago. */
 export async function knownNumber(
@@ -20,7 +20,7 @@ export async function knownNumber(
 /** Remembers what WhatsApp says of a number. Whoever is known by the number is known by the address it has there, too. Throws LeaseLost. */
 export async function learnNumber(
   sql: Sql,
-  hearer: Hearer,
+  hearer: SessionLease,
   phone: string,
   waId: string | null,
 ): Promise<void> {
@@ -47,7 +47,7 @@ export async function learnNumber(
  */
 export async function redirectChat(
   sql: Sql,
-  hearer: Hearer,
+  hearer: SessionLease,
   chatId: string,
   waId: string,
 ): Promise<void> {

@@ -8,9 +8,13 @@ export interface Lease {
   fence: number
 }
 
-/** A session a worker owns for now, and what is wished of it. */
-export interface LeasedSession extends Lease {
+/** With the workspace it is in. */
+export interface SessionLease extends Lease {
   workspaceId: string
+}
+
+/** A session a worker owns for now, and what is wished of it. */
+export interface LeasedSession extends SessionLease {
   name: string
   engine: EngineKind
   status: SessionStatus

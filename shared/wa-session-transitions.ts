@@ -3,14 +3,12 @@ import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import { beginWarmUp } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
+import type { SessionLease } from './wa-session-leases.ts'
 import { sessionResource } from './wa-sessions.ts'
 import type { SessionRequest, SessionRow, SessionStatus } from './wa-sessions.ts'
 
 /** A session as its owner knows it. */
-export interface OwnedSession {
-  id: string
-  workspaceId: string
-  fence: number
+export interface OwnedSession extends SessionLease {
   worker: string
 }
 

@@ -7,17 +7,8 @@ import type {
   PollContent,
 } from '../../shared/message-content.ts'
 import type { MessageType } from '../../shared/messages.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { Account, QrCode } from '../../shared/wa-session-transitions.ts'
-
-/** A WhatsApp message's id in parts; the serialized form flips between addresses, the parts do not. */
-export interface MessageKey {
-  fromMe: boolean
-  /** The chat's address: `digits@c.us`, `…@lid`, `…@g.us`. */
-  chatId: string
-  id: string
-  /** The author within a group; empty elsewhere. */
-  participant: string
-}
 
 export interface IncomingMessage {
   key: MessageKey

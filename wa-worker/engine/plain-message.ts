@@ -1,5 +1,6 @@
 import { serializeKey } from '../../shared/wa-id.ts'
-import type { IncomingMessage, MessageKey } from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
+import type { IncomingMessage } from './engine.ts'
 
 /** A message with nothing to it but what is given. */
 export function plainMessage(

@@ -2,9 +2,10 @@ import { createHash } from 'node:crypto'
 import { readFile, rename, writeFile } from 'node:fs/promises'
 import type { MessageContent } from '../../shared/message-content.ts'
 import { serializeKey } from '../../shared/wa-id.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
-import type { IncomingMessage, MessageKey, Receipt } from './engine.ts'
+import type { IncomingMessage, Receipt } from './engine.ts'
 
 /** A message in the simulated WhatsApp. */
 export interface SimulatedMessage extends Pick<Receipt, 'ack' | 'code'> {

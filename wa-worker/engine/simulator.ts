@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { MessageContent } from '../../shared/message-content.ts'
 import { isGroup } from '../../shared/wa-id.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { Account } from '../../shared/wa-session-transitions.ts'
 import { EngineError } from './engine.ts'
 import type {
@@ -12,7 +13,6 @@ import type {
   ContactInfo,
   Engine,
   EngineEvents,
-  MessageKey,
   NumberCheck,
   OutgoingMessage,
   Pulse,

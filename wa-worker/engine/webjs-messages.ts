@@ -1,7 +1,8 @@
 import type { MediaType } from '../../shared/message-content.ts'
 import type { MessageType } from '../../shared/messages.ts'
 import { serializeKey } from '../../shared/wa-id.ts'
-import type { IncomingMedia, IncomingMessage, MessageKey } from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
+import type { IncomingMedia, IncomingMessage } from './engine.ts'
 import { readVcard } from './vcard.ts'
 
 type Address = string | { _serialized?: string } | null

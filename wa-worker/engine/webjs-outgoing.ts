@@ -1,10 +1,10 @@
+import type { MessageKey } from '../../shared/wa-id.ts'
 import { stat } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ElementHandle, Page } from 'puppeteer'
 import { errorText } from '../../shared/errors.ts'
 import { EngineError } from './engine.ts'
 import type {
-  MessageKey,
   NumberCheck,
   OutgoingContent,
   OutgoingMedia,

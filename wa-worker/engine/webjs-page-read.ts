@@ -1,5 +1,5 @@
 /** What runs inside WhatsApp Web's page to read messages, media, chats and people; see webjs-page.ts. */
-import type { MessageKey } from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { MessageModel } from './webjs-messages.ts'
 import type { LookUpApi, PageChat, PageMessage, PageWindow, Wid } from './webjs-page.ts'
 import type { PageFailure } from './webjs-page-send.ts'

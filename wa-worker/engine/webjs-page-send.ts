@@ -1,5 +1,5 @@
 /** What runs inside WhatsApp Web's page to send and to change messages; see webjs-page.ts. */
-import type { MessageKey } from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { LookUpApi, PageChat, PageMessage, PageWindow, Wid } from './webjs-page.ts'
 
 type MsgKeyClass = new (parts: object) => PageMessage['id']

@@ -2,7 +2,7 @@
  * What runs inside WhatsApp Web's page, beside the library's own code: how messages are found there. The functions are sent to the page as
  * text: they must not use anything from outside themselves but window.
  */
-import type { MessageKey } from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import type { PageContact, ReadingApi, ReadingModules } from './webjs-page-read.ts'
 import type { SendingApi, SendingModules } from './webjs-page-send.ts'
 

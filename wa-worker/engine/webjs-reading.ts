@@ -2,14 +2,8 @@ import { open } from 'node:fs/promises'
 import type { Page } from 'puppeteer'
 import { EngineError } from './engine.ts'
 import { isGroup } from '../../shared/wa-id.ts'
-import type {
-  Acquaintance,
-  ChatInfo,
-  ContactInfo,
-  MessageKey,
-  Recent,
-  RecentChat,
-} from './engine.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
+import type { Acquaintance, ChatInfo, ContactInfo, Recent, RecentChat } from './engine.ts'
 import { deadlines, within } from './webjs-call.ts'
 import { addressOf, incomingMessage, nameOf } from './webjs-messages.ts'
 import { actionFailure } from './webjs-outgoing.ts'

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Page } from 'puppeteer'
 import { errorText } from '../../shared/errors.ts'
 import type { Logger } from '../../shared/logger.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import { clearProfile, findBrowser, groupMemory, killGroup, recordBrowser } from '../browser.ts'
 import { withDeadline } from '../patience.ts'
 import { EngineError } from './engine.ts'
@@ -12,7 +13,6 @@ import type {
   ContactInfo,
   Engine,
   EngineEvents,
-  MessageKey,
   NumberCheck,
   OutgoingMessage,
   Pulse,

@@ -4,14 +4,9 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import type { MediaType, MessageContent } from '../../shared/message-content.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
+import type { MessageKey } from '../../shared/wa-id.ts'
 import { EngineError } from '../engine/engine.ts'
-import type {
-  Engine,
-  MessageKey,
-  OutgoingContent,
-  OutgoingMessage,
-  Receipt,
-} from '../engine/engine.ts'
+import type { Engine, OutgoingContent, OutgoingMessage, Receipt } from '../engine/engine.ts'
 import { nextEvent, until } from './waiting.ts'
 
 /** The far side of an engine: the phone it is linked to and the people it writes to. */
