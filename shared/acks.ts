@@ -3,7 +3,7 @@ import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import { messageColumns, messageEvents, messageJoins } from './messages.ts'
 import type { MessageRow } from './messages.ts'
-import { takingOut } from './outbox.ts'
+import { takeOut, takingOut } from './outbox.ts'
 import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './pacing.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 import type { SessionLease } from './wa-session-leases.ts'
@@ -35,6 +35,8 @@ interface Acked extends MessageRow {
   cold: boolean | null
   /** It is confirmed after it had left the outbox, and its chat is taken for one that nobody has opened. */
   reopens: boolean
+  /** It was queued again in this very moment, and must not be sent. */
+  requeued: boolean
 }
 
 /** Records one acknowledgement, as recordAcks() does. Throws LeaseLost. */
@@ -95,8 +97,14 @@ export async function recordAcks(
         where m.session_id = r.session_id and m.direction = 'outbound' and m.wa_key_id = r.key_id
           and case r.ack when -1 then coalesce(m.ack, 0) = 0 when 0 then m.ack is null else coalesce(m.ack, 0) < r.ack end
         returning m.*, r.ord, q.cold, q.ord is null and m.sent_at = now() as late
-      ), ${takingOut(fragment`o.message_id in (select id from changed where ack <> 0)`)}
+      ), ${takingOut(
+        fragment`o.message_id in (select id from changed where ack <> 0)`,
+        // Also by one that waits for its next try: the one before has arrived. What was refused is seen to below.
+        { opened: fragment`true` },
+      )}
       select held.id is not null as held, m.cold, ${messageColumns},
+        -- Who queues a message again holds it until its place is there, which this statement was too early to see.
+        m.id is not null and m.ack <> 0 and m.retries > 0 and not exists (select from queued where queued.ord = r.ord) as requeued,
         m.late and exists (select from outbox_lanes h where h.chat_id = m.chat_id and h.cold) as reopens
       from report r left join held on held.id = r.session_id left join (changed m ${messageJoins}) on m.ord = r.ord
       order by r.ord`
@@ -108,6 +116,7 @@ export async function recordAcks(
       if (code === 'REACHOUT_LOCKED') await lockReachOut(tx, row.sessionId, until ?? null)
       else if (row.cold && ack !== 0) await countColdRefusal(tx, row.sessionId, ack === -1)
       if (row.cold && ack === -1) await keepClosed(tx, [row.chatId])
+      if (row.requeued) await takeOut(tx, fragment`o.message_id = ${row.id}`)
       if (row.reopens) await keepOpen(tx, row.chatId)
     }
     await appendEvents(tx.last, messageEvents('message.ack', changed))

@@ -55,7 +55,10 @@ export const enqueuing = ({
  * The statements that take messages out of the outbox (`gone`), and let what is behind each of them in its chat go. `which` speaks of `o`. Rows are
  * locked in one order everywhere, outbox before lane, so that none of this can deadlock with a claim.
  */
-export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
+export const takingOut = (
+  which: Fragment,
+  { from = fragment`gone`, opened = fragment`g.sent` } = {},
+) => fragment`
   gone as (
     delete from outbox o where ${which} returning o.id, o.message_id, o.chat_id, o.state, o.attempts, o.doubts, o.cold, o.counted_at
   ), freed as (
@@ -68,18 +71,27 @@ export const takingOut = (which: Fragment, lanes = fragment`gone`) => fragment`
           -- It waits for the sake of its first message: what leaves from behind that one changes nothing.
           when exists (select from outbox o where o.chat_id = l.chat_id and o.send_at is null and o.id + 0 < g.first) or g.first is null then l.due_at
           else now() end,
-        cold = l.cold and not g.sent, opening = l.opening and not g.sent
+        cold = l.cold and not ${opened}, opening = l.opening and not ${opened}
     from (select chat_id, count(*) filter (where state <> 'z')::int as n, bool_or(state = 's') as sent,
-        min(id) filter (where state <> 'z') as first from ${lanes} group by chat_id) g
+        min(id) filter (where state <> 'z') as first from ${from} group by chat_id) g
     where l.chat_id = g.chat_id
   )`
 
-/** Takes messages out of the outbox; see takingOut(). They may be of many chats: their lanes are locked in the order in which a batch is accepted. */
+/**
+ * Takes messages out of the outbox; see takingOut(). They may be many, and of many chats: rows are locked in the order of their
+ * places, and then lanes in the order in which a batch is accepted, so that two who take out the same ones cannot wait for each
+ * other. The rows by a statement of their own: whoever had them until then may have counted them in their lanes meanwhile.
+ */
 export async function takeOut(tx: Sql, which: Fragment): Promise<TakenOut[]> {
-  const inOrder = fragment`(
+  const locked = await tx<{ id: number }>`
+    select o.id from outbox o where ${which} order by o.id for update`
+  if (locked.length === 0) return []
+  const ids = locked.map(({ id }) => id)
+  const from = fragment`(
     select gone.* from gone
     join (select chat_id from outbox_lanes where chat_id in (select chat_id from gone) order by chat_id for no key update) l on l.chat_id = gone.chat_id) gone`
-  return tx<TakenOut>`with ${takingOut(which, inOrder)} select * from gone`
+  return tx<TakenOut>`
+    with ${takingOut(fragment`o.id = any(${ids}::bigint[])`, { from })} select * from gone`
 }
 
 /**
@@ -109,18 +121,50 @@ export async function releaseScheduled(sql: Sql, limit = 500): Promise<number> {
   return released!.n
 }
 
-/** Cancels everything of a session that nobody has begun to send. */
-export async function cancelQueued(sql: Sql, sessionId: string): Promise<void> {
-  await sql.begin((tx) => takeBack(tx, fragment`o.session_id = ${sessionId}`))
+/** Messages that are taken out in one transaction: while one runs, nobody is told of anything that was written after its beginning. */
+const sliceSize = 500
+/** Messages that are looked for at once, of which slices are made. */
+const scanSize = 50_000
+
+/**
+ * Does something with all messages in the outbox that fit `which`, in the order of their places and in a transaction for each slice, until
+ * there are none; `take` takes them out. What was done stays done where it is broken off. `which` speaks of `o`. Answers how many.
+ */
+async function inSlices(
+  sql: Sql,
+  which: Fragment,
+  take: (tx: Sql, which: Fragment) => Promise<number>,
+  atMost = Infinity,
+): Promise<number> {
+  let taken = 0
+  while (taken < atMost) {
+    const found = await sql<{ id: number }>`
+      select o.id from outbox o where ${which} order by o.id limit ${Math.min(scanSize, atMost - taken)}`
+    if (found.length === 0) break
+    const ids = found.map(({ id }) => id)
+    for (let i = 0; i < ids.length; i += sliceSize) {
+      const slice = ids.slice(i, i + sliceSize)
+      taken += await sql.begin((tx) =>
+        take(tx, fragment`o.id = any(${slice}::bigint[]) and ${which}`),
+      )
+    }
+  }
+  return taken
+}
+
+/** Cancels what of a session nobody has begun to send: all of it, or about so many. */
+export async function cancelQueued(sql: Sql, sessionId: string, atMost?: number): Promise<void> {
+  const which = fragment`o.session_id = ${sessionId} and o.state in ('q', 'z')`
+  await inSlices(sql, which, takeBack, atMost)
 }
 
 /**
  * Cancels those of these messages that nobody has begun to send, and what was to be made of them once they were sent. `which` speaks of `o`. What an earlier try may have brought to WhatsApp
- * is cancelled as well, since it will not be tried again, but says in its error that it may be out; a deletion that was asked for is still to be made then.
+ * is cancelled as well, since it will not be tried again, but says in its error that it may be out; a deletion that was asked for is still to be made then. Answers how many.
  */
-export async function takeBack(tx: Sql, which: Fragment): Promise<void> {
+export async function takeBack(tx: Sql, which: Fragment): Promise<number> {
   const taken = await takeOut(tx, fragment`${which} and o.state in ('q', 'z')`)
-  if (taken.length === 0) return
+  if (taken.length === 0) return 0
   const idsOf = (messages: TakenOut[]) => messages.map(({ messageId }) => messageId)
   const [out, surely] = [taken.filter(mayBeOut), taken.filter((message) => !mayBeOut(message))]
   await closeActions(
@@ -129,6 +173,7 @@ export async function takeBack(tx: Sql, which: Fragment): Promise<void> {
   )
   await endTaken(tx, out, { status: 'cancelled', ...mayHaveGoneOut })
   await endTaken(tx, surely, { status: 'cancelled' })
+  return taken.length
 }
 
 /** An earlier try may have brought it to WhatsApp: so it has not failed, whatever became of the last one. */
@@ -157,16 +202,16 @@ export async function endTaken(
 
 /**
  * Ends all sending from a number that is no longer this session's: what waits has failed, and of what was on its way, or may have been, nobody will ever know.
- * Throws LeaseLost.
+ * Answers how many messages that were. Throws LeaseLost.
  */
 export async function endOutbox(
   sql: Sql,
   session: Lease,
   why: { code: string; message: string },
 ): Promise<number> {
-  return sql.begin(async (tx) => {
+  return inSlices(sql, fragment`o.session_id = ${session.id}`, async (tx, which) => {
     await assertFence(tx, session)
-    const taken = await takeOut(tx, fragment`o.session_id = ${session.id}`)
+    const taken = await takeOut(tx, which)
     const gone = (tried: boolean) =>
       taken.filter((message) => (message.state === 's' || mayBeOut(message)) === tried)
     await endTaken(tx, gone(true), { ...why, status: 'unknown', code: 'OUTCOME_UNKNOWN' })

@@ -259,6 +259,9 @@ export async function request(
   return row
 }
 
+/** Messages that are cancelled before the answer to a deletion: more would let whoever asks wait. */
+const cancelledAtOnce = 1_000
+
 /**
  * Hides the session, cancels what it has not begun to send, and asks the worker to unlink the device and remove the login.
  * Chats and messages stay readable. False when there is no such session.
@@ -275,8 +278,8 @@ export async function deleteSession(sql: Sql, workspaceId: string, id: string): 
       values (${workspaceId}, ${id}, 'delete') on conflict do nothing`
     return true
   })
-  // With the session let go, which whoever has locked a message may want; should it not come to this, the worker does it.
-  if (deleted) await cancelQueued(sql, id)
+  // With the session let go, which whoever has locked a message may want. A large backlog is left to the worker, as is all of it should it not come to this.
+  if (deleted) await cancelQueued(sql, id, cancelledAtOnce)
   return deleted
 }
 
