@@ -3,6 +3,7 @@ import type { Sql, Tag } from './db.ts'
 import { contentOf } from './message-columns.ts'
 import type { MessageContent } from './message-content.ts'
 import { tellMessages } from './messages.ts'
+import { optedOut } from './opt-outs.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
 import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
@@ -60,9 +61,6 @@ interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
   quotedChatId: string
   quotedParticipant: string
 }
-
-/** `k` is the recipient of message `m`, where there is one. */
-const optedOut = fragment`(coalesce(k.opted_out, false) and m.opt_out_override is null)`
 
 /** What a ClaimedRow has, beside sameLogin and typing; `o` is the outbox row, the rest is joined. */
 const selected = fragment`

@@ -2,6 +2,9 @@ import { fragment } from './db.ts'
 import type { Fragment, Sql } from './db.ts'
 import { isGroup } from './wa-id.ts'
 
+/** Nothing new goes to recipient `k`, of whom there need be none, of message `m`: they have asked for that, and nobody has given a reason against it. */
+export const optedOut = fragment`(coalesce(k.opted_out, false) and m.opt_out_override is null)`
+
 /** The words of a text, whatever is written around them and in whatever capitals and accents: `¡Stop!` is `stop`. What holds no words is itself. */
 const bare = (text: Fragment) => fragment`
   coalesce(nullif(btrim(regexp_replace(replace(public.search_text(${text}), 'ß', 'ss'), ' +', ' ', 'g')), ''), btrim(${text}))`

@@ -3,6 +3,8 @@ import type { Fragment, Sql } from './db.ts'
 import { AppError } from './errors.ts'
 import type { EventType } from './events.ts'
 import { tellMessages } from './messages.ts'
+import { optedOut } from './opt-outs.ts'
+import { refused } from './refusals.ts'
 import type { MessageKey } from './wa-id.ts'
 import type { Lease } from './wa-session-leases.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -30,6 +32,8 @@ export interface Action {
   waChatId: string | null
   /** The message it is about. */
   target: MessageKey | null
+  /** The recipient has asked for no more messages, nor has the one it is about been sent in spite of that. */
+  optedOut: boolean
 }
 
 /** Until when an action is of use to anybody, in seconds: nobody wants to have been typing a minute ago. */
@@ -43,7 +47,22 @@ const usefulSeconds: Record<ActionWish['kind'], number> = {
   check_number: 30,
 }
 
-/** Asks the worker of a session for an action, and nudges it. Returns the action's id. Throws 409 SESSION_GONE when the session is deleted. */
+/** Whether an action tells the recipient something new, as a message does. What takes something back does not, and is always possible. */
+export const saysSomething = ({
+  kind,
+  payload,
+}: {
+  kind: ActionWish['kind']
+  payload: Action['payload']
+}): boolean =>
+  kind === 'edit' ||
+  (kind === 'react' && payload.emoji !== '') ||
+  (kind === 'typing' && payload.on === true)
+
+/**
+ * Asks the worker of a session for an action, and nudges it. Returns the action's id. Throws 409 SESSION_GONE when the session is deleted, and 403 RECIPIENT_OPTED_OUT when it would say
+ * something to whoever wants to hear nothing.
+ */
 export async function askAction(
   sql: Sql,
   {
@@ -53,9 +72,17 @@ export async function askAction(
   }: { workspaceId: string; sessionId: string; chatId?: string | undefined },
   wish: ActionWish,
 ): Promise<number> {
+  const messageId = 'messageId' in wish ? wish.messageId : null
+  if (saysSomething(wish) && chatId !== undefined) {
+    const [recipient] = await sql<{ optedOut: boolean }>`
+      select ${optedOut} as opted_out
+      from chats c left join contacts k on k.id = c.contact_id left join messages m on m.id = ${messageId}::uuid
+      where c.workspace_id = ${workspaceId} and c.id = ${chatId}`
+    if (recipient?.optedOut) throw refused('RECIPIENT_OPTED_OUT')
+  }
   const [row] = await sql<{ id: number }>`
     insert into wa_actions (workspace_id, session_id, chat_id, message_id, kind, payload, expires_at)
-    select s.workspace_id, s.id, ${chatId}::uuid, ${'messageId' in wish ? wish.messageId : null}::uuid, ${wish.kind}, ${wish.payload}::jsonb,
+    select s.workspace_id, s.id, ${chatId}::uuid, ${messageId}::uuid, ${wish.kind}, ${wish.payload}::jsonb,
       now() + ${usefulSeconds[wish.kind]} * interval '1 second'
     from wa_sessions s where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null
     returning id`
@@ -81,7 +108,8 @@ export async function dueActions(sql: Sql, worker: string, leases: Lease[]): Pro
     select a.id, a.workspace_id, a.session_id, a.chat_id, a.message_id, a.kind, a.payload, a.attempts,
       coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
       case when m.wa_key_id is not null then json_build_object('fromMe', m.direction = 'outbound',
-        'chatId', coalesce(c.canonical_wa_id, c.wa_chat_id), 'id', m.wa_key_id, 'participant', m.wa_participant) end as target
+        'chatId', coalesce(c.canonical_wa_id, c.wa_chat_id), 'id', m.wa_key_id, 'participant', m.wa_participant) end as target,
+      ${optedOut} as opted_out
     from unnest(${leases.map(({ id }) => id)}::uuid[], ${leases.map(({ fence }) => fence)}::bigint[]) x(id, fence)
     join wa_sessions s on s.id = x.id and s.fence = x.fence and s.owner = ${worker} and s.status = 'WORKING'
     cross join lateral (
@@ -93,6 +121,7 @@ export async function dueActions(sql: Sql, worker: string, leases: Lease[]): Pro
             and e.chat_id = d.chat_id and e.message_id is not distinct from d.message_id)
       order by d.due_at, d.id limit 1) a
     left join chats c on c.id = a.chat_id
+    left join contacts k on k.id = c.contact_id
     left join messages m on m.id = a.message_id`
 }
 

@@ -4,6 +4,7 @@ import { AppError } from './errors.ts'
 import { appendEvents } from './events.ts'
 import { findMessage, messageEvents } from './messages.ts'
 import type { MessageRow } from './messages.ts'
+import { optedOut } from './opt-outs.ts'
 import { takeBack } from './outbox.ts'
 import { refused } from './refusals.ts'
 import { closeActions } from './wa-actions.ts'
@@ -98,7 +99,7 @@ async function retryable(tx: Sql, workspaceId: string, id: string): Promise<Retr
   >`
     select m.status, m.ack, m.retries, m.direction = 'outbound' and m.source = 'api' as ours, s.deleted_at is not null as deleted,
       m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
-      m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, coalesce(k.opted_out, false) and m.opt_out_override is null as opted_out
+      m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, ${optedOut} as opted_out
     from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
     where m.id = ${id} and m.workspace_id = ${workspaceId}
     for update of m for key share of s`

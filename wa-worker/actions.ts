@@ -1,6 +1,13 @@
 import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
-import { actionDone, actionFailed, dueActions, expireActions } from '../shared/wa-actions.ts'
+import { refusals } from '../shared/refusals.ts'
+import {
+  actionDone,
+  actionFailed,
+  dueActions,
+  expireActions,
+  saysSomething,
+} from '../shared/wa-actions.ts'
 import type { Action } from '../shared/wa-actions.ts'
 import { learnNumber } from '../shared/wa-numbers.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
@@ -117,8 +124,16 @@ export class Actions {
   async #perform(
     session: OwnedSession,
     engine: Engine,
-    { kind, payload, waChatId, target }: Action,
+    action: Action,
   ): Promise<object | undefined> {
+    const { kind, payload, waChatId, target } = action
+    // Since it was asked for, or the API would have refused it.
+    if (action.optedOut && saysSomething(action))
+      throw new EngineError(
+        'permanent',
+        'RECIPIENT_OPTED_OUT',
+        refusals.RECIPIENT_OPTED_OUT.message,
+      )
     switch (kind) {
       case 'react':
         await engine.react({ target: existing(target), emoji: payload.emoji! })

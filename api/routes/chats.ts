@@ -6,6 +6,7 @@ import { AppError, notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
+import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
@@ -231,7 +232,7 @@ export const chats: Routes = async (app) => {
         params: byId,
         headers: idempotent,
         body: Joi.object<{ on: boolean }, true>({ on: Joi.boolean().default(true) }).optional(),
-        response: { 202: nothing },
+        response: { 202: nothing, 403: errorBody },
       },
     },
     async (request, reply) => {

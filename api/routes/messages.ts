@@ -209,7 +209,7 @@ export const messages: Routes = async (app) => {
       schema: {
         summary: 'Edit a message',
         description:
-          'In place while it is queued (200), on WhatsApp once it was sent (202), or when it is queued again and may be out.',
+          'In place while it is queued (200), on WhatsApp once it was sent (202), or when it is queued again and may be out; then not to a recipient who has opted out.',
         tags,
         params: byId,
         body: Joi.object<{ message: string }, true>({
@@ -297,7 +297,7 @@ export const messages: Routes = async (app) => {
         params: byId,
         headers: idempotent,
         body: Joi.object<{ emoji: string }, true>({ emoji: emoji.required() }),
-        response: { 202: message, 409: errorBody },
+        response: { 202: message, 403: errorBody, 409: errorBody },
       },
     },
     async (request, reply) => {

@@ -408,6 +408,40 @@ void t.test('who has opted out is sent nothing again either', async (t) => {
   t.equal((await call('POST', `/api/messages/${overridden.id}/retry`)).statusCode, 202)
 })
 
+void t.test(
+  'nor is anything new said to them by a change, a reaction or a sign of writing',
+  async (t) => {
+    const person = await withSession()
+    const { call, workspaceId } = person
+    const [sent, waiting] = [await given(person, 'sent'), await given(person, 'queued')]
+    const out = errorShape(403, 'RECIPIENT_OPTED_OUT')
+    const optOut = (is: boolean) =>
+      it.sql`update contacts set opted_out = ${is} where workspace_id = ${workspaceId}`
+    const edit = (id: string) => call('PATCH', `/api/messages/${id}`, { message: 'Half price!' })
+    const react = (id: string, emoji: string) =>
+      call('POST', `/api/messages/${id}/reaction`, { emoji })
+    const type = (on: boolean) => call('POST', `/api/chats/${sent.chatId}/typing`, { on })
+    await optOut(true)
+    t.match((await edit(sent.id)).json(), out)
+    t.match((await react(sent.id, '👍')).json(), out)
+    t.match((await type(true)).json(), out)
+    t.strictSame(await it.sql`select from wa_actions where workspace_id = ${workspaceId}`, [])
+    t.equal((await edit(waiting.id)).statusCode, 200, 'what waits is not sent either')
+
+    t.equal((await react(sent.id, '')).statusCode, 202, 'what takes something back is no message')
+    t.equal((await type(false)).statusCode, 202)
+    t.equal((await call('POST', `/api/chats/${sent.chatId}/seen`)).statusCode, 202)
+    t.equal((await call('DELETE', `/api/messages/${sent.id}?forEveryone=true`)).statusCode, 202)
+
+    const reason = { to, message: 'Your invoice', optOutOverride: 'owed by law' }
+    const overridden = await given(person, 'sent', reason)
+    t.equal((await edit(overridden.id)).statusCode, 202)
+    t.equal((await react(overridden.id, '👍')).statusCode, 202)
+    await optOut(false)
+    t.equal((await type(true)).statusCode, 202)
+  },
+)
+
 void t.test('a reason to override an opt-out holds for the text it was given for', async (t) => {
   const person = await withSession()
   const reason = { to, message: 'Your invoice', optOutOverride: 'owed by law' }
