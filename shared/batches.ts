@@ -1,6 +1,6 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
-import { findMessages, messageResource } from './messages.ts'
+import { findMessages, messageResource, statusOfMessage } from './messages.ts'
 import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
 import type { Submission } from './outbound.ts'
@@ -70,7 +70,7 @@ export async function findBatch(
   const [batch] = await sql<Batch>`
     select b.id, b.session_id, b.accepted, b.rejected, b.created_at, b.cancelled_at, (
         select coalesce(jsonb_object_agg(status, n), '{}') from (
-          select case when o.state = 's' then 'sending' else m.status end as status, count(*)::int as n
+          select ${statusOfMessage} as status, count(*)::int as n
           from messages m left join outbox o on o.message_id = m.id where m.batch_id = b.id group by 1) counted) as statuses
     from batches b where b.workspace_id = ${workspaceId} and b.id = ${id}`
   return batch
@@ -94,7 +94,7 @@ export async function listBatchMessages(
   if (!batch) return undefined
   const places = await sql<{ id: string; nth: number }>`
     select id, nth from (
-      select m.id, row_number() over (order by m.seq)::int as nth, case when o.state = 's' then 'sending' else m.status end as status
+      select m.id, row_number() over (order by m.seq)::int as nth, ${statusOfMessage} as status
       from messages m left join outbox o on o.message_id = m.id where m.batch_id = ${id}) m
     where nth > ${after}::bigint ${status === undefined ? fragment`` : fragment`and status = ${status}`}
     order by nth limit ${limit + 1}`

@@ -3,6 +3,7 @@ import type { Fragment, Sql } from './db.ts'
 import { notFound } from './errors.ts'
 import { appendEvents } from './events.ts'
 import type { Label } from './labels.ts'
+import { statusOfMessage } from './messages.ts'
 import type { Direction, MessageStatus, MessageType } from './messages.ts'
 import { decodeCursor, toPage, uuidKey } from './pagination.ts'
 import type { Page } from './pagination.ts'
@@ -56,7 +57,7 @@ export interface Chat {
   labels: Label[]
 }
 
-export function chatResource(row: ChatRow): Chat {
+function chatResource(row: ChatRow): Chat {
   return {
     id: row.id,
     sessionId: row.sessionId,
@@ -85,15 +86,15 @@ export function chatResource(row: ChatRow): Chat {
 }
 
 /** Everything a ChatRow has; `c` is the chat, the rest as chatJoins has it. */
-export const chatColumns = fragment`
+const chatColumns = fragment`
   c.id, c.workspace_id, c.session_id, c.wa_chat_id, c.name, k.name as contact_name, k.push_name as contact_push_name,
   k.phone as contact_phone, c.is_group, c.contact_id, c.unread_count, c.archived, c.last_message_at,
   c.last_message_at::text as position, m.id as last_id, m.type as last_type, m.body as last_body,
-  m.direction as last_direction, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as last_status, m.created_at as last_created_at,
+  m.direction as last_direction, ${statusOfMessage} as last_status, m.created_at as last_created_at,
   c.assignee_id, u.full_name as assignee_name,
   (select coalesce(json_agg(json_build_object('id', b.id, 'name', b.name, 'color', b.color) order by lower(b.name)), '[]')
    from chat_labels t join labels b on b.id = t.label_id where t.chat_id = c.id) as labels`
-export const chatJoins = fragment`
+const chatJoins = fragment`
   left join contacts k on k.id = c.contact_id
   left join messages m on m.id = c.last_message_id
   left join outbox o on o.message_id = m.id

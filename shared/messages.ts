@@ -7,32 +7,38 @@ import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
 import { joinHold, opens } from './pacing.ts'
 
-export type Direction = 'inbound' | 'outbound'
-export type Source = 'api' | 'phone' | 'live' | 'history' | 'backfill'
-export type MessageType =
-  | 'text'
-  | 'image'
-  | 'video'
-  | 'document'
-  | 'audio'
-  | 'voice'
-  | 'sticker'
-  | 'location'
-  | 'contact'
-  | 'poll'
-  | 'system'
-  | 'unknown'
-export type MessageStatus =
-  | 'queued'
-  | 'sending'
-  | 'sent'
-  | 'delivered'
-  | 'read'
-  | 'played'
-  | 'failed'
-  | 'unknown'
-  | 'cancelled'
-  | 'received'
+export const directions = ['inbound', 'outbound'] as const
+export const sources = ['api', 'phone', 'live', 'history', 'backfill'] as const
+export const messageTypes = [
+  'text',
+  'image',
+  'video',
+  'document',
+  'audio',
+  'voice',
+  'sticker',
+  'location',
+  'contact',
+  'poll',
+  'system',
+  'unknown',
+] as const
+export const messageStatuses = [
+  'queued',
+  'sending',
+  'sent',
+  'delivered',
+  'read',
+  'played',
+  'failed',
+  'unknown',
+  'cancelled',
+  'received',
+] as const
+export type Direction = (typeof directions)[number]
+export type Source = (typeof sources)[number]
+export type MessageType = (typeof messageTypes)[number]
+export type MessageStatus = (typeof messageStatuses)[number]
 
 export interface MessageRow {
   id: string
@@ -209,10 +215,13 @@ export const mediaColumn = fragment`
   case when f.id is not null then json_build_object('id', f.id, 'kind', f.kind, 'mimeType', f.mime_type,
     'size', f.size, 'filename', f.filename, 'status', case when fo.missing_since is null then f.status else 'failed' end) end`
 
+/** The status of message `m`, with its outbox row `o`: what is claimed is kept as queued. */
+export const statusOfMessage = fragment`case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end`
+
 /** Everything a MessageRow has; `m` is the messages row, `c` its chat, `u` who sent it, `f` its file, `fo` its object, `o` its outbox row; `hold` is messageHold. */
 export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
-  m.body, m.content, m.mentions, ${mediaColumn} as media, case when o.state = 's' and m.status = 'queued' then 'sending' else m.status end as status, m.ack,
+  m.body, m.content, m.mentions, ${mediaColumn} as media, ${statusOfMessage} as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
   m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, m.opt_out_override, hold.held_by, hold.not_before,
   ${reactions} as reactions, ${votes} as votes, ${actions} as actions,

@@ -2,6 +2,7 @@ import Joi from 'joi'
 import { cancelBatch, findBatch, listBatchMessages } from '../../shared/batches.ts'
 import type { Batch, BatchMessage, RejectedRow } from '../../shared/batches.ts'
 import { notFound } from '../../shared/errors.ts'
+import { messageStatuses } from '../../shared/messages.ts'
 import type { MessageStatus } from '../../shared/messages.ts'
 import { byId, pageOf, paging } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
@@ -35,10 +36,8 @@ const batch = Joi.object<Batch>({
 
 const batchMessage = (message as Joi.ObjectSchema<BatchMessage>).keys({ index })
 
-const statuses: MessageStatus[] = [
-  ...(['queued', 'sending', 'sent', 'delivered', 'read', 'played'] as const),
-  ...(['failed', 'unknown', 'cancelled'] as const),
-]
+/** A message that was handed in never becomes one that was received. */
+const statuses = messageStatuses.filter((status) => status !== 'received')
 
 interface Query extends Paging {
   status?: MessageStatus

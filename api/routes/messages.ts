@@ -3,7 +3,14 @@ import type { Sql } from '../../shared/db.ts'
 import { AppError, notFound } from '../../shared/errors.ts'
 import type { MessageMedia } from '../../shared/media.ts'
 import { longestText } from '../../shared/message-content.ts'
-import { findMessage, messageResource } from '../../shared/messages.ts'
+import {
+  directions,
+  findMessage,
+  messageResource,
+  messageStatuses,
+  messageTypes,
+  sources,
+} from '../../shared/messages.ts'
 import type { Message, MessageAction, MessageRow } from '../../shared/messages.ts'
 import { cancel, editQueued, retry } from '../../shared/waiting-messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
@@ -14,35 +21,11 @@ import { idempotent } from '../plugins/idempotency.ts'
 import { byId, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 
-export const messageType = Joi.string().valid(
-  'text',
-  'image',
-  'video',
-  'document',
-  'audio',
-  'voice',
-  'sticker',
-  'location',
-  'contact',
-  'poll',
-  'system',
-  'unknown',
-)
+export const messageType = Joi.string().valid(...messageTypes)
 
-export const messageStatus = Joi.string().valid(
-  'queued',
-  'sending',
-  'sent',
-  'delivered',
-  'read',
-  'played',
-  'failed',
-  'unknown',
-  'cancelled',
-  'received',
-)
+export const messageStatus = Joi.string().valid(...messageStatuses)
 
-export const direction = Joi.string().valid('inbound', 'outbound')
+export const direction = Joi.string().valid(...directions)
 
 const moment = () => Joi.date().allow(null).required()
 
@@ -85,7 +68,9 @@ export const message = Joi.object<Message>({
   waChatId: Joi.string().required(),
   waMessageId: Joi.string().allow(null).required(),
   direction: direction.required(),
-  source: Joi.string().valid('api', 'phone', 'live', 'history', 'backfill').required(),
+  source: Joi.string()
+    .valid(...sources)
+    .required(),
   type: messageType.required(),
   body: Joi.string().allow(null, '').required(),
   location: location.allow(null).required(),
