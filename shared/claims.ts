@@ -5,7 +5,15 @@ import type { MessageContent } from './message-content.ts'
 import { tellMessages } from './messages.ts'
 import { optedOut } from './opt-outs.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
-import { chatInHand, giveBackOpening, isQuiet, keepClosed, movePace } from './pacing.ts'
+import {
+  answerWindow,
+  chatInHand,
+  giveBackOpening,
+  isQuiet,
+  keepClosed,
+  movePace,
+  paceOf,
+} from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import type { MessageKey } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'
@@ -122,7 +130,7 @@ export async function claim(
         union all
         (${laneHeads} and not hours.quiet and l.cold and p.cold_at <= now() order by l.due_at limit 1)
         union all
-        (${laneHeads} and hours.quiet and l.last_inbound_at > now() - interval '24 hours' order by l.last_inbound_at limit 1)
+        (${laneHeads} and hours.quiet and l.last_inbound_at > now() - ${answerWindow} order by l.last_inbound_at limit 1)
         order by due_at limit 1
       ) h
       -- In the order of renewLeases, so that the two cannot wait for each other.
@@ -145,7 +153,7 @@ export async function claim(
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
-      returning n.*, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+      returning n.*, ${paceOf(defaults).typing} as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
     )
     select ${selected}, true as same_login, o.typing, o.wait_ms::float8, o.opens,
       exists (select from outbox_lanes l where l.session_id = o.session_id and l.waiting > 0 and (l.waiting > 1 or l.chat_id <> o.chat_id)) as more
@@ -166,7 +174,7 @@ export async function unconfirmed(
   defaults: PacingConfig,
 ): Promise<Claimed[]> {
   const rows = await sql<ClaimedRow>`
-    select ${selected}, o.login_epoch = s.login_epoch as same_login, coalesce(p.typing, ${defaults.WA_TYPING}::boolean) as typing
+    select ${selected}, o.login_epoch = s.login_epoch as same_login, ${paceOf(defaults).typing} as typing
     from wa_session_pacing p
     join wa_sessions s on s.id = p.session_id
     -- One at the most is on its way in a chat: of the chat the session is at, or of one that it has put aside.

@@ -1,8 +1,18 @@
 import { joinHome } from './chat-homes.ts'
 import { fragment } from './db.ts'
-import type { Fragment, Sql } from './db.ts'
+import type { Sql } from './db.ts'
 import { isGroup } from './wa-id.ts'
-import { chatInHand, dayOf, joinHold, mayOpen, moment, quietUntilAt } from './pacing.ts'
+import {
+  answerWindow,
+  chatInHand,
+  dayOf,
+  joinHold,
+  mayOpen,
+  moment,
+  openedOn,
+  paceOf,
+  quietUntilAt,
+} from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import type { NewMessage } from './outbound.ts'
 import { guard, isQuotable } from './refusals.ts'
@@ -77,8 +87,7 @@ export async function foresee(
   const scheduled = fragment`coalesce(${sendAt}::timestamptz > now(), false)`
   const cold = fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`
   const where = { sessionId: fragment`s.id`, waChatId: fragment`home.wa_chat_id`, sendAt }
-  const openedOn = (day: Fragment) =>
-    fragment`case when p.new_on = ${day} then p.new_contacts else 0 end`
+  const { gapMs, jitterMs, perMinute } = paceOf(defaults)
   /** The lanes of the others whose turn has come. What the session has in its hands is not in front any more, and has opened its chat. */
   const lanes = fragment`
     select b.due_at, b.last_inbound_at, b.waiting - held.here::int as waiting, b.cold and not held.here as cold
@@ -97,10 +106,9 @@ export async function foresee(
         select jsonb_agg(jsonb_build_array(extract(epoch from q.began) * 1000, extract(epoch from q.ended) * 1000) order by q.began)
         from generate_series(${dayOf(fragment`now()`)} - 1, ${dayOf(fragment`ready.at`)} + ${countedDays}::int, interval '1 day') days(day)
         cross join lateral (select ${moment(fragment`days.day::date`, fragment`p.quiet_from`)} as at) quiet
-        cross join lateral (select greatest(quiet.at, c.last_inbound_at + interval '24 hours') as began, ${quietUntilAt(fragment`quiet.at`)} as ended) q
+        cross join lateral (select greatest(quiet.at, c.last_inbound_at + ${answerWindow}) as began, ${quietUntilAt(fragment`quiet.at`)} as ended) q
         where q.began < q.ended), '[]') as quiet,
-      greatest(coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) + coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) / 2,
-        60000 / nullif(coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int), 0)) as gap_ms,
+      greatest(${gapMs} + ${jitterMs} / 2, 60000 / nullif(${perMinute}, 0)) as gap_ms,
       hold.held_by, hold.not_before
     from wa_sessions s
     left join wa_session_pacing p on p.session_id = s.id
@@ -131,7 +139,7 @@ export async function foresee(
     cross join lateral (select greatest(now(), hold.not_before, case when ${cold} then turn.at end) as at) allowed
     -- What is opened once a lock, or a day, is over may be opened into quiet hours: they hold it, too. After them nothing else does.
     cross join lateral (
-      select case when coalesce(c.last_inbound_at <= allowed.at - interval '24 hours', true)
+      select case when coalesce(c.last_inbound_at <= allowed.at - ${answerWindow}, true)
         then coalesce(${quietUntilAt(fragment`allowed.at`)}, allowed.at) else allowed.at end as at) ready
     -- What leaves in quiet hours is an answer, and only answers leave before it; before what opens no conversation only those strangers do that may be opened by then.
     cross join lateral (
@@ -142,7 +150,7 @@ export async function foresee(
     cross join lateral (
       select coalesce(sum(least(b.waiting, own.waiting + 1)), 0)::bigint as waiting
       from (select b.*, row_number() over (partition by b.cold order by b.due_at) as place from (${lanes}) b) b
-      where case when before.quiet then b.last_inbound_at > now() - interval '24 hours' else not b.cold or b.place <= before.strangers end) others
+      where case when before.quiet then b.last_inbound_at > now() - ${answerWindow} else not b.cold or b.place <= before.strangers end) others
     where s.workspace_id = ${workspaceId} and s.id = ${sessionId} and s.deleted_at is null`
   if (!facts) return undefined
   const { chatId, optedOut, quotable, absent, refusal, now, ready, ahead, aheadThen } = facts

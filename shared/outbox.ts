@@ -185,7 +185,7 @@ const mayHaveGoneOut = {
 }
 
 /** What became of messages that were taken out: it is written with the number of their attempts, and told. */
-export async function endTaken(
+async function endTaken(
   tx: Sql,
   taken: TakenOut[],
   { status, code, message }: { status: MessageStatus; code?: string; message?: string },

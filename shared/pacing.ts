@@ -70,27 +70,39 @@ export const mayOpen = (defaults: PacingConfig, linkedAt: Fragment) => fragment`
   (select coalesce(p.new_contacts_per_day, ${defaults.WA_NEW_CONTACTS_PER_DAY}::int, ${warmUp})
    from (select now() - coalesce(p.number_since::timestamp at time zone p.time_zone, ${linkedAt}, now()) as age) number)`
 
+/** Who wrote within it is answered in quiet hours, too. */
+export const answerWindow = fragment`interval '24 hours'`
+
 /** Whether it is quiet hours for `p`. */
 export const isQuiet = fragment`(${quietUntil} is not null)`
 
+/** How many conversations `p` has opened on a day there. */
+export const openedOn = (day: Fragment) =>
+  fragment`case when p.new_on = ${day} then p.new_contacts else 0 end`
+
 const tomorrow = moment(fragment`(${today} + 1)`, fragment`time '00:00'`)
 
-/** How many messages `p` may send within a minute; 0: any number. */
-const perMinuteOf = (defaults: PacingConfig) =>
-  fragment`coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int)`
+/** The pace of `p`, which is the default where it has none of its own. */
+export const paceOf = (defaults: PacingConfig) => ({
+  gapMs: fragment`coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)`,
+  jitterMs: fragment`coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int)`,
+  /** Messages within a minute; 0: any number. */
+  perMinute: fragment`coalesce(p.per_minute, ${defaults.WA_SENDS_PER_MINUTE}::int)`,
+  typing: fragment`coalesce(p.typing, ${defaults.WA_TYPING}::boolean)`,
+})
 
 /**
  * The statement that moves the pace of each session in `claimed` (id, session_id, message_id, opens, linked_at) on by the message it has just claimed. The jitter is drawn from
  * the message's own id: the same message always waits as long. `n` is `claimed`.
  */
 export function movePace(defaults: PacingConfig): Fragment {
-  const perMinute = perMinuteOf(defaults)
+  const { gapMs, jitterMs, perMinute } = paceOf(defaults)
   const afterGap = fragment`
-    (now() + (coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int)
-      + ('x' || left(n.message_id::text, 6))::bit(24)::int % (coalesce(p.jitter_ms, ${defaults.WA_SEND_JITTER_MS}::int) + 1)) * interval '1 ms')`
+    (now() + (${gapMs}
+      + ('x' || left(n.message_id::text, 6))::bit(24)::int % (${jitterMs} + 1)) * interval '1 ms')`
   // The last so many, this one included; null where there were not so many yet, or any number may be sent.
   const afterMinute = fragment`((p.recent || now())[cardinality(p.recent) + 2 - ${perMinute}] + interval '1 minute')`
-  const opened = fragment`(case when p.new_on = ${today} then p.new_contacts else 0 end + 1)`
+  const opened = fragment`(${openedOn(today)} + 1)`
   const usedUp = fragment`n.opens and ${mayOpen(defaults, fragment`n.linked_at`)} between 1 and ${opened}`
   return fragment`
   update wa_session_pacing p
@@ -148,7 +160,7 @@ export const joinHold = (of: Waiting) => fragment`
           coalesce(l.due_at = 'infinity' or l.chat_id = ${chatInHand}, false) as busy,
           case when l.due_at > now() and l.due_at < 'infinity' then l.due_at end as retry_at,
           case when ${of.cold} then ${closed.until} end as cold_until, ${closed.by} as cold_held_by,
-          case when coalesce(${of.lastInboundAt} < now() - interval '24 hours', true) then ${quietUntil} end as quiet_until,
+          case when coalesce(${of.lastInboundAt} < now() - ${answerWindow}, true) then ${quietUntil} end as quiet_until,
           case when p.next_send_at > now() then p.next_send_at end as paced_until, p.held_by as paced_by
         offset 0) w) w) hold`
 
@@ -251,7 +263,7 @@ const columns = fragment`
   p.min_gap_ms, p.jitter_ms, p.per_minute, p.new_contacts_per_day, p.typing, p.number_since::text as number_since,
   to_char(p.quiet_from, 'HH24:MI') as quiet_from, to_char(p.quiet_to, 'HH24:MI') as quiet_to, p.time_zone,
   case when p.next_send_at > now() then p.next_send_at end as next_send_at,
-  case when p.new_on = ${today} then p.new_contacts else 0 end as new_contacts_today,
+  ${openedOn(today)} as new_contacts_today,
   case when p.cold_at > now() then p.cold_at end as cold_until, p.cold_held_by`
 
 function pacingResource(row: PacingRow): Pacing & { state: PacingState } {
@@ -295,7 +307,7 @@ export async function setPacing(
   pacing: Pacing,
   defaults: PacingConfig,
 ): Promise<(Pacing & { state: PacingState }) | undefined> {
-  const perMinute = perMinuteOf(defaults)
+  const { gapMs, perMinute } = paceOf(defaults)
   return sql.begin(async (tx) => {
     const [changed] = await tx<{ pace: boolean; unlimited: boolean; budget: boolean }>`
       update wa_session_pacing n
@@ -303,25 +315,25 @@ export async function setPacing(
           new_contacts_per_day = ${pacing.newContactsPerDay}, typing = ${pacing.typing}, number_since = ${pacing.numberSince}::date,
           quiet_from = ${pacing.quietHours?.from}::time, quiet_to = ${pacing.quietHours?.to}::time, time_zone = ${pacing.timeZone},
           -- What was opened today stays what was opened today, whatever the date is in the new zone.
-          new_on = (now() at time zone ${pacing.timeZone}::text)::date, new_contacts = case when p.new_on = ${today} then p.new_contacts else 0 end
+          new_on = (now() at time zone ${pacing.timeZone}::text)::date, new_contacts = ${openedOn(today)}
       from (select * from wa_session_pacing where workspace_id = ${workspaceId} and session_id = ${sessionId} for update) p
       where n.session_id = p.session_id
       returning (n.min_gap_ms, n.jitter_ms, n.per_minute) is distinct from (p.min_gap_ms, p.jitter_ms, p.per_minute) as pace, ${perMinute} = 0 as unlimited,
         (n.new_contacts_per_day, n.number_since, n.time_zone) is distinct from (p.new_contacts_per_day, p.number_since, p.time_zone) as budget`
     if (!changed) return undefined
-    const gap = fragment`coalesce(p.min_gap_ms, ${defaults.WA_SEND_MIN_GAP_MS}::int) * interval '1 ms'`
-    const afterGap = fragment`(p.recent[cardinality(p.recent)] + ${gap})`
+    const gap = fragment`${gapMs} * interval '1 ms'`
+    const gapAfterLast = fragment`(p.recent[cardinality(p.recent)] + ${gap})`
     // Of those that left while any number might, only the last is known.
     const firstOfMinute = changed.unlimited
       ? fragment`case when ${perMinute} > 0 then cardinality(p.recent) end`
       : fragment`cardinality(p.recent) + 1 - ${perMinute}`
-    const afterMinute = fragment`(p.recent[${firstOfMinute}] + interval '1 minute')`
-    const usedUp = fragment`${mayOpen(defaults, fragment`s.linked_at`)} between 1 and case when p.new_on = ${today} then p.new_contacts else 0 end`
+    const minuteAfterFirst = fragment`(p.recent[${firstOfMinute}] + interval '1 minute')`
+    const usedUp = fragment`${mayOpen(defaults, fragment`s.linked_at`)} between 1 and ${openedOn(today)}`
     const counted = fragment`p.cold_held_by = 'NEW_CONTACTS_PER_DAY'`
     const [row] = await tx<PacingRow>`
       update wa_session_pacing p
-      set next_send_at = case when ${changed.pace} then coalesce(greatest(${afterGap}, ${afterMinute}), least(p.next_send_at, now() + ${gap})) else p.next_send_at end,
-          held_by = case when not ${changed.pace} then p.held_by when ${afterMinute} > ${afterGap} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
+      set next_send_at = case when ${changed.pace} then coalesce(greatest(${gapAfterLast}, ${minuteAfterFirst}), least(p.next_send_at, now() + ${gap})) else p.next_send_at end,
+          held_by = case when not ${changed.pace} then p.held_by when ${minuteAfterFirst} > ${gapAfterLast} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
           cold_at = case when not ${changed.budget} then p.cold_at when ${usedUp} then greatest(p.locked_at, ${tomorrow}) when ${counted} then p.locked_at else p.cold_at end,
           cold_held_by = case when not ${changed.budget} then p.cold_held_by when ${usedUp} and p.locked_at < ${tomorrow} then 'NEW_CONTACTS_PER_DAY'
                               when ${usedUp} or ${counted} then p.locked_by else p.cold_held_by end

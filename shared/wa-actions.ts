@@ -141,34 +141,35 @@ export async function actionDone(
   })
 }
 
-/** Nothing is told when it was heard of before, as the page's own report often is. */
+/** Makes the change, and tells of it unless it was heard of before, as it often is by the page's own report. */
 async function apply(tx: Sql, { kind, workspaceId, messageId, payload }: Action): Promise<void> {
-  const told: Partial<Record<Action['kind'], EventType>> = {
-    react: 'message.reaction',
-    edit: 'message.edited',
-    revoke: 'message.revoked',
+  const tell = async (type: EventType, changed: object[]) => {
+    if (changed.length > 0) await tellMessages(tx, type, [messageId!])
   }
-  const type = told[kind]
-  if (!type) return
-  const [changed] = await write()
-  if (changed) await tellMessages(tx, type, [messageId!])
-
-  function write(): Promise<object[]> {
-    switch (kind) {
-      case 'react':
-        // One that is taken back stays as an empty one: an older report of it must not bring it back.
-        return tx`
+  switch (kind) {
+    case 'react':
+      // One that is taken back stays as an empty one: an older report of it must not bring it back.
+      return tell(
+        'message.reaction',
+        await tx`
           insert into message_reactions as r (message_id, wa_id, workspace_id, emoji) values (${messageId}, 'me', ${workspaceId}, ${payload.emoji})
           on conflict (message_id, wa_id) do update set emoji = excluded.emoji, at = now() where r.emoji <> excluded.emoji
-          returning message_id`
-      case 'edit':
-        return tx`
+          returning message_id`,
+      )
+    case 'edit':
+      return tell(
+        'message.edited',
+        await tx`
           update messages set body = ${payload.body}, edited_at = now()
-          where id = ${messageId} and (body is distinct from ${payload.body} or edited_at is null) returning id`
-      default:
-        return tx`
-          update messages set revoked_at = now() where id = ${messageId} and revoked_at is null returning id`
-    }
+          where id = ${messageId} and (body is distinct from ${payload.body} or edited_at is null) returning id`,
+      )
+    case 'revoke':
+      return tell(
+        'message.revoked',
+        await tx`
+          update messages set revoked_at = now() where id = ${messageId} and revoked_at is null returning id`,
+      )
+    default:
   }
 }
 
@@ -226,24 +227,21 @@ export async function expireActions(sql: Sql, limit = 500): Promise<number> {
   })
 }
 
+/** What came of an action. */
+export interface ActionAnswer {
+  /** Of a number that was checked. */
+  result: { exists: boolean; waId: string | null } | null
+  errorCode: string | null
+  errorMessage: string | null
+}
+
 /** What came of an action. Undefined while nothing has. */
 export async function actionAnswer(
   sql: Sql,
   workspaceId: string,
   id: number,
-): Promise<
-  | {
-      result: { exists: boolean; waId: string | null } | null
-      errorCode: string | null
-      errorMessage: string | null
-    }
-  | undefined
-> {
-  const [row] = await sql<{
-    result: { exists: boolean; waId: string | null } | null
-    errorCode: string | null
-    errorMessage: string | null
-  }>`
+): Promise<ActionAnswer | undefined> {
+  const [row] = await sql<ActionAnswer>`
     select result, error_code, error_message from wa_actions where workspace_id = ${workspaceId} and id = ${id} and done_at is not null`
   return row
 }

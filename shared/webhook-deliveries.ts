@@ -163,7 +163,7 @@ export interface ClaimedDelivery {
 }
 
 /** How long a claim holds: longer than a post may take. */
-export const claimSeconds = 30
+const claimSeconds = 30
 
 /** Nobody is posting `d`. */
 const unclaimed = fragment`d.status = 'pending' and coalesce(d.claimed_until < now(), true)`

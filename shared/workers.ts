@@ -9,7 +9,7 @@ export interface Worker {
 }
 
 /** A worker that has not been heard of for this long counts as dead. */
-export const deadAfterSeconds = 60
+const deadAfterSeconds = 60
 
 /** Says that this worker is alive; the first call registers it. */
 export async function heartbeat(sql: Sql, { id, host, pid, capacity }: Worker): Promise<void> {

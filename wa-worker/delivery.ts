@@ -159,9 +159,11 @@ export class Delivery {
       }
       await learnNumber(sql, session, phone, known.waId)
     }
-    if (known.waId !== null && known.waId.endsWith('@c.us'))
-      await redirectChat(sql, session, chatId, known.waId)
-    return known.waId === null || known.waId.endsWith('@c.us') ? known.waId : waChatId
+    if (known.waId === null) return null
+    // Known by a lid only: the number that was dialled stays the address.
+    if (!known.waId.endsWith('@c.us')) return waChatId
+    await redirectChat(sql, session, chatId, known.waId)
+    return known.waId
   }
 
   /** WhatsApp does not have it after all, whatever was known of the number. */
@@ -217,7 +219,7 @@ const notOnWhatsApp = {
 const typingMs = ({ content }: Claimed) =>
   content.type === 'text' ? Math.min(8_000, 1_000 + 40 * content.body.length) : 1_000
 
-export const fieldsOf = (message: Claimed, more: Record<string, unknown>) => ({
+const fieldsOf = (message: Claimed, more: Record<string, unknown>) => ({
   sessionId: message.sessionId,
   messageId: message.messageId,
   requestId: message.requestId,
