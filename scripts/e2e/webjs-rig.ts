@@ -133,6 +133,7 @@ export async function webjsRig(t: Test, variations: Variation[] = []): Promise<R
         sent && {
           type: types[sent.type] ?? sent.type,
           body: done('edit', keyId)?.body ?? sent.body,
+          quoted: sent.content['quotedStanzaID'] as string | undefined,
           sha256: sent.mediaSha256,
           reaction: done('reaction', keyId)?.body,
           revoked: done('revoke', keyId) !== undefined,

@@ -12,6 +12,7 @@ await t.test(
   (t) =>
     engineContract(t, (t) =>
       webjsRig(t, [
+        'serializesKeys',
         'looksUpStrictly',
         'hidesAccount',
         'downloadsBlobs',

@@ -177,7 +177,8 @@ export function installSending(): void {
     // library answers is the message of its own key, undefined: the truth is in the collection.
     const key = keyFor(chat, keyId)
     // The chat may have an address the page had forgotten before it asked for the chat.
-    const before = await awfar.byId(key._serialized)
+    const wholeId = awfar.serialized(key)
+    const before = await awfar.byId(wholeId)
     if (before) return receipt(before)
     const options = { ...message.options, extraOptions: { ...attributes, id: key } } as Record<
       string,
@@ -197,7 +198,7 @@ export function installSending(): void {
         : answered?.canReply?.()
       if (!answered || !can)
         return { failure: 'QUOTED_NOT_FOUND', error: `${quoted.id} cannot be answered` }
-      options['quotedMessageId'] = answered.id._serialized
+      options['quotedMessageId'] = awfar.serialized(answered.id)
       options['ignoreQuoteErrors'] = false
     }
     if (media) {
@@ -215,10 +216,10 @@ export function installSending(): void {
     try {
       await window.WWebJS!.sendMessage(chat, body, options)
     } catch (error) {
-      const added = Msg.get(key._serialized)
+      const added = Msg.get(wholeId)
       if (!added) return { failure: 'failed', error: awfar.text(error) }
     }
-    const sent = Msg.get(key._serialized) ?? (await awfar.lookUp(own, false))
+    const sent = Msg.get(wholeId) ?? (await awfar.lookUp(own, false))
     if (sent) return receipt(sent)
     return { failure: 'vanished', error: 'WhatsApp Web took the message and does not list it' }
   }

@@ -17,7 +17,9 @@ export interface PageKey {
   remote: Wid | string
   id: string
   participant?: Wid | string
-  _serialized: string
+  /** Until 2.3000.1042401057 (July 2026). */
+  _serialized?: string
+  toString(): string
 }
 export interface PageMessage {
   id: PageKey
@@ -112,6 +114,8 @@ export interface LookUpApi {
   shown: number
   /** The addresses a person or chat may be known under, the given one first: a person has a phone number and a lid. */
   addressesOf(id: string): string[]
+  /** The whole of a message's id as text. */
+  serialized(key: PageKey): string
   /** The open chat with this id, under any of its addresses. */
   chatOf(id: string): PageChat | undefined
   /** A message by the whole of its id: in memory or in the page's database. */
@@ -144,6 +148,33 @@ export function installLookUps(): void {
       // A contact the page does not know has one address only.
     }
     return addresses
+  }
+
+  /** What a key says of itself is the same in all versions of the page; the field it is kept in is not. */
+  const serialized = (key: PageKey): string => {
+    const text = key._serialized ?? String(key)
+    if (text.includes(key.id)) return text
+    const parts = [key.fromMe, key.remote, key.id, key.participant]
+    return parts
+      .flatMap((part) => (typeof part === 'object' ? part._serialized : (part ?? [])))
+      .join('_')
+  }
+
+  /** The library's own code reads the field: without it, a vote is lost on the way to its poll, for one. */
+  const restoreSerialized = () => {
+    try {
+      const MsgKey = window.require('WAWebMsgKey')
+      const wid = window.require('WAWebWidFactory').createWid('1@c.us')
+      if (new MsgKey({ from: wid, to: wid, id: 'A', selfDir: 'out' })._serialized) return
+      Object.defineProperty(MsgKey.prototype, '_serialized', {
+        configurable: true,
+        get() {
+          return String(this)
+        },
+      })
+    } catch {
+      // What is asked for here does without it.
+    }
   }
 
   const chatsOf = (id: string): PageChat[] => {
@@ -219,6 +250,7 @@ export function installLookUps(): void {
   const api: LookUpApi = {
     shown: 0,
     addressesOf,
+    serialized,
     chatOf: (id) => chatsOf(id)[0],
     byId,
     lookUp,
@@ -236,6 +268,7 @@ export function installLookUps(): void {
     },
   }
   window.awfar = api as NonNullable<PageWindow['awfar']>
+  restoreSerialized()
 
   window.require('WAWebCollections').Msg.on('add', (message) => {
     if (!message.isNewMsg || message.type === 'gp2') return

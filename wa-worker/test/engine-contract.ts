@@ -67,6 +67,8 @@ export interface FarMessage {
 export interface MessageState {
   type: string
   body: string | null
+  /** The id of the message it answers. */
+  quoted?: string | undefined
   sha256?: string | undefined
   reaction?: string | undefined
   revoked?: boolean | undefined
@@ -200,7 +202,7 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     const [{ key: quoted }] = await came
     const answer = { chatId: rig.customer, content: text('Two euros'), keyId: newKey(), quoted }
     await sendAndWait(engine, answer)
-    t.equal(rig.state(engine, answer.keyId)?.body, 'Two euros')
+    t.match(rig.state(engine, answer.keyId), { body: 'Two euros', quoted: quoted.id })
 
     const missing = { ...answer, keyId: newKey(), quoted: { ...quoted, id: '3AFFFFFF' } }
     t.match(await fails(engine.send(missing)), { certainty: 'permanent', code: 'QUOTED_NOT_FOUND' })

@@ -51,10 +51,11 @@ void t.test('the simulator keeps the engine contract', async (t) => {
     state: (engine, keyId) => {
       const message = simulator(engine).arrived(keyId)
       if (!message) return undefined
-      const { content, sha256, reactions, revoked } = message
+      const { content, quoted, sha256, reactions, revoked } = message
       return {
         type: content.type,
         body: bodyOf(content),
+        quoted: quoted?.id,
         sha256,
         reaction: reactions?.[''],
         revoked,

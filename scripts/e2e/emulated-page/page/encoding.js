@@ -4,7 +4,7 @@ import { createWid, MsgKey, Wid } from './ids.js'
 
 export function encode(value) {
   if (value instanceof Wid) return { $wid: value._serialized }
-  if (value instanceof MsgKey) return { $key: value._serialized }
+  if (value instanceof MsgKey) return { $key: String(value) }
   if (value instanceof Uint8Array) return { $bytes: btoa(String.fromCharCode(...value)) }
   if (Array.isArray(value)) return value.map(encode)
   if (value === null || typeof value !== 'object')

@@ -55,6 +55,14 @@ export function createWid(value) {
   return new Wid(user, server === 's.whatsapp.net' ? 'c.us' : server)
 }
 
+/** Where a key keeps its text. The name is a minifier's and no promise: what a key says of itself is toString(). */
+let place = '$1'
+
+/** Keys as the page made them before 2.3000.1042401057 (July 2026). To be called before there are any. */
+export function serializeKeys() {
+  place = '_serialized'
+}
+
 export class MsgKey {
   constructor({ from, to, id, participant, selfDir, fromMe = selfDir === 'out', remote }) {
     this.fromMe = fromMe
@@ -62,16 +70,16 @@ export class MsgKey {
     this.id = id
     if (participant) this.participant = participant
     this.self = fromMe ? 'out' : 'in'
-    this._serialized = [fromMe, this.remote, id, participant]
+    this[place] = [fromMe, this.remote, id, participant]
       .filter((part) => part !== undefined)
       .join('_')
   }
 
   equals(other) {
-    return other?._serialized === this._serialized
+    return other !== undefined && String(other) === this.toString()
   }
   toString() {
-    return this._serialized
+    return this[place]
   }
 
   static async newId() {

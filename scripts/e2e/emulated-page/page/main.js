@@ -19,7 +19,7 @@ const WAWebCallCollection = Object.assign(new Emitter(), { calls: new Map() })
 // Through the map, because that is where the library listens.
 onEvent('call', ({ call }) => void WAWebCallCollection.calls.set(call.id, decode(call)))
 
-const VERSION = '2.3000.1017054665'
+const VERSION = '2.3000.1047780587'
 
 define({
   WAWebCollections: {

@@ -60,6 +60,8 @@ export class MsgModel extends Model {
 
 class MsgCollection extends Collection {
   async getMessagesById(ids) {
+    // As the database does.
+    if (ids.some((id) => !id)) throw new Error('DataError: No key or key range specified.')
     return { messages: ids.map((id) => this.get(id) ?? load(String(id))).filter(Boolean) }
   }
 

@@ -4,6 +4,7 @@
  */
 /* global Blob, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
+import { serializeKeys } from './ids.js'
 import { Msg, MsgModel } from './messages.js'
 import { define, requireModule } from './modules.js'
 import { me, Socket } from './session.js'
@@ -18,6 +19,9 @@ function hide({ modelClass }, ...names) {
 }
 
 const variations = {
+  /** The text of a message's key is where the library looks for it, as it was until July 2026. */
+  serializesKeys: serializeKeys,
+
   /** The database throws for an id it does not have, and for a list of ids. */
   looksUpStrictly() {
     const lookUp = Msg.getMessagesById.bind(Msg)

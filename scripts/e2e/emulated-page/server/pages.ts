@@ -5,6 +5,7 @@ export type Fault =
 
 /** What another page may do otherwise; see page/variations.js. */
 export type Variation =
+  | 'serializesKeys'
   | 'looksUpStrictly'
   | 'hidesAccount'
   | 'downloadsBlobs'
