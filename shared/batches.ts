@@ -1,9 +1,10 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
+import { AppError } from './errors.ts'
 import { findMessages, messageResource, statusOfMessage } from './messages.ts'
 import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
-import type { Submission } from './outbound.ts'
+import type { NewMessage, Submission } from './outbound.ts'
 import { takeBack } from './outbox.ts'
 import { decodeCursor, numberedPage, numberKey } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
@@ -28,8 +29,14 @@ export interface Batch {
 }
 
 /**
+ * What the messages of one batch may say together, in bytes of JSON. They are written in one transaction, and what happens in any workspace is told only once no older
+ * transaction is under way: see readEvents().
+ */
+export const mostOfBatch = 4 * 1_048_576
+
+/**
  * Accepts many messages at once. `indexes[i]` is where messages[i] stood in what was handed in, `rejected` what was refused before. Either the batch and all of
- * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone.
+ * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone, 413 BATCH_TOO_LARGE.
  */
 export async function acceptBatch(
   sql: Sql,
@@ -37,6 +44,12 @@ export async function acceptBatch(
   indexes: number[],
   rejectedBefore: RejectedRow[],
 ): Promise<{ batchId: string; accepted: number; rejected: RejectedRow[] }> {
+  const size = sizeOf(submission.messages)
+  if (size > mostOfBatch) {
+    const counts = [mostOfBatch, size].map((bytes) => bytes.toLocaleString('en'))
+    const sentence = `The messages of one batch may say ${counts[0]} bytes together; these say ${counts[1]}: send them in several.`
+    throw new AppError(413, 'BATCH_TOO_LARGE', sentence)
+  }
   return sql.begin(async (tx) => {
     const [batch] = await tx<{ id: string }>`
       insert into batches (workspace_id, session_id, created_by, accepted)
@@ -61,6 +74,11 @@ export async function acceptBatch(
     return { batchId, accepted, rejected }
   })
 }
+
+const sizeOf = (messages: NewMessage[]) =>
+  messages
+    .map(({ content, mentions }) => Buffer.byteLength(JSON.stringify([content, mentions])))
+    .reduce((sum, bytes) => sum + bytes, 0)
 
 export async function findBatch(
   sql: Sql,

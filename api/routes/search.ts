@@ -35,7 +35,8 @@ export const search: Routes = async (app) => {
       config: { access: 'read' },
       schema: {
         summary: 'Search the messages, newest first',
-        description: 'Of a text longer than 10,000 characters the beginning is searched.',
+        description:
+          'Of a text longer than 4,096 characters the beginning is searched; of scripts without blanks a third of that.',
         tags: ['messages'],
         querystring: query,
         response: { 200: pageOf(found) },

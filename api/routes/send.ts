@@ -114,7 +114,7 @@ export const sending: Routes = async (app) => {
       schema: {
         summary: 'Send many messages',
         description:
-          'Each is checked by itself: those that are wrong are listed in `rejected`, the others are accepted together.',
+          'Each is checked by itself: those that are wrong are listed in `rejected`, the others are accepted together. What they say may have 4 MB in all, texts of templates filled in; else nothing is accepted, and the answer is 413 `BATCH_TOO_LARGE`.',
         tags,
         headers: idempotent,
         body: bulk,
@@ -125,6 +125,7 @@ export const sending: Routes = async (app) => {
             rejected,
           }),
           404: errorBody,
+          413: errorBody,
           422: errorBody,
         },
       },

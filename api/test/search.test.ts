@@ -299,6 +299,35 @@ void t.test('a change of a text is found, captions too, and no text is too much'
     '<a href="http://x.y/z">&amp;</a>'.repeat(2_000),
   ]
   await addMessages(person, person.sessionId, endless)
-  t.strictSame(bodies(await search(person, 'zz5xb')), [], 'beyond 10,000 characters')
+  t.strictSame(bodies(await search(person, 'zz5xb')), [], 'beyond the beginning')
   t.equal((await search(person, 'zzz5x')).data.length, 1, 'before that')
+})
+
+void t.test('of a long text the beginning is searched, in every script', async (t) => {
+  const many = (n: number, word: (i: number) => string) =>
+    Array.from({ length: n }, (_, i) => word(i))
+  // A character of its own each.
+  const chinese = many(10_000, (i) => String.fromCodePoint(0x4e00 + i)).join('')
+  for (const [body, within, beyond] of [
+    [many(4_000, (i) => `w${i}`).join(' '), 'w700', 'w1000'],
+    [many(4_000, (i) => `é${i}`).join(' '), 'é700', 'é1000'],
+    [many(4_000, (i) => `ж${i}`).join(' '), 'ж700', 'ж1000'],
+    [chinese, chinese[1_300], chinese[2_100]],
+    [many(10_000, (i) => `${chinese[i]}a`).join(''), chinese[1_000], chinese[2_100]],
+    ['ﷺ '.repeat(10_000) + 'end', 'ﷺ', 'end'],
+    [many(10_000, (i) => String.fromCodePoint(0x3300 + (i % 88))).join(''), '㌀', 'end'],
+    ['e\u0301 '.repeat(10_000) + 'end', 'é', 'end'],
+    ['안녕 '.repeat(10_000) + 'end', '안녕', 'end'],
+  ] as const) {
+    const person = await withMessages([body])
+    const start = body.slice(0, 10)
+    t.equal((await search(person, within!)).data.length, 1, `${start}: ${within}`)
+    t.equal((await search(person, beyond!)).data.length, 0, `${start}: ${beyond}`)
+    // What a message costs grows with the words of it that the index lists, and with the text they are taken from.
+    const [cost] = await it.sql<{ words: number; characters: number }>`
+      select length(search) as words, length(search_text(left(body, 10000))) as characters
+      from messages where workspace_id = ${person.workspaceId}`
+    t.ok(cost!.words <= 2_100, `${start}: ${cost!.words} words`)
+    t.ok(cost!.characters <= 12_300, `${start}: ${cost!.characters} characters`)
+  }
 })
