@@ -10,6 +10,7 @@ import type { Logger } from '../shared/logger.ts'
 import type { ApiConfig } from './config.ts'
 import { fastifyLogger } from './logger.ts'
 import type { Mailer } from './mail.ts'
+import { message } from './message-schema.ts'
 import audit from './plugins/audit.ts'
 import auth from './plugins/auth.ts'
 import cookies from './plugins/cookies.ts'
@@ -23,34 +24,36 @@ import type { MediaOptions } from './plugins/media.ts'
 import openapi from './plugins/openapi.ts'
 import limits from './plugins/rate-limit.ts'
 import signIn, { user } from './plugins/sign-in.ts'
-import { apiKeys } from './routes/api-keys.ts'
-import { auditLog } from './routes/audit-log.ts'
-import { auth as authRoutes } from './routes/auth.ts'
-import { chat, chats } from './routes/chats.ts'
+import { apiKeysRoutes } from './routes/api-keys.ts'
+import { auditLogRoutes } from './routes/audit-log.ts'
+import { authRoutes } from './routes/auth.ts'
+import { batchesRoutes } from './routes/batches.ts'
+import { chat, chatsRoutes } from './routes/chats.ts'
 import { clientConfigRoutes } from './routes/client-config.ts'
-import { contact, contacts } from './routes/contacts.ts'
-import { event, events } from './routes/events.ts'
+import { contact, contactsRoutes } from './routes/contacts.ts'
+import { event, eventsRoutes } from './routes/events.ts'
 import { healthRoutes } from './routes/health.ts'
-import { invitations } from './routes/invitations.ts'
-import { batches } from './routes/batches.ts'
-import { label, labels } from './routes/labels.ts'
-import { linking } from './routes/linking.ts'
-import { media as mediaResource } from './routes/media.ts'
-import { message, messages } from './routes/messages.ts'
-import { note, notes } from './routes/notes.ts'
-import { numbers } from './routes/numbers.ts'
-import { pace } from './routes/pacing.ts'
-import { sending } from './routes/send.ts'
-import { template, templates } from './routes/templates.ts'
+import { invitationsRoutes } from './routes/invitations.ts'
+import { label, labelsRoutes } from './routes/labels.ts'
+import { linkingRoutes } from './routes/linking.ts'
+import { mediaFilesRoutes } from './routes/media-files.ts'
+import { media as mediaResource, mediaRoutes } from './routes/media.ts'
+import { messagesRoutes } from './routes/messages.ts'
 import { metricsRoutes } from './routes/metrics.ts'
-import { passwords } from './routes/passwords.ts'
-import { search } from './routes/search.ts'
-import { session, sessions } from './routes/sessions.ts'
+import { note, notesRoutes } from './routes/notes.ts'
+import { numbersRoutes } from './routes/numbers.ts'
+import { pacingRoutes } from './routes/pacing.ts'
+import { passwordsRoutes } from './routes/passwords.ts'
+import { searchRoutes } from './routes/search.ts'
+import { sendRoutes } from './routes/send.ts'
+import { session, sessionsRoutes } from './routes/sessions.ts'
+import { template, templatesRoutes } from './routes/templates.ts'
 import { twoFactorRoutes } from './routes/two-factor.ts'
-import { users } from './routes/users.ts'
-import { webhook, webhooks } from './routes/webhooks.ts'
-import { workers } from './routes/workers.ts'
-import { workspace, workspaces } from './routes/workspace.ts'
+import { uploadsRoutes } from './routes/uploads.ts'
+import { usersRoutes } from './routes/users.ts'
+import { webhook, webhooksRoutes } from './routes/webhooks.ts'
+import { workersRoutes } from './routes/workers.ts'
+import { workspace, workspaceRoutes } from './routes/workspace.ts'
 import { limitBodies } from './uploading.ts'
 
 export interface Parts {
@@ -183,29 +186,32 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   await app.register(healthRoutes)
   await app.register(clientConfigRoutes)
   await app.register(authRoutes)
-  await app.register(passwords)
+  await app.register(passwordsRoutes)
   await app.register(twoFactorRoutes)
-  await app.register(users)
-  await app.register(invitations)
-  await app.register(apiKeys)
-  await app.register(auditLog)
-  await app.register(sessions)
-  await app.register(linking)
-  await app.register(workers)
-  await app.register(pace)
-  await app.register(messages)
-  await app.register(sending)
-  await app.register(batches)
-  await app.register(numbers)
-  await app.register(chats)
-  await app.register(notes)
-  await app.register(labels)
-  await app.register(search)
-  await app.register(contacts)
-  await app.register(templates)
-  await app.register(events)
-  await app.register(webhooks)
-  await app.register(workspaces)
+  await app.register(usersRoutes)
+  await app.register(invitationsRoutes)
+  await app.register(apiKeysRoutes)
+  await app.register(auditLogRoutes)
+  await app.register(sessionsRoutes)
+  await app.register(linkingRoutes)
+  await app.register(workersRoutes)
+  await app.register(pacingRoutes)
+  await app.register(messagesRoutes)
+  await app.register(sendRoutes)
+  await app.register(batchesRoutes)
+  await app.register(numbersRoutes)
+  await app.register(mediaRoutes)
+  await app.register(mediaFilesRoutes)
+  await app.register(uploadsRoutes)
+  await app.register(chatsRoutes)
+  await app.register(notesRoutes)
+  await app.register(labelsRoutes)
+  await app.register(searchRoutes)
+  await app.register(contactsRoutes)
+  await app.register(templatesRoutes)
+  await app.register(eventsRoutes)
+  await app.register(webhooksRoutes)
+  await app.register(workspaceRoutes)
   return app
 }
 

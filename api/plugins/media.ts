@@ -6,9 +6,6 @@ import type { ObjectStore } from '../../shared/object-store.ts'
 import { openObjectStore, quotaOf } from '../../shared/storage.ts'
 import { createUrlSigner } from '../media-urls.ts'
 import type { UrlSigner } from '../media-urls.ts'
-import { mediaFileRoutes } from '../routes/media-files.ts'
-import { mediaRoutes } from '../routes/media.ts'
-import { uploads } from '../routes/uploads.ts'
 import type { Pace } from '../uploading.ts'
 
 declare module 'fastify' {
@@ -26,7 +23,7 @@ export interface MediaOptions {
   pace?: Pace | undefined
 }
 
-/** Everything about files: what they are kept with, and their routes. */
+/** What the routes about files work with. */
 export default fp<MediaOptions>(
   async function media(app, { store, pace = { everyMs: 30_000, bytes: 65_536 } }) {
     const { config, sql } = app
@@ -45,10 +42,6 @@ export default fp<MediaOptions>(
         app.log.warn({ error }, 'media store not ready'),
       )
     })
-
-    await app.register(mediaRoutes)
-    await app.register(mediaFileRoutes)
-    await app.register(uploads)
   },
   { name: 'media', dependencies: ['auth', 'rate-limit'] },
 )

@@ -64,7 +64,7 @@ const newKey = Joi.object<NewKey, true>({
 const tags = ['API keys']
 
 /** Keys for machines. */
-export const apiKeys: Routes = async (app) => {
+export const apiKeysRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.post(

@@ -34,7 +34,7 @@ const filter = Joi.object<AuditFilter, true>({
 })
 
 /** Who did what. */
-export const auditLog: Routes = async (app) => {
+export const auditLogRoutes: Routes = async (app) => {
   app.get(
     '/api/audit-log',
     {

@@ -66,7 +66,7 @@ const challenge = Joi.object<{ twoFactorRequired: boolean; challengeToken: strin
 const tags = ['auth']
 
 /** Accounts and sign-in. */
-export const auth: Routes = async (app) => {
+export const authRoutes: Routes = async (app) => {
   const { sql, config } = app
 
   app.post(

@@ -4,9 +4,9 @@ import type { Batch, BatchMessage, RejectedRow } from '../../shared/batches.ts'
 import { notFound } from '../../shared/errors.ts'
 import { messageStatuses } from '../../shared/messages.ts'
 import type { MessageStatus } from '../../shared/messages.ts'
+import { message } from '../message-schema.ts'
 import { byId, pageOf, paging } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
-import { message } from './messages.ts'
 
 const index = Joi.number()
   .integer()
@@ -46,7 +46,7 @@ interface Query extends Paging {
 const tags = ['messages']
 
 /** Messages that were handed in together. */
-export const batches: Routes = async (app) => {
+export const batchesRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(

@@ -6,12 +6,12 @@ import { AppError, notFound } from '../../shared/errors.ts'
 import { listMessages } from '../../shared/messages.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import type { ActionWish } from '../../shared/wa-actions.ts'
+import { direction, message, messageStatus, messageType } from '../message-schema.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { byId, nothing, pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Paging, Routes } from '../plugins/joi.ts'
 import { label } from './labels.ts'
-import { direction, message, messageStatus, messageType } from './messages.ts'
 
 export const chat = Joi.object<Chat>({
   id: Joi.string().guid().required(),
@@ -97,7 +97,7 @@ const labelling = Joi.object<{ labelIds: string[] }, true>({
 const tags = ['chats']
 
 /** Conversations and what was said in them. */
-export const chats: Routes = async (app) => {
+export const chatsRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(

@@ -60,7 +60,7 @@ const participant = Joi.object<Participant, true>({
 const tags = ['contacts']
 
 /** The people a workspace talks to. */
-export const contacts: Routes = async (app) => {
+export const contactsRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(

@@ -6,12 +6,12 @@ import { AppError } from '../../shared/errors.ts'
 import { eventId, eventJson, eventTypes, parseEventId, startingPoint } from '../../shared/events.ts'
 import type { EventType, Position, StoredEvent } from '../../shared/events.ts'
 import type { Reader } from '../event-feed.ts'
+import { message } from '../message-schema.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { uuid } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { chat } from './chats.ts'
 import { media } from './media.ts'
-import { message } from './messages.ts'
 import { session } from './sessions.ts'
 
 export const eventType = Joi.string().valid(...eventTypes)
@@ -74,7 +74,7 @@ interface Stream {
 }
 
 /** What happens, as it happens. */
-export const events: Routes = async (app) => {
+export const eventsRoutes: Routes = async (app) => {
   const { sql, eventFeed, heartbeatMs } = app
   const streams = new Set<Stream>()
   new Gauge({

@@ -36,7 +36,7 @@ const invitation = Joi.object<Invitation, true>({
 const tags = ['users']
 
 /** How people join a workspace. */
-export const invitations: Routes = async (app) => {
+export const invitationsRoutes: Routes = async (app) => {
   const { sql, config, mailer } = app
 
   app.post(

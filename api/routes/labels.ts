@@ -28,7 +28,7 @@ const changes = Joi.object<Partial<NewLabel>, true>({ name, color }).min(1)
 const tags = ['labels']
 
 /** What the chats of a workspace can be sorted by. */
-export const labels: Routes = async (app) => {
+export const labelsRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.post(

@@ -33,7 +33,7 @@ const pairingMs = 30_000
 const tags = ['sessions']
 
 /** Linking a session to a phone: by a code to scan, or by one to type. */
-export const linking: Routes = async (app) => {
+export const linkingRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(

@@ -37,7 +37,7 @@ export const signature = Joi.object<Signature, true>({
 const bytes = { content: { '*/*': { schema: Joi.binary() } } }
 
 /** Files, as the API serves them itself when the store has no URLs of its own. */
-export const mediaFileRoutes: Routes = async (app) => {
+export const mediaFilesRoutes: Routes = async (app) => {
   for (const use of ['read', 'thumbnail'] as const) {
     app.get(
       `/api/files/:workspaceId/:mediaId${use === 'thumbnail' ? '/thumbnail' : ''}`,

@@ -32,7 +32,7 @@ const ofChat = Joi.object<{ id: string; noteId: string }, true>({
 const tags = ['notes']
 
 /** What colleagues tell each other about a chat. Nothing of it is ever sent. */
-export const notes: Routes = async (app) => {
+export const notesRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.post(

@@ -25,7 +25,7 @@ const wanted = Joi.object<Check, true>({
 })
 
 /** What WhatsApp knows of numbers. */
-export const numbers: Routes = async (app) => {
+export const numbersRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.post(

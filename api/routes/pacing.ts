@@ -81,7 +81,7 @@ const pacing = Joi.object<Pacing & { state: PacingState }>({
 const tags = ['sessions']
 
 /** How fast a session sends. */
-export const pace: Routes = async (app) => {
+export const pacingRoutes: Routes = async (app) => {
   const { sql, config } = app
 
   app.get(

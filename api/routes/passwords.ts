@@ -14,7 +14,7 @@ import { email } from './auth.ts'
 const tags = ['auth']
 
 /** Changing a password, and getting back in without one. */
-export const passwords: Routes = async (app) => {
+export const passwordsRoutes: Routes = async (app) => {
   const { sql, config, mailer } = app
 
   app.post(

@@ -2,9 +2,9 @@ import Joi from 'joi'
 import { searchMessages } from '../../shared/search.ts'
 import type { FoundMessage, Search } from '../../shared/search.ts'
 import type { Piece } from '../../shared/search-snippet.ts'
+import { message } from '../message-schema.ts'
 import { pageOf, paging, uuid, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
-import { message } from './messages.ts'
 
 const found = message.append<FoundMessage>({
   snippet: Joi.array()
@@ -28,7 +28,7 @@ const query = Joi.object<Search, true>({
 })
 
 /** Looking for messages by what they say. */
-export const search: Routes = async (app) => {
+export const searchRoutes: Routes = async (app) => {
   app.get(
     '/api/search',
     {

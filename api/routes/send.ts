@@ -7,13 +7,13 @@ import { accept } from '../../shared/outbound.ts'
 import { messagesAfter, refused } from '../../shared/refusals.ts'
 import { sessionToSend } from '../../shared/wa-sessions.ts'
 import { draftOf, draftsOf, send, sessionId } from '../drafts.ts'
+import { message } from '../message-schema.ts'
 import { actorOf } from '../plugins/audit.ts'
 import { errorBody } from '../plugins/errors.ts'
 import { idempotent } from '../plugins/idempotency.ts'
 import { levels, rowOfMany } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { rejected } from './batches.ts'
-import { message } from './messages.ts'
 
 const bulk = Joi.object<{ sessionId?: string; messages: unknown[] }, true>({
   sessionId,
@@ -47,7 +47,7 @@ const forecast = Joi.object<Forecast>({
 const tags = ['messages']
 
 /** Accepting messages for sending, one or many. */
-export const sending: Routes = async (app) => {
+export const sendRoutes: Routes = async (app) => {
   const { sql, config } = app
 
   app.post(

@@ -107,7 +107,7 @@ const tags = ['sessions']
 const list = Joi.object<Paging, true>(paging)
 
 /** WhatsApp sessions: the API writes what is wanted of them, a worker makes it so. */
-export const sessions: Routes = async (app) => {
+export const sessionsRoutes: Routes = async (app) => {
   const { sql, config } = app
 
   app.post(

@@ -60,7 +60,7 @@ const preview = Joi.object<{ body: string; missing: string[] }, true>({
 const tags = ['templates']
 
 /** Texts with variables, to be sent again and again. */
-export const templates: Routes = async (app) => {
+export const templatesRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.post(

@@ -82,7 +82,7 @@ const putSeconds = 7_200
 const tags = ['media']
 
 /** Uploads that go straight to the store: announced, put, confirmed. */
-export const uploads: Routes = async (app) => {
+export const uploadsRoutes: Routes = async (app) => {
   const { media: parts, urlSigner } = app
   const { store, sql } = parts
 

@@ -18,7 +18,7 @@ const change = Joi.object<{ role?: Role; fullName?: string }, true>({
 const tags = ['users']
 
 /** The people of the workspace. */
-export const users: Routes = async (app) => {
+export const usersRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(

@@ -130,7 +130,7 @@ const tags = ['webhooks']
 const resolveMs = 3_000
 
 /** Where events are posted to. */
-export const webhooks: Routes = async (app) => {
+export const webhooksRoutes: Routes = async (app) => {
   const { sql, keys, config } = app
 
   /** Refuses what leads into private networks. Of a name that does not resolve now nothing is known: it is looked at again before every post. */

@@ -31,7 +31,7 @@ const worker = Joi.object<WorkerReport, true>({
 })
 
 /** Who runs the sessions. */
-export const workers: Routes = async (app) => {
+export const workersRoutes: Routes = async (app) => {
   app.get(
     '/api/workers',
     {

@@ -45,7 +45,7 @@ const changes = Joi.object<Changes, true>({
 const tags = ['workspace']
 
 /** The workspace of the caller and its settings. */
-export const workspaces: Routes = async (app) => {
+export const workspaceRoutes: Routes = async (app) => {
   const { sql } = app
 
   app.get(
