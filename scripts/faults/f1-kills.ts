@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Db } from '../../shared/db.ts'
 import { accept } from '../../shared/outbound.ts'
 import type { Family, Lab } from './lab.ts'
+import { unpaced } from './program.ts'
 import type { Program } from './program.ts'
 import type { Random } from './random.ts'
 import { Trials } from './trials.ts'
@@ -46,10 +47,7 @@ async function run(lab: Lab): Promise<Row[]> {
     engine: 'simulator',
     settings: {
       WA_LEASE_TTL_MS: '4000',
-      WA_SEND_MIN_GAP_MS: '0',
-      WA_SEND_JITTER_MS: '0',
-      WA_SENDS_PER_MINUTE: '0',
-      WA_NEW_CONTACTS_PER_DAY: '0',
+      ...unpaced,
       LOG_LEVEL: 'warn',
     },
   })

@@ -1,6 +1,7 @@
 /** F1, in the page: workers are killed while their pages, real ones in a real Chromium, have a message between the call and the ack. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Family, Lab } from './lab.ts'
+import { unpaced } from './program.ts'
 import type { Program } from './program.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
@@ -31,10 +32,7 @@ async function run(lab: Lab): Promise<Row[]> {
       WA_LEASE_TTL_MS: '5000',
       // One each: every kill meets one message.
       WA_MAX_SESSIONS: '1',
-      WA_SEND_MIN_GAP_MS: '0',
-      WA_SEND_JITTER_MS: '0',
-      WA_SENDS_PER_MINUTE: '0',
-      WA_NEW_CONTACTS_PER_DAY: '0',
+      ...unpaced,
     },
   })
   const { whatsapp, sql } = world

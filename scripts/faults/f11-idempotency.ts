@@ -7,7 +7,7 @@ import type { Db } from '../../shared/db.ts'
 import { takeKey } from '../../shared/idempotency.ts'
 import { freePort } from '../e2e/processes.ts'
 import type { Family, Lab } from './lab.ts'
-import { Program } from './program.ts'
+import { childEnv, Program } from './program.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
 import { eventually, inParallel } from './waiting.ts'
@@ -212,20 +212,8 @@ class Apis {
       lab,
       sql,
       {
-        PATH: process.env['PATH'] ?? '',
-        HOME: process.env['HOME'] ?? '',
-        // Set and empty: a developer's own .env must not reach into a fault.
-        DATABASE_URL_DIRECT: '',
-        NODE_ENV: '',
-        HOST: '127.0.0.1',
-        DATABASE_URL: url,
-        DATA_DIR: join(folder, 'data'),
-        LOG_DIR: join(folder, 'logs'),
+        ...childEnv(url, folder),
         LOG_LEVEL: 'warn',
-        JWT_SECRET: 'a secret for the fault suite only, long enough',
-        RATE_LIMIT_GENERAL: 'off',
-        RATE_LIMIT_AUTH: 'off',
-        RATE_LIMIT_MESSAGES: 'off',
         WA_ENGINE: 'simulator',
       },
       ports,

@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Family, Lab } from './lab.ts'
 import { familyOf, listProcesses, stillRunning } from './proc.ts'
+import { unpaced } from './program.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
 import { World } from './world.ts'
@@ -26,9 +27,7 @@ async function run(lab: Lab): Promise<Row[]> {
       // Room for all sessions on two of the workers.
       WA_MAX_SESSIONS: String(Math.ceil(sessions / (workers - 1))),
       // At the usual pace what was sent in half a minute would take three to leave.
-      WA_SEND_MIN_GAP_MS: '0',
-      WA_SEND_JITTER_MS: '0',
-      WA_SENDS_PER_MINUTE: '0',
+      ...unpaced,
     },
   })
   const random = lab.random('F13')

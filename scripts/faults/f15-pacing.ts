@@ -1,8 +1,7 @@
 /** F15: weeks of sending at random paces; no cap is ever exceeded, and nobody who wrote waits for strangers. */
-import pg from 'pg'
 import type { Family, Lab } from './lab.ts'
 import { builtParts } from './model-parts.ts'
-import { liveThrough, ownClock } from './pacing-month.ts'
+import { liveThrough, setOwnClock } from './pacing-month.ts'
 import type { Outcome } from './pacing-month.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
@@ -32,10 +31,7 @@ async function run(lab: Lab): Promise<Row[]> {
   for (let index = 0; index < lab.scaled(months); index++) {
     lab.signal.throwIfAborted()
     const url = await lab.createDatabase()
-    const client = new pg.Client({ connectionString: url, application_name: 'faults' })
-    await client.connect()
-    for (const text of ownClock) await client.query(text)
-    await client.end()
+    await setOwnClock(url)
     const sql = parts.connect(url, { applicationName: 'faults', max: 1 })
     try {
       const size = { ...month, messages: lab.scaled(month.messages) }

@@ -13,6 +13,7 @@ import { migrate } from '../../shared/migrations.ts'
 import { dropCluster } from '../test-setup/drop-cluster.ts'
 import type { Family, Lab } from './lab.ts'
 import { signal } from './proc.ts'
+import { unpaced } from './program.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
 import { eventually } from './waiting.ts'
@@ -54,10 +55,7 @@ async function breakAll(lab: Lab, direct: Db, proxy: Proxy): Promise<Row[]> {
   const world = await World.open(lab, 'f4', {
     engine: 'simulator',
     settings: {
-      WA_SEND_MIN_GAP_MS: '0',
-      WA_SEND_JITTER_MS: '0',
-      WA_SENDS_PER_MINUTE: '0',
-      WA_NEW_CONTACTS_PER_DAY: '0',
+      ...unpaced,
     },
   })
   await world.startWorker('worker-0')

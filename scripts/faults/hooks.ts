@@ -13,7 +13,7 @@ import { createSession } from '../../shared/wa-sessions.ts'
 import { createWebhook } from '../../shared/webhooks.ts'
 import { createWorkspace } from '../../shared/workspaces.ts'
 import type { Family, Lab } from './lab.ts'
-import { Program } from './program.ts'
+import { childEnv, Program } from './program.ts'
 import type { Random } from './random.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
@@ -34,13 +34,8 @@ async function run(lab: Lab): Promise<Row[]> {
   const programs: Program[] = []
   const open = async (index: number) => {
     programs[index] = await Program.start(lab.root, 'wa-worker/main.js', {
-      PATH: process.env['PATH'] ?? '',
-      HOME: process.env['HOME'] ?? '',
-      DATABASE_URL_DIRECT: '',
-      NODE_ENV: '',
-      DATABASE_URL: url,
+      ...childEnv(url, folder),
       DATA_DIR: join(folder, `data-${index}`),
-      LOG_DIR: join(folder, 'logs'),
       LOG_LEVEL: 'error',
       SESSION_ENCRYPTION_KEY: key,
       WEBHOOK_ALLOW_PRIVATE: 'true',

@@ -3,6 +3,7 @@
  * Postgres's own has another one.
  */
 import { randomUUID } from 'node:crypto'
+import pg from 'pg'
 import type { Sql } from '../../shared/db.ts'
 import type { PacingConfig } from '../../shared/pacing.ts'
 import type { Parts } from './model-parts.ts'
@@ -25,13 +26,20 @@ export interface Outcome {
   starved: string[]
 }
 
-/** Must be said to a database before it is connected to. */
-export const ownClock = [
+const ownClock = [
   'create schema own_clock',
   'create table own_clock.clock (at timestamptz not null)',
   `create function own_clock.now() returns timestamptz language sql stable as 'select at from own_clock.clock'`,
   `do $$ begin execute format('alter database %I set search_path = own_clock, pg_catalog, public', current_database()); end $$`,
 ]
+
+/** Gives a database a clock that is ours. Only connections that are opened afterwards go by it. */
+export async function setOwnClock(url: string): Promise<void> {
+  const client = new pg.Client({ connectionString: url, application_name: 'own-clock' })
+  await client.connect()
+  for (const text of ownClock) await client.query(text)
+  await client.end()
+}
 
 const secondMs = 1_000
 const hourMs = 3_600_000
@@ -48,6 +56,7 @@ interface Sent {
   answers: boolean
 }
 
+/** Sends so many messages in so many days, with replies between, at a pace by chance. Answers what was not as promised. */
 export async function liveThrough(
   parts: Pick<Parts, 'accept' | 'claim' | 'createSession' | 'recordAck' | 'storeReceived'>,
   sql: Sql,

@@ -16,6 +16,31 @@ export interface Measured {
   resources: Record<string, number>
 }
 
+/**
+ * The settings of a program of a fault, to which its own come. There are no others: it runs from a copy of the product, which has no .env.
+ * Logs and files are in `folder`.
+ */
+export const childEnv = (url: string, folder: string): Record<string, string> => ({
+  PATH: process.env['PATH'] ?? '',
+  HOME: process.env['HOME'] ?? '',
+  HOST: '127.0.0.1',
+  DATABASE_URL: url,
+  DATA_DIR: join(folder, 'data'),
+  LOG_DIR: join(folder, 'logs'),
+  JWT_SECRET: 'a secret for the fault suite only, long enough',
+  RATE_LIMIT_GENERAL: 'off',
+  RATE_LIMIT_AUTH: 'off',
+  RATE_LIMIT_MESSAGES: 'off',
+})
+
+/** Settings of a worker that sends as fast as it can. */
+export const unpaced = {
+  WA_SEND_MIN_GAP_MS: '0',
+  WA_SEND_JITTER_MS: '0',
+  WA_SENDS_PER_MINUTE: '0',
+  WA_NEW_CONTACTS_PER_DAY: '0',
+}
+
 /** A process of the built product. */
 export class Program {
   readonly pid: number

@@ -9,7 +9,7 @@ import { fault, Listener, startOf, writeEvents, written } from '../e2e/listeners
 import type { Channel } from '../e2e/listeners.ts'
 import { freePort } from '../e2e/processes.ts'
 import type { Family, Lab } from './lab.ts'
-import { Program } from './program.ts'
+import { childEnv, Program } from './program.ts'
 import { Trials } from './trials.ts'
 import type { Row } from './trials.ts'
 import { eventually } from './waiting.ts'
@@ -27,18 +27,8 @@ async function run(lab: Lab): Promise<Row[]> {
   const url = await lab.createDatabase()
   const sql = connect(url, { applicationName: 'faults', max: 12 })
   const env = (port: number) => ({
-    PATH: process.env['PATH'] ?? '',
-    HOME: process.env['HOME'] ?? '',
-    DATABASE_URL_DIRECT: '',
-    NODE_ENV: '',
-    HOST: '127.0.0.1',
-    DATABASE_URL: url,
-    DATA_DIR: join(folder, 'data'),
-    LOG_DIR: join(folder, 'logs'),
+    ...childEnv(url, folder),
     LOG_LEVEL: 'warn',
-    JWT_SECRET: 'a secret for the fault suite only, long enough',
-    RATE_LIMIT_GENERAL: 'off',
-    RATE_LIMIT_AUTH: 'off',
     PORT: String(port),
   })
   const ports: number[] = []

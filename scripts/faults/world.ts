@@ -1,5 +1,4 @@
 import { mkdir, readdir, symlink } from 'node:fs/promises'
-import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { connect } from '../../shared/db.ts'
 import type { Db } from '../../shared/db.ts'
@@ -14,7 +13,7 @@ import type { BrowserKind } from './browsers.ts'
 import type { Lab } from './lab.ts'
 import { browserOn, familyOf, listProcesses, signal, stillRunning } from './proc.ts'
 import type { Browser, Listed } from './proc.ts'
-import { Program } from './program.ts'
+import { childEnv, Program } from './program.ts'
 import { loginIsOnDisk } from './profile.ts'
 import { eventually, inParallel } from './waiting.ts'
 
@@ -49,13 +48,6 @@ export interface HistoryRow {
   worker: string
   /** Milliseconds since 1970. */
   at: number
-}
-
-export interface StoredMessage {
-  id: string
-  body: string
-  status: string
-  waKeyId: string
 }
 
 /** Before the faults begin nothing is in a hurry, however busy the machine is. */
@@ -102,22 +94,10 @@ export class World {
     const whatsapp = await startEmulatedWhatsApp({ everyoneRegistered: true, ...options.whatsapp })
     const port = String(await freePort())
     const settings: Record<string, string> = {
-      PATH: process.env['PATH'] ?? '',
-      HOME: process.env['HOME'] ?? '',
+      ...childEnv(url, folder),
       TMPDIR: join(folder, 'tmp'),
-      // Set and empty: a developer's own .env must not reach into a fault.
-      DATABASE_URL_DIRECT: '',
-      SUPABASE_URL: '',
-      NODE_ENV: '',
-      HOST: '127.0.0.1',
       PORT: port,
-      DATABASE_URL: url,
-      LOG_DIR: join(folder, 'logs'),
-      JWT_SECRET: 'a secret for the fault suite only, long enough',
       SESSION_ENCRYPTION_KEY: Buffer.alloc(32, 'fault suite').toString('base64'),
-      RATE_LIMIT_GENERAL: 'off',
-      RATE_LIMIT_AUTH: 'off',
-      RATE_LIMIT_MESSAGES: 'off',
       WA_ENGINE: engine,
       PUPPETEER_EXECUTABLE_PATH: lab.browsers[browser].path,
       WA_SIMULATOR_SCAN_MS: '50',
@@ -126,14 +106,13 @@ export class World {
       WA_RECONNECT_DELAY_MS: '500',
       ...options.settings,
     }
-    const api = await Program.start(lab.root, 'api/server.js', {
-      ...settings,
-      DATA_DIR: join(folder, 'data'),
-    }).catch(async (error: unknown) => {
-      await whatsapp.close()
-      await sql.close()
-      throw error
-    })
+    const api = await Program.start(lab.root, 'api/server.js', settings).catch(
+      async (error: unknown) => {
+        await whatsapp.close()
+        await sql.close()
+        throw error
+      },
+    )
     const agent = new AgentClient(`http://127.0.0.1:${port}`)
     const world = new World(lab, { folder, sql, whatsapp, agent, settings, api })
     lab.worlds.add(world)
@@ -426,6 +405,3 @@ export class World {
     await this.sql.close()
   }
 }
-
-/** The worker of a history row, as processes are known: by pid. */
-export const pidOf = (worker: string) => Number(worker.slice(hostname().length + 1).split(':')[0])

@@ -1,4 +1,3 @@
-import pg from 'pg'
 import t from 'tap'
 import { recordAck } from '../../shared/acks.ts'
 import { connect } from '../../shared/db.ts'
@@ -7,7 +6,7 @@ import { accept } from '../../shared/outbound.ts'
 import { claim } from '../../shared/claims.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { createSession } from '../../shared/wa-sessions.ts'
-import { liveThrough, ownClock } from '../faults/pacing-month.ts'
+import { liveThrough, setOwnClock } from '../faults/pacing-month.ts'
 import { Random } from '../faults/random.ts'
 
 const parts = { accept, claim, createSession, recordAck, storeReceived }
@@ -15,10 +14,7 @@ const parts = { accept, claim, createSession, recordAck, storeReceived }
 for (const seed of [1, 2]) {
   void t.test(`a week at a random pace, seed ${seed}`, async (t) => {
     const { url } = await testDb(t)
-    const client = new pg.Client({ connectionString: url, application_name: 'test' })
-    await client.connect()
-    for (const text of ownClock) await client.query(text)
-    await client.end()
+    await setOwnClock(url)
     const sql = connect(url, { applicationName: 'test', max: 1 })
     try {
       const { sent, opened, left, ...broken } = await liveThrough(
