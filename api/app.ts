@@ -56,6 +56,7 @@ import { workersRoutes } from './routes/workers.ts'
 import { workspace, workspaceRoutes } from './routes/workspace.ts'
 import { limitBodies } from './uploading.ts'
 
+/** What the API is made of. */
 export interface Parts {
   config: ApiConfig
   sql: Db

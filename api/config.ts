@@ -52,6 +52,7 @@ const second = 1_000
 const minute = 60 * second
 const hour = 60 * minute
 
+/** What the API reads from its environment, with its defaults. */
 export const apiSchema: Joi.PartialSchemaMap<ApiConfig> = {
   ...baseSchema,
   // To foretell when a message will leave.

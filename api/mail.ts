@@ -17,6 +17,7 @@ export interface Mailer {
   close(): Promise<void>
 }
 
+/** What sends e-mails: by SMTP where a server is set, else not at all. */
 export function createMailer(
   { SMTP_URL: url, MAIL_FROM: from }: { SMTP_URL?: string; MAIL_FROM: string },
   log: Logger,

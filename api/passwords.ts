@@ -39,6 +39,7 @@ export const password = () =>
 /** A password that is set. How good it is, is found out by assertStrong. */
 export const newPassword = () => password().min(8)
 
+/** Hashes a password in a thread, with its salt and cost in the hash. */
 export function hashPassword(password: string): Promise<string> {
   return inThread<string>('hash', { password, cost })
 }

@@ -235,5 +235,6 @@ export function describeAccess(access: Access): string {
 const fingerprint = (hash: string) =>
   createHash('sha256').update(hash).digest('base64url').slice(0, 22)
 
+/** Of whoever shows no token that holds. */
 export const unauthorized = () =>
   new AppError(401, 'UNAUTHORIZED', 'The access token is missing, wrong or expired: sign in.')

@@ -42,6 +42,7 @@ export function setCookies(
   return csrf
 }
 
+/** Signs a browser out: all of its cookies go. */
 export function clearCookies(reply: FastifyReply, { COOKIE_SAME_SITE: sameSite }: ApiConfig): void {
   for (const name of [accessCookie, refreshCookie, csrfCookie]) {
     reply.clearCookie(name, { path: '/', secure: true, sameSite })

@@ -38,6 +38,7 @@ export const signedIn = Joi.object<SignedIn>({
   csrfToken: Joi.string().description('With cookies: to be sent as `X-CSRF-Token`'),
 })
 
+/** The field in which a sign-in chooses how its tokens travel. */
 export const transport = () =>
   Joi.string()
     .valid('bearer', 'cookie')
@@ -102,5 +103,6 @@ export default fp(
   { name: 'sign-in', dependencies: ['auth'] },
 )
 
+/** The same for an address that is not known and a password that is wrong, so that nobody learns who has an account. */
 export const invalidCredentials = (statusCode: 401 | 403 = 401) =>
   new AppError(statusCode, 'INVALID_CREDENTIALS', 'The e-mail address or the password is wrong.')

@@ -27,11 +27,15 @@ import { nothing, text, visibleText } from '../plugins/joi.ts'
 import type { Routes } from '../plugins/joi.ts'
 import { invalidCredentials, signedIn, transport, user } from '../plugins/sign-in.ts'
 
+/** The address of an account. */
 export const email = () =>
   text()
     .max(254)
     .email({ tlds: { allow: false } })
+
+/** What a person is called. */
 export const personName = () => visibleText().max(120)
+
 const refreshToken = text().max(200)
 
 interface Registration {

@@ -136,5 +136,6 @@ export const passwordsRoutes: Routes = async (app) => {
   }
 }
 
+/** Of the token of an invitation or of a password reset. */
 export const invalidToken = () =>
   new AppError(400, 'INVALID_TOKEN', 'The token is wrong, used or expired.')
