@@ -4,7 +4,7 @@ import { appendEvents } from './events.ts'
 import { messageColumns, messageEvents, messageJoins } from './messages.ts'
 import type { MessageRow } from './messages.ts'
 import { takeOut, takingOut } from './outbox.ts'
-import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './pacing.ts'
+import { countColdRefusal, keepClosed, keepOpen, lockReachOut } from './new-conversations.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 import type { SessionLease } from './wa-session-leases.ts'
 

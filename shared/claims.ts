@@ -5,15 +5,8 @@ import type { MessageContent } from './message-content.ts'
 import { tellMessages } from './messages.ts'
 import { optedOut } from './opt-outs.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
-import {
-  answerWindow,
-  chatInHand,
-  giveBackOpening,
-  isQuiet,
-  keepClosed,
-  movePace,
-  paceOf,
-} from './pacing.ts'
+import { giveBackOpening, keepClosed } from './new-conversations.ts'
+import { answerWindow, chatInHand, isQuiet, movePace, paceOf } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import type { MessageKey } from './wa-id.ts'
 import { assertFence } from './wa-session-leases.ts'

@@ -1,12 +1,11 @@
 import { joinHome } from './chat-homes.ts'
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
-import { isGroup } from './wa-id.ts'
+import { joinHold } from './hold.ts'
 import {
   answerWindow,
   chatInHand,
   dayOf,
-  joinHold,
   mayOpen,
   moment,
   openedOn,
@@ -17,6 +16,7 @@ import type { PacingConfig } from './pacing.ts'
 import type { NewMessage } from './outbound.ts'
 import { guard, isQuotable } from './refusals.ts'
 import type { Refusal } from './refusals.ts'
+import { isGroup } from './wa-id.ts'
 import { statusOf } from './wa-session-leases.ts'
 
 /** What would become of a message, as far as can be told without sending it. */

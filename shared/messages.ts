@@ -2,10 +2,11 @@ import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
 import type { EventType, NewEvent } from './events.ts'
+import { joinHold } from './hold.ts'
 import type { MessageMedia } from './media.ts'
+import { opens } from './new-conversations.ts'
 import { decodeCursor, numberKey, toPage } from './pagination.ts'
 import type { Page } from './pagination.ts'
-import { joinHold, opens } from './pacing.ts'
 
 export const directions = ['inbound', 'outbound'] as const
 export const sources = ['api', 'phone', 'live', 'history', 'backfill'] as const

@@ -1,7 +1,7 @@
 import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
 import { appendEvents } from './events.ts'
-import { beginWarmUp } from './pacing.ts'
+import { beginWarmUp } from './new-conversations.ts'
 import { LeaseLost } from './wa-session-leases.ts'
 import type { SessionLease } from './wa-session-leases.ts'
 import { sessionResource } from './wa-sessions.ts'

@@ -4,7 +4,7 @@ import { putBack } from '../claims.ts'
 import { foresee } from '../forecast.ts'
 import { learnPerson, unmerge } from '../identities.ts'
 import { accept } from '../outbound.ts'
-import { lockReachOut } from '../pacing.ts'
+import { lockReachOut } from '../new-conversations.ts'
 import { learnNumber, redirectChat } from '../wa-numbers.ts'
 import { ada, atOnce, rig, text } from './outbox-rig.ts'
 

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { recordAck } from '../acks.ts'
 import { foresee } from '../forecast.ts'
-import { lockReachOut } from '../pacing.ts'
+import { lockReachOut } from '../new-conversations.ts'
 import { ada, atOnce, bob, cleo, clock, rig, strangers, text } from './outbox-rig.ts'
 
 const minute = 60_000

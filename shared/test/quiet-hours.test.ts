@@ -1,5 +1,5 @@
 import t from 'tap'
-import { lockReachOut } from '../pacing.ts'
+import { lockReachOut } from '../new-conversations.ts'
 import { ada, bob, cleo, clock, rig, text } from './outbox-rig.ts'
 
 const minute = 60_000
