@@ -310,7 +310,8 @@ class Play {
 
   async wrongAtTheEnd(): Promise<Omit<Violation, 'path'>[]> {
     const found: Omit<Violation, 'path'>[] = []
-    const { policy, store, chats, client } = this.#scenario
+    const { policy, store, chats } = this.#scenario
+    const second = this.#parts.keyIdOf(this.#asked.second)
     const messages = await this.#sql<{ body: string; keyId: string; status: string }>`
       select body, wa_key_id as key_id, status from messages where session_id = ${this.#sessionId} order by seq`
     for (const { body, keyId, status } of messages) {
@@ -331,12 +332,25 @@ class Play {
       if (sent.some((one) => one.body !== body))
         found.push({ promise: 'lost 0', what: `${body} went out as ${sent[0]!.body}` })
     }
-    if (client && this.#asked.told === undefined)
-      found.push({ promise: 'lost 0', what: 'the client was told nothing' })
+    found.push(...this.#untrueToClient(messages.find(({ keyId }) => keyId === second)))
     const firsts = messages.map(({ keyId }) => this.#wire.findIndex((one) => one.keyId === keyId))
     if (chats === 1 && firsts.every((at) => at >= 0) && firsts[0]! > firsts[1]!)
       found.push({ promise: 'order', what: 'm2 went out before m1' })
     return found
+  }
+
+  /** What the client was told must be what became of the second message. */
+  #untrueToClient(
+    message: { body: string; status: string } | undefined,
+  ): Omit<Violation, 'path'>[] {
+    const { told } = this.#asked
+    if (this.#scenario.client === undefined) return []
+    const isTrue =
+      (told === 'cancelled' && message?.status === 'cancelled') ||
+      (told === 'edited' && message?.body === 'm2, edited') ||
+      (told === 'too late' && message?.status !== 'cancelled' && message?.body === 'm2')
+    const what = `m2 is ${message?.status} as "${message?.body}", the client was told ${told}`
+    return isTrue ? [] : [{ promise: 'lost 0', what }]
   }
 
   /** Takes the session out of the way of the next run. */
@@ -432,13 +446,8 @@ class Play {
       this.#asked.told = edited ? 'edited' : 'too late'
       return
     }
-    this.#asked.told = await this.#parts.cancel(sql, this.#workspaceId, second).then(
-      () => 'cancelled',
-      (error: { code?: string }) => {
-        if (error.code === 'ALREADY_SENT') return 'too late'
-        throw error
-      },
-    )
+    const row = await this.#parts.cancel(sql, this.#workspaceId, second)
+    this.#asked.told = row?.status === 'cancelled' ? 'cancelled' : 'too late'
   }
 
   #die(): void {
