@@ -5,6 +5,7 @@ import { connect } from '../../shared/db.ts'
 import type { Label } from '../../shared/labels.ts'
 import type { Message } from '../../shared/messages.ts'
 import type { Note } from '../../shared/notes.ts'
+import { matchWhole } from '../../shared/test/match.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -54,7 +55,8 @@ void t.test('a chat is archived until it goes on', async (t) => {
   t.strictSame(archived.json<Chat>(), await readChat(owner, chatId))
   t.strictSame(ids(await listed(owner, '/api/chats?archived=true')), [chatId])
   t.strictSame(ids(await listed(owner, '/api/chats?archived=false')), [])
-  t.match(
+  matchWhole(
+    t,
     await told(workspaceId),
     [{ payload: archived.json<Chat>() }],
     'told as the API answers it',
@@ -91,7 +93,9 @@ void t.test('a chat is assigned to one of the team, and to nobody when they leav
   const before = (await told(workspaceId)).length
   t.equal((await owner.call('DELETE', `/api/users/${agent.profile.id}`)).statusCode, 204)
   t.equal((await readChat(owner, chatId)).assignee, null)
-  t.match((await told(workspaceId)).slice(before), [{ payload: { id: chatId, assignee: null } }])
+  matchWhole(t, (await told(workspaceId)).slice(before), [
+    { payload: { id: chatId, assignee: null } },
+  ])
 })
 
 void t.test('assigning to somebody who is being removed ends one way or the other', async (t) => {
@@ -116,10 +120,10 @@ void t.test('what was seen is read at once, and told to WhatsApp when it can be'
   t.strictSame(ids(await listed(owner, '/api/chats?unread=true')), [chatId])
   t.equal((await owner.call('POST', `/api/chats/${chatId}/seen`)).statusCode, 202)
   t.equal((await readChat(owner, chatId)).unreadCount, 0)
-  t.match(await told(workspaceId), [
+  matchWhole(t, await told(workspaceId), [
     { payload: { id: chatId, unreadCount: 0, lastMessage: { body: 'two' } } },
   ])
-  t.match(await it.sql`select kind, done_at from wa_actions where chat_id = ${chatId}`, [
+  matchWhole(t, await it.sql`select kind, done_at from wa_actions where chat_id = ${chatId}`, [
     { kind: 'seen', doneAt: null },
   ])
   await owner.call('POST', `/api/chats/${chatId}/seen`)
@@ -209,7 +213,7 @@ void t.test('labels are made by admins, and put on chats by everybody', async (t
   t.strictSame((await put([urgent.id, billing.id])).json<Chat>().labels, [billing, urgent])
   t.strictSame((await put([urgent.id])).json<Chat>().labels, [urgent])
   t.strictSame((await readChat(agent, chatId)).labels, [urgent])
-  t.match((await told(workspaceId)).at(-1), { payload: { id: chatId, labels: [urgent] } })
+  matchWhole(t, (await told(workspaceId)).at(-1), { payload: { id: chatId, labels: [urgent] } })
   t.match((await put([billing.id, randomUUID()])).json(), errorShape(404, 'NOT_FOUND'))
   t.match((await put([urgent.id, urgent.id])).json(), errorShape(400, 'VALIDATION_FAILED'))
   t.strictSame((await readChat(agent, chatId)).labels, [urgent], 'all of it or nothing')
@@ -222,7 +226,7 @@ void t.test('labels are made by admins, and put on chats by everybody', async (t
     (await owner.call('PATCH', `/api/labels/${urgent.id}`, { name: 'Billing' })).json(),
     errorShape(409, 'NAME_TAKEN'),
   )
-  t.match(await readChat(agent, chatId), { labels: [{ name: 'Very urgent' }] })
+  matchWhole(t, await readChat(agent, chatId), { labels: [{ name: 'Very urgent' }] })
   t.equal((await owner.call('DELETE', `/api/labels/${urgent.id}`)).statusCode, 204)
   t.strictSame((await readChat(agent, chatId)).labels, [])
   t.equal((await owner.call('DELETE', `/api/labels/${urgent.id}`)).statusCode, 404)
@@ -269,7 +273,8 @@ void t.test('notes stay among colleagues', async (t) => {
     createdAt: note.createdAt,
     editedAt: null,
   })
-  t.match(
+  matchWhole(
+    t,
     await it.sql`select count(*) as outbox from outbox`,
     [{ outbox }],
     'nothing is to be sent',
@@ -277,8 +282,8 @@ void t.test('notes stay among colleagues', async (t) => {
   t.notMatch((await owner.call('GET', `/api/chats/${chatId}/messages`)).body, 'discount')
   await owner.call('POST', url, { body: 'No' })
   const first = await listed<Note>(owner, `${url}?limit=1`)
-  t.match(first.data, [{ body: 'No' }])
-  t.match(await listed<Note>(owner, `${url}?limit=1&cursor=${first.nextCursor}`), {
+  matchWhole(t, first.data, [{ body: 'No' }])
+  matchWhole(t, await listed<Note>(owner, `${url}?limit=1&cursor=${first.nextCursor}`), {
     data: [note],
     nextCursor: null,
   })
@@ -314,13 +319,13 @@ void t.test('an answer to what is no longer the last message is not sent', async
   const asked = await receive(chatId, 'Is it still available?')
   const before = await counted()
   const moved = await post(first.id)
-  t.match(moved.json(), {
+  matchWhole(t, moved.json(), {
     ...errorShape(409, 'CONVERSATION_MOVED'),
     newerMessages: [{ id: asked, body: 'Is it still available?', direction: 'inbound' }],
   })
   t.equal(await counted(), before, 'nothing was written')
   const foreseen = await post(first.id, {}, agent, '?dryRun=true')
-  t.match(foreseen.json(), { chatId, blockedBy: ['CONVERSATION_MOVED'] })
+  matchWhole(t, foreseen.json(), { chatId, blockedBy: ['CONVERSATION_MOVED'] })
   t.strictSame(
     (await post(asked, {}, agent, '?dryRun=true')).json<{ blockedBy: string[] }>().blockedBy,
     [],
@@ -328,7 +333,8 @@ void t.test('an answer to what is no longer the last message is not sent', async
 
   const answered = await post(asked)
   t.equal(answered.statusCode, 202)
-  t.match(
+  matchWhole(
+    t,
     (await post(asked, {}, owner)).json(),
     {
       code: 'CONVERSATION_MOVED',
@@ -340,7 +346,7 @@ void t.test('an answer to what is no longer the last message is not sent', async
   const elsewhere = await send(owner, 'x', '2222222')
   for (const id of [elsewhere.id, randomUUID()]) {
     t.match((await post(id)).json(), errorShape(422, 'LAST_MESSAGE_NOT_FOUND'))
-    t.match((await post(id, {}, agent, '?dryRun=true')).json(), {
+    matchWhole(t, (await post(id, {}, agent, '?dryRun=true')).json(), {
       blockedBy: ['LAST_MESSAGE_NOT_FOUND'],
     })
   }
@@ -361,7 +367,7 @@ void t.test('an answer to what is no longer the last message is not sent', async
       { to: '3333333', message: 'e', ifLastMessageId: first.id },
     ],
   })
-  t.match(bulk.json(), {
+  matchWhole(t, bulk.json(), {
     accepted: 2,
     rejected: [
       { index: 0, code: 'CONVERSATION_MOVED' },
@@ -389,7 +395,7 @@ void t.test('of several who answer at once one is first', async (t) => {
     const winner = answers.find(({ statusCode }) => statusCode === 202)!.json<Message>()
     for (const answer of answers) {
       if (answer.statusCode === 202) continue
-      t.match(answer.json(), { newerMessages: [{ id: winner.id }] })
+      matchWhole(t, answer.json(), { newerMessages: [{ id: winner.id }] })
     }
   }
 })
@@ -424,11 +430,11 @@ void t.test(
         waiting = count!.n
       }
     })
-    t.match((await answer)?.json(), {
+    matchWhole(t, (await answer)?.json(), {
       ...errorShape(409, 'CONVERSATION_MOVED'),
       newerMessages: [{ id: arrived, body: 'wait' }],
     })
-    t.match(await it.sql`select count(*)::int as n from messages where chat_id = ${chatId}`, [
+    matchWhole(t, await it.sql`select count(*)::int as n from messages where chat_id = ${chatId}`, [
       { n: 2 },
     ])
   },

@@ -3,6 +3,7 @@ import t from 'tap'
 import { recordAck } from '../../shared/acks.ts'
 import { claim, giveUp, putBack } from '../../shared/claims.ts'
 import type { Sql } from '../../shared/db.ts'
+import { matchWhole } from '../../shared/test/match.ts'
 import { actionDone, dueActions } from '../../shared/wa-actions.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
@@ -158,7 +159,7 @@ void t.test('a message that is claimed before it can be taken back is deleted th
     },
   )
   t.equal(answer.statusCode, 202)
-  t.match(answer.json(), { status: 'sending', actions: [{ kind: 'deletion' }] })
+  matchWhole(t, answer.json(), { status: 'sending', actions: [{ kind: 'deletion' }] })
 })
 
 void t.test('what is deleted while it is being sent is not sent after all', async (t) => {
@@ -170,7 +171,8 @@ void t.test('what is deleted while it is being sent is not sent after all', asyn
   await putBack(it.sql, lane, tried, { delayMs: 60_000 })
   t.match((await call('GET', url)).json(), { status: 'cancelled', error: null, attempts: 1 })
   t.strictSame((await call('GET', url)).json<Message>().actions, [])
-  t.match(
+  matchWhole(
+    t,
     await it.sql`
       select payload ->> 'status' as status from events
       where type = 'message.ack' and payload ->> 'id' = ${tried.messageId}`,
@@ -236,7 +238,12 @@ void t.test(
     for (const what of ['once', 'twice']) {
       const deleted = await call('DELETE', `${url}?forEveryone=true`)
       t.equal(deleted.statusCode, 202, what)
-      t.match(deleted.json(), { ...told, actions: [{ kind: 'deletion', status: 'pending' }] }, what)
+      matchWhole(
+        t,
+        deleted.json(),
+        { ...told, actions: [{ kind: 'deletion', status: 'pending' }] },
+        what,
+      )
       t.equal(deleted.json<Message>().actions.length, 1, what)
     }
     t.equal(await next(), undefined)
@@ -468,7 +475,7 @@ void t.test('only people are mentioned, and only numbers are put on cards', asyn
     mentions: [lid, '+1 202 555 0102'],
   })
   t.equal(mentioning.statusCode, 202)
-  t.match(mentioning.json(), { waChatId: group, mentions: [lid, '12025550102@c.us'] })
+  matchWhole(t, mentioning.json(), { waChatId: group, mentions: [lid, '12025550102@c.us'] })
   for (const [body, path] of [
     [{ message: 'x', mentions: [group] }, 'body.mentions.0'],
     [{ message: 'x', mentions: ['12025550102', '+1 202 555 0102'] }, 'body.mentions.1'],
@@ -526,7 +533,7 @@ void t.test(
     const answer = await person.call('POST', `${send}/bulk`, {
       messages: [other, unquotable, row, row],
     })
-    t.match(answer.json(), {
+    matchWhole(t, answer.json(), {
       accepted: 2,
       rejected: [
         { index: 1, code: 'QUOTED_NOT_FOUND' },

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { randomUUID } from 'node:crypto'
+import { matchWhole } from '../../shared/test/match.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -69,7 +70,7 @@ void t.test('a text is accepted, stored whole and announced to the workers', asy
   })
   t.strictSame(it.nudges, ['awfar_outbox'])
   const { id } = sent.json<{ id: string }>()
-  t.match(await it.sql`select request_id, sent_by from messages where id = ${id}`, [
+  matchWhole(t, await it.sql`select request_id, sent_by from messages where id = ${id}`, [
     { requestId: 'order-42', sentBy: profile.id },
   ])
   t.strictSame((await call('GET', `/api/messages/${id}`)).json(), sent.json())

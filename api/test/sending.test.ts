@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { matchWhole } from '../../shared/test/match.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
@@ -49,7 +50,8 @@ void t.test('every kind is accepted and answered as it was given', async (t) => 
     contactCard: { phone: '+12025550101' },
   })
   const first = (await call('POST', send, { to, message: 'Hi @49301234' })).json<Message>()
-  t.match(
+  matchWhole(
+    t,
     (
       await call('POST', send, {
         to,
@@ -199,7 +201,8 @@ void t.test('what was sent is changed by a worker', async (t) => {
   ] as const) {
     t.equal((await call(method, path, body)).statusCode, 202, `${method} ${path}`)
   }
-  t.match(
+  matchWhole(
+    t,
     await it.sql`select kind, payload from wa_actions where workspace_id = ${workspaceId} order by id`,
     [
       { kind: 'edit', payload: { body: 'Hello' } },
@@ -326,7 +329,8 @@ void t.test('an opt-out holds unless somebody in charge has a reason', async (t)
   )
   const override = { to, message: 'x', optOutOverride: 'a recall, by law' }
   t.equal((await call('POST', send, override)).statusCode, 202)
-  t.match(
+  matchWhole(
+    t,
     await it.sql`select opt_out_override from messages where opt_out_override is not null and workspace_id = ${workspaceId}`,
     [{ optOutOverride: 'a recall, by law' }],
   )
@@ -369,7 +373,7 @@ void t.test('the audit log tells of each opt-out that was overridden, and why', 
   // A guarded message may be written more than once until it stands.
   const guarded = { ...override, ifLastMessageId: id, optOutOverride: 'guarded' }
   t.equal((await call('POST', send, guarded)).statusCode, 202)
-  t.match(await log(), [{ after: { reason: 'guarded' } }, {}])
+  matchWhole(t, await log(), [{ after: { reason: 'guarded' } }, {}])
 
   const messages = [
     { ...override, optOutOverride: 'first' },
@@ -381,7 +385,7 @@ void t.test('the audit log tells of each opt-out that was overridden, and why', 
   const batch = (await call('POST', `${send}/bulk`, { messages })).json<{ batchId: string }>()
   const rows = await call('GET', `/api/batches/${batch.batchId}/messages`)
   const [first, , second] = rows.json<{ data: Message[] }>().data
-  t.match((await log()).slice(0, -2), [
+  matchWhole(t, (await log()).slice(0, -2), [
     { target: { id: second!.id }, after: { to: '12025550103@c.us', reason: 'second' } },
     { target: { id: first!.id }, after: { to: '12025550101@c.us', reason: 'first' } },
   ])
@@ -401,7 +405,7 @@ void t.test('a batch is accepted row by row, watched and cancelled', async (t) =
   ])
   t.equal(answer.statusCode, 202)
   const { batchId } = answer.json<{ batchId: string }>()
-  t.match(answer.json(), {
+  matchWhole(t, answer.json(), {
     accepted: 2,
     rejected: [
       { index: 1, code: 'VALIDATION_FAILED', message: /to/ },
@@ -418,15 +422,15 @@ void t.test('a batch is accepted row by row, watched and cancelled', async (t) =
   })
   const rows = (query: string) => call('GET', `/api/batches/${batchId}/messages${query}`)
   const first = (await rows('?limit=1')).json<{ data: object[]; nextCursor: string }>()
-  t.match(first.data, [{ index: 0, body: 'one', status: 'queued' }])
-  t.match((await rows(`?limit=1&cursor=${first.nextCursor}`)).json(), {
+  matchWhole(t, first.data, [{ index: 0, body: 'one', status: 'queued' }])
+  matchWhole(t, (await rows(`?limit=1&cursor=${first.nextCursor}`)).json(), {
     data: [{ index: 3, type: 'poll' }],
     nextCursor: null,
   })
   const far = Buffer.from('["2000-01-01 00:00:00+00","99999999999"]').toString('base64url')
   t.same((await rows(`?cursor=${far}`)).json(), { data: [], nextCursor: null })
   t.match((await call('DELETE', `/api/batches/${batchId}`)).json(), { statuses: { cancelled: 2 } })
-  t.match((await rows('?status=cancelled')).json(), { data: [{ index: 0 }, { index: 3 }] })
+  matchWhole(t, (await rows('?status=cancelled')).json(), { data: [{ index: 0 }, { index: 3 }] })
   t.same((await rows('?status=failed')).json<{ data: object[] }>().data, [])
   t.match((await rows('?status=lost')).json(), errorShape(400, 'VALIDATION_FAILED'))
   t.match(

@@ -6,6 +6,7 @@ import { learnPerson, unmerge } from '../identities.ts'
 import { accept } from '../outbound.ts'
 import { lockReachOut } from '../new-conversations.ts'
 import { learnNumber, redirectChat } from '../wa-numbers.ts'
+import { matchWhole } from './match.ts'
 import { ada, atOnce, rig, text } from './outbox-rig.ts'
 
 const lid = '9990001@lid'
@@ -27,7 +28,8 @@ void t.test('who wrote from a lid is answered at the number in the same chat', a
   const claimed = await next()
   t.match(claimed, { waChatId: lid, cold: false })
   await confirm(claimed!)
-  t.match(
+  matchWhole(
+    t,
     await sql`select payload->>'waChatId' as at from events where type = 'message.any' order by id desc limit 1`,
     [{ at: lid }],
   )
@@ -96,10 +98,10 @@ void t.test('the number a check has told is written to, whatever is dialled', as
   t.match((await queue(text(canonical, 'Olá')))[0], { chatId: first!.chatId })
   await receive(canonical, 'Oi')
   t.equal((await sql`select from chats`).length, 1)
-  t.match(await sql`select phone from contacts`, [{ phone: '+553187654321' }])
+  matchWhole(t, await sql`select phone from contacts`, [{ phone: '+553187654321' }])
 
   await receive(canonical, 'STOP')
-  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: dialled }, atOnce), {
+  matchWhole(t, await foresee(sql, workspaceId, { sessionId, waChatId: dialled }, atOnce), {
     chatId: first!.chatId,
     blockedBy: ['RECIPIENT_OPTED_OUT'],
   })
@@ -115,7 +117,7 @@ void t.test('who has opted out in a chat is refused at all that leads there', as
   await sql`update contacts set opted_out = true where id = (select contact_id from chats)`
   for (const waChatId of [dialled, canonical]) {
     const foreseen = await foresee(sql, workspaceId, { sessionId, waChatId }, atOnce)
-    t.match(foreseen, { chatId: first!.chatId, blockedBy: ['RECIPIENT_OPTED_OUT'] })
+    matchWhole(t, foreseen, { chatId: first!.chatId, blockedBy: ['RECIPIENT_OPTED_OUT'] })
     await t.rejects(queue(text(waChatId, 'x')), { message: 'RECIPIENT_OPTED_OUT' })
   }
 })
@@ -131,7 +133,7 @@ void t.test(
     const [bob, bobsLid] = ['12025550102@c.us', '9990002@lid']
     await learnPerson(sql, lane, { addresses: [bob, bobsLid], source: 'page', at: new Date() })
     await Promise.all([queue(text(bobsLid, 'one')), queue(text(bob, 'two'))])
-    t.match(await sql`select wa_chat_id from chats order by wa_chat_id`, [
+    matchWhole(t, await sql`select wa_chat_id from chats order by wa_chat_id`, [
       { waChatId: ada },
       { waChatId: bob },
     ])

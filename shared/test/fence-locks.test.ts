@@ -10,6 +10,7 @@ import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-l
 import { createSession } from '../wa-sessions.ts'
 import { heartbeat } from '../workers.ts'
 import { testDb } from './db.ts'
+import { matchWhole } from './match.ts'
 import { atOnce } from './outbox-rig.ts'
 
 const next = { worker: 'next', ttlMs: 60_000, limit: 10 }
@@ -51,7 +52,7 @@ void t.test('nobody takes a session while its owner writes', async (t) => {
     await assertFence(tx, session)
     t.same(await takeLeases(sql, next), [], 'its lease has run out, its write has not ended')
   })
-  t.match(await takeLeases(sql, next), [{ id: session.id, fence: session.fence + 1 }])
+  matchWhole(t, await takeLeases(sql, next), [{ id: session.id, fence: session.fence + 1 }])
 })
 
 void t.test('claims lock sessions in one order, so that two cannot deadlock', async (t) => {
@@ -87,7 +88,7 @@ void t.test(
       return { ...next, worker }
     }
     t.same(await takeLeases(sql, await start('earlier', '1 minute')), [])
-    t.match(await takeLeases(sql, await start('later', '-1 second')), [{ id }])
+    matchWhole(t, await takeLeases(sql, await start('later', '-1 second')), [{ id }])
   },
 )
 
@@ -148,8 +149,8 @@ void t.test(
     t.ok(waited, 'it has seen the message on its way')
     t.same(await claiming, [], 'nor does it go on before it has seen that')
     t.same(await sql`select from outbox_lanes where due_at = 'infinity'`, [])
-    t.match(await claim(sql, 'first', [session], atOnce), [{ waChatId: '12025550101@c.us' }])
-    t.match(await claim(sql, 'first', [session], atOnce), [{ waChatId: ada }])
+    matchWhole(t, await claim(sql, 'first', [session], atOnce), [{ waChatId: '12025550101@c.us' }])
+    matchWhole(t, await claim(sql, 'first', [session], atOnce), [{ waChatId: ada }])
   },
 )
 

@@ -9,6 +9,7 @@ import type { Received } from '../received.ts'
 import { createSession } from '../wa-sessions.ts'
 import { updateWorkspace } from '../workspaces.ts'
 import { testDb } from './db.ts'
+import { matchWhole } from './match.ts'
 import { ada, atOnce, bob, rig, text } from './outbox-rig.ts'
 
 void t.test('a word of opting out is one however it is written, and nothing else is', async (t) => {
@@ -103,13 +104,16 @@ void t.test('who says STOP is sent nothing more, until START or an admin’s rea
       by: { type: 'anonymous', id: null, name: null, ip: null, userAgent: null, requestId: 'r' },
       messages: [text(ada, 'offer', { optOutOverride: override }), text(bob, 'offer')],
     })
-  t.match(await submit(), [{ refusal: 'RECIPIENT_OPTED_OUT' }, { message: { status: 'queued' } }])
-  t.match(await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
+  matchWhole(t, await submit(), [
+    { refusal: 'RECIPIENT_OPTED_OUT' },
+    { message: { status: 'queued' } },
+  ])
+  matchWhole(t, await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
     blockedBy: ['RECIPIENT_OPTED_OUT'],
   })
-  t.match(await submit('invoice by law'), [{ message: { status: 'queued' } }, {}])
+  matchWhole(t, await submit('invoice by law'), [{ message: { status: 'queued' } }, {}])
   await receive(ada, 'START')
-  t.match(await submit(), [{ message: { status: 'queued' } }, {}])
+  matchWhole(t, await submit(), [{ message: { status: 'queued' } }, {}])
 })
 
 const now = () => Date.now() / 1_000
@@ -162,7 +166,7 @@ void t.test(
         () => recordEdit(sql, lane, { key, body: 'STOP', at: new Date() }),
       ]
       for (const one of first === 'the text' ? tell : tell.reverse()) await one()
-      t.match(await sql`select opted_out from contacts`, [{ optedOut: true }], first)
+      matchWhole(t, await sql`select opted_out from contacts`, [{ optedOut: true }], first)
     }
   },
 )
@@ -171,9 +175,10 @@ void t.test('what a card or a poll is called is not said', async (t) => {
   const { sql, lane } = await rig(t)
   for (const type of ['contact', 'poll'] as const)
     await storeReceived(sql, lane, said('Stop', { type }))
-  t.match(await sql`select opted_out from contacts`, [{ optedOut: false }])
+  matchWhole(t, await sql`select opted_out from contacts`, [{ optedOut: false }])
   await storeReceived(sql, lane, said('Stop', { type: 'image' }))
-  t.match(
+  matchWhole(
+    t,
     await sql`select opted_out from contacts`,
     [{ optedOut: true }],
     'but what is written below a picture is',

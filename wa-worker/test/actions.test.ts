@@ -2,6 +2,7 @@ import t from 'tap'
 import { createLogger } from '../../shared/logger.ts'
 import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
+import { matchWhole } from '../../shared/test/match.ts'
 import { askAction } from '../../shared/wa-actions.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { Actions } from '../actions.ts'
@@ -36,7 +37,7 @@ void t.test('a stop waits for what is under way, also of a session that was clos
   t.equal(ended, false)
   answer()
   await running
-  t.match(await sql`select result, done_at from wa_actions`, [
+  matchWhole(t, await sql`select result, done_at from wa_actions`, [
     { result: { exists: false }, doneAt: Date },
   ])
 })

@@ -19,6 +19,7 @@ import { testDb } from '../../shared/test/db.ts'
 import { FaultyStore } from '../../shared/test/faulty-store.ts'
 import { actionAnswer, askAction } from '../../shared/wa-actions.ts'
 import { findPacing } from '../../shared/pacing.ts'
+import { matchWhole } from '../../shared/test/match.ts'
 import { keyIdOf } from '../../shared/wa-id.ts'
 import { findSession, wantRunning } from '../../shared/wa-sessions.ts'
 import { EngineError } from '../engine/engine.ts'
@@ -88,7 +89,7 @@ void t.test('every kind arrives as it was accepted', async (t) => {
     await message(sent.id, content.type, is('read'))
     const arrived = worker.engine().arrived(keyIdOf(sent.id))
     t.strictSame(arrived?.content, content)
-    t.match(arrived, { quoted: { id: keyIdOf(first.id), fromMe: true }, mentions: [ada] })
+    matchWhole(t, arrived, { quoted: { id: keyIdOf(first.id), fromMe: true }, mentions: [ada] })
   }
 })
 
@@ -110,7 +111,10 @@ void t.test(
       'both',
       ({ editedAt, reactions }) => !!editedAt && reactions.length > 0,
     )
-    t.match(changed, { body: 'Hello', reactions: [{ emoji: '👍', waId: 'me', fromMe: true }] })
+    matchWhole(t, changed, {
+      body: 'Hello',
+      reactions: [{ emoji: '👍', waId: 'me', fromMe: true }],
+    })
     t.match(worker.engine().arrived(keyIdOf(sent.id)), {
       content: { body: 'Hello' },
       reactions: { '': '👍' },
@@ -126,7 +130,7 @@ void t.test(
       'the refusal',
       ({ actions }) => actions[0]?.status === 'failed',
     )
-    t.match(refused, {
+    matchWhole(t, refused, {
       ...{ body: 'Hello', error: null },
       actions: [{ kind: 'edit', value: 'too late', error: { code: 'NOT_EDITABLE' } }],
     })
@@ -157,7 +161,10 @@ void t.test('a change nobody could make in its time is told of', async (t) => {
   await askAction(sql, { workspaceId, sessionId, chatId: sent.chatId }, wish)
   await sql`update wa_actions set expires_at = now()`
   const refused = await message(sent.id, 'the end', ({ actions }) => actions[0]?.error !== null)
-  t.match(refused, { body: 'Helo', actions: [{ status: 'failed', error: { code: 'EXPIRED' } }] })
+  matchWhole(t, refused, {
+    body: 'Helo',
+    actions: [{ status: 'failed', error: { code: 'EXPIRED' } }],
+  })
 })
 
 void t.test('seen, typing and a look-up of a number', async (t) => {
@@ -208,7 +215,8 @@ void t.test('a stranger’s number is looked up once, and his answer finds its c
   t.match(await message(nobody.id, 'the failure', is('failed')), {
     error: { code: 'NUMBER_NOT_ON_WHATSAPP' },
   })
-  t.match(
+  matchWhole(
+    t,
     await sql`select phone, wa_id from wa_numbers where workspace_id = ${workspaceId} order by phone`,
     [
       { phone: '12025550001', waId: null },
@@ -359,9 +367,11 @@ void t.test(
     })
     const sent = await queue(ada, 'Hello')
     t.match(await message(sent.id, 'the ack', is('read')), { attempts: 1 })
-    t.match(await sql`select reason from wa_session_history where reason = 'MODULE_MISSING'`, [
-      { reason: 'MODULE_MISSING' },
-    ])
+    matchWhole(
+      t,
+      await sql`select reason from wa_session_history where reason = 'MODULE_MISSING'`,
+      [{ reason: 'MODULE_MISSING' }],
+    )
   },
 )
 
