@@ -19,6 +19,8 @@ interface Twin {
   run(lab: Lab): Promise<Row[]>
 }
 
+const runs = 3
+
 const twins: Twin[] = [
   {
     without: 'the fence',
@@ -83,21 +85,55 @@ const twins: Twin[] = [
   },
 ]
 
+/**
+ * What fails of the fault, run until the named promise is among it, at most so often. Some faults hit by chance: an owner that lost its session
+ * writes once more only if it was stopped with its hands full, and on a busy machine five trials may all miss that instant. A guard that is in
+ * place is not broken by running more often, so this finds no twin that has its guard.
+ */
+async function whatBreaks(twin: Twin, lab: Lab): Promise<string[]> {
+  let broken: string[] = []
+  for (let run = 1; run <= runs; run++) {
+    // Short: the path of a browser's socket has little room.
+    const folder = `${lab.folder}${run}`
+    await mkdir(folder)
+    const once: Lab = {
+      ...lab,
+      folder,
+      // Other instants than the run before.
+      random: (name) => lab.random(run === 1 ? name : `${name} ${run}`),
+      // The first few trials show it, or it is a matter of chance.
+      scaled: (trials) => Math.min(5, trials),
+    }
+    const rows = await twin.run(once).catch(async (error: unknown) => {
+      // Nothing was shown. Without its guard a product may also get no further than that.
+      if (run === runs || lab.signal.aborted) throw error
+      await leave(once)
+      return []
+    })
+    broken = rows.filter((row) => !isKept(row)).map(({ fault, what }) => `${fault} ${what}`)
+    if (broken.some((what) => what.startsWith(twin.breaks))) return broken
+  }
+  return broken
+}
+
+/** Ends what a run that broke off has left, so that it does not slow down the next. */
+async function leave({ worlds, folder }: Lab): Promise<void> {
+  const left = [...worlds].filter((world) => world.folder.startsWith(`${folder}/`))
+  for (const world of left) worlds.delete(world)
+  await Promise.all(left.map((world) => world.abort()))
+}
+
 export const brokenTwins: Family = {
   id: 'TWINS',
   async run(lab) {
     const caught = new Trials('twins', 'guard taken out: the fault that is named for it fails')
     await inParallel(twins, 2, async (twin, index) => {
-      // Short: the path of a browser's socket has little room.
       const folder = join(lab.folder, `t${index}`)
-      await mkdir(folder)
-      const root = join(folder, 'product')
+      const root = `${folder}p`
       await copyProduct(lab.root, root, twin.edits)
-      // The first few trials of the fault show it, or it is not shown at all.
-      const rows = await twin.run({ ...lab, root, folder, scaled: (trials) => Math.min(5, trials) })
-      const broken = rows.filter((row) => !isKept(row)).map(({ fault, what }) => `${fault} ${what}`)
-      const named = broken.filter((what) => what.startsWith(twin.breaks))
-      caught.check(named.length > 0, `without ${twin.without} "${twin.breaks}" holds all the same`)
+      const broken = await whatBreaks(twin, { ...lab, root, folder })
+      const named = broken.some((what) => what.startsWith(twin.breaks))
+      caught.check(named, `without ${twin.without} "${twin.breaks}" holds all the same`)
       lab.say(`twin without ${twin.without}: ${broken.join('; ') || 'nothing fails'}`)
     })
     const row = caught.row()
