@@ -135,7 +135,8 @@ export async function claim(
       select b.id, b.chat_id from head join outbox b on b.id = head.in_flight where head.in_hand and b.state = 's' for no key update of b skip locked
     ), claimed as (
       update outbox o
-      set state = 's', claimed_by = ${worker}, claimed_at = now(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold,
+      -- The time it is, not that of the statement, which may have waited for a lock: the pace counts from here.
+      set state = 's', claimed_by = ${worker}, claimed_at = clock_timestamp(), attempts = o.attempts + 1, login_epoch = head.login_epoch, cold = o.cold or head.cold,
         counted_at = case when head.cold then now() else o.counted_at end
       -- The revision: a message that was edited or taken back in this very moment is read anew by the next claim.
       from head where o.id = head.id and o.state = 'q' and o.revision = head.revision
@@ -146,7 +147,7 @@ export async function claim(
     ), pace as (
       ${movePace(defaults)}
       -- All that was claimed, so that nothing has to be joined to it again.
-      returning n.*, ${paceOf(defaults).typing} as typing, extract(epoch from p.next_send_at - now()) * 1000 as wait_ms
+      returning n.*, ${paceOf(defaults).typing} as typing, extract(epoch from p.next_send_at - n.claimed_at) * 1000 as wait_ms
     )
     select ${selected}, true as same_login, o.typing, o.wait_ms::float8, o.opens,
       exists (select from outbox_lanes l where l.session_id = o.session_id and l.waiting > 0 and (l.waiting > 1 or l.chat_id <> o.chat_id)) as more

@@ -142,7 +142,7 @@ async function find(
     select m.id from messages m join chats c on c.id = m.chat_id
     where m.session_id = ${session.id} and (m.direction = 'outbound') = ${fromMe} and m.wa_key_id = ${id}
       and ${isSame(session.workspaceId, fragment`${participant}::text`, fragment`${chatId}::text`)}
-    order by m.wa_participant = ${participant} desc limit 1 for update of m`
+    order by m.wa_participant = ${participant} desc limit 1 for no key update of m`
   return message?.id
 }
 

@@ -124,7 +124,7 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       select id, status, lease_until from wa_sessions where id = ${sessionId} and workspace_id = ${workspaceId} and deleted_at is null for key share
     ), input as (
       ${guards ? fragment`select i.*, ${overtakenWithin} as refusal from (` : fragment``}
-      select i.*, home.wa_chat_id, coalesce(case
+      select i.*, home.wa_chat_id, c.id is not null as has_chat, coalesce(case
           when k.opted_out and i.override is null then 'RECIPIENT_OPTED_OUT'
           when not ${quotes ? isQuotable(fragment`i.quoted`, where) : fragment`true`} then 'QUOTED_NOT_FOUND' end,
           ${guards ? guard(fragment`i.last`, where) : fragment`null`}) as ${guards ? fragment`fault` : fragment`refusal`}
@@ -145,14 +145,13 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       ${guards ? fragment`) i` : fragment``}
     ), target as (
       -- In one order, so that two batches to the same people wait for each other instead of for ever.
-      select wa_chat_id, bool_or(is_group) as is_group, (array_agg(id order by ord desc))[1] as last_id
+      select wa_chat_id, bool_or(is_group) as is_group, bool_or(has_chat) as has_chat, (array_agg(id order by ord desc))[1] as last_id
       from input where refusal is null group by wa_chat_id order by wa_chat_id
     ), contact as (
       insert into contacts (workspace_id, session_id, wa_id, phone, lid)
       select ${workspaceId}::uuid, ${sessionId}::uuid, wa_chat_id, case when wa_chat_id like '%@c.us' then '+' || split_part(wa_chat_id, '@', 1) end,
         case when wa_chat_id like '%@lid' then wa_chat_id end
-      from target
-      where not is_group and not exists (select from chats c where c.session_id = ${sessionId} and c.wa_chat_id = target.wa_chat_id)
+      from target where not is_group and not has_chat
       on conflict (workspace_id, wa_id) do update set wa_id = excluded.wa_id
       returning coalesce(merged_into, id) as id, wa_id
     ), chat as (

@@ -97,16 +97,16 @@ export const paceOf = (defaults: PacingConfig) => ({
 export function movePace(defaults: PacingConfig): Fragment {
   const { gapMs, jitterMs, perMinute } = paceOf(defaults)
   const afterGap = fragment`
-    (now() + (${gapMs}
+    (n.claimed_at + (${gapMs}
       + ('x' || left(n.message_id::text, 6))::bit(24)::int % (${jitterMs} + 1)) * interval '1 ms')`
   // The last so many, this one included; null where there were not so many yet, or any number may be sent.
-  const afterMinute = fragment`((p.recent || now())[cardinality(p.recent) + 2 - ${perMinute}] + interval '1 minute')`
+  const afterMinute = fragment`((p.recent || n.claimed_at)[cardinality(p.recent) + 2 - ${perMinute}] + interval '1 minute')`
   const opened = fragment`(${openedOn(today)} + 1)`
   const usedUp = fragment`n.opens and ${mayOpen(defaults, fragment`n.linked_at`)} between 1 and ${opened}`
   return fragment`
   update wa_session_pacing p
   set in_flight = n.id,
-      recent = (p.recent || now())[greatest(1, cardinality(p.recent) + 2 - greatest(1, ${perMinute})):],
+      recent = (p.recent || n.claimed_at)[greatest(1, cardinality(p.recent) + 2 - greatest(1, ${perMinute})):],
       next_send_at = greatest(${afterGap}, ${afterMinute}),
       held_by = case when ${afterMinute} > ${afterGap} then 'SENDS_PER_MINUTE' else 'MIN_GAP' end,
       new_on = case when n.opens then ${today} else p.new_on end,

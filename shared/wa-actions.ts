@@ -96,8 +96,8 @@ export async function askAction(
  */
 const usefulUntil = fragment`greatest(d.expires_at, m.sent_at + (d.expires_at - d.created_at))`
 
-/** Its message has not been confirmed. */
-const isAhead = fragment`exists (select from outbox o where o.message_id = d.message_id)`
+/** Its message has not been confirmed. Here as below "offset 0" keeps the look a probe for each action, however few Postgres expects: as a join it reads all there is. */
+const isAhead = fragment`exists (select from outbox o where o.message_id = d.message_id offset 0)`
 
 /**
  * The next action of each of these sessions. What waits for its message to be confirmed, or for a retry, lets others pass, but not the same of the same message
@@ -118,7 +118,8 @@ export async function dueActions(sql: Sql, worker: string, leases: Lease[]): Pro
         and not exists (
           select from wa_actions e
           where e.session_id = s.id and e.done_at is null and e.kind = d.kind and e.id < d.id
-            and e.chat_id = d.chat_id and e.message_id is not distinct from d.message_id)
+            and e.chat_id = d.chat_id and e.message_id is not distinct from d.message_id
+          offset 0)
       order by d.due_at, d.id limit 1) a
     left join chats c on c.id = a.chat_id
     left join contacts k on k.id = c.contact_id

@@ -102,7 +102,8 @@ async function retryable(tx: Sql, workspaceId: string, id: string): Promise<Retr
       m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, ${optedOut} as opted_out
     from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
     where m.id = ${id} and m.workspace_id = ${workspaceId}
-    for update of m for key share of s`
+    -- Not for update: who accepts a message that quotes this one holds the lane that is wanted next, and wants to see this one stay.
+    for no key update of m for key share of s`
   if (!message) return undefined
   if (message.deleted)
     throw new AppError(409, 'SESSION_GONE', 'The session it was to leave from is deleted.')

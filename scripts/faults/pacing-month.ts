@@ -1,5 +1,5 @@
 /**
- * Weeks of sending within a minute: the product's SQL, over a Postgres whose clock is ours. Statements say now(), and a schema that is searched before
+ * Weeks of sending within a minute: the product's SQL, over a Postgres whose clock is ours. Statements say now() or clock_timestamp(), and a schema that is searched before
  * Postgres's own has another one.
  */
 import { randomUUID } from 'node:crypto'
@@ -29,7 +29,10 @@ export interface Outcome {
 const ownClock = [
   'create schema own_clock',
   'create table own_clock.clock (at timestamptz not null)',
-  `create function own_clock.now() returns timestamptz language sql stable as 'select at from own_clock.clock'`,
+  ...['now', 'clock_timestamp'].map(
+    (name) =>
+      `create function own_clock.${name}() returns timestamptz language sql stable as 'select at from own_clock.clock'`,
+  ),
   `do $$ begin execute format('alter database %I set search_path = own_clock, pg_catalog, public', current_database()); end $$`,
 ]
 

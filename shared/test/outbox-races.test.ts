@@ -1,14 +1,26 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { recordAck } from '../acks.ts'
+import { recordAck, recordAcks } from '../acks.ts'
 import { acceptBatch, cancelBatch } from '../batches.ts'
-import { giveUp, putBack } from '../claims.ts'
-import { retry } from '../waiting-messages.ts'
+import { claim, giveUp, putBack } from '../claims.ts'
+import { readEvents } from '../events.ts'
+import { cancel, retry } from '../waiting-messages.ts'
 import { cancelQueued, endOutbox, releaseScheduled } from '../outbox.ts'
 import { lockReachOut } from '../new-conversations.ts'
 import { LeaseLost } from '../wa-session-leases.ts'
 import { deleteSession } from '../wa-sessions.ts'
-import { ada, rig, stranger, strangers, text, untilLocked } from './outbox-rig.ts'
+import { until } from './until.ts'
+import {
+  ada,
+  atOnce,
+  bob,
+  rig,
+  stranger,
+  strangers,
+  text,
+  untilLocked,
+  worker,
+} from './outbox-rig.ts'
 
 type Rig = Awaited<ReturnType<typeof rig>>
 
@@ -129,3 +141,73 @@ void t.test('a late ack of a first message opens its conversation', async (t) =>
   t.equal(second!.heldBy, null)
   t.equal(body(await next()), 'second', 'a lock holds new conversations only')
 })
+
+void t.test('who quotes a message and who retries it do not wait for each other', async (t) => {
+  const { sql, lane, workspaceId, queue, next } = await rig(t)
+  const [message] = await queue(text(ada, 'one'))
+  const ending = { status: 'unknown', code: 'OUTCOME_UNKNOWN', message: 'x' } as const
+  await giveUp(sql, lane, (await next())!, ending)
+  let both: Promise<unknown>[] = []
+  await sql.begin(async (tx) => {
+    await tx`select from outbox_lanes for update`
+    both = [queue(text(ada, 'two', { quotedMessageId: message!.id }))]
+    await untilLocked(sql, 1)
+    both.push(retry(sql, workspaceId, message!.id))
+    await untilLocked(sql, 2)
+  })
+  await Promise.all(both)
+  t.strictSame(await sql`select waiting from outbox_lanes`, [{ waiting: 2 }])
+})
+
+void t.test('what was changed last is told last, whoever began first', async (t) => {
+  const { sql, lane, workspaceId, queue, next, read } = await rig(t)
+  // Sessions are locked in the order of their ids: this one behind the other.
+  const other = 'ffffffff-ffff-4fff-bfff-ffffffffffff'
+  await sql`
+    insert into wa_sessions (id, workspace_id, name, engine, desired_state, owner, fence)
+    values (${other}, ${workspaceId}, 'other', 'simulator', 'running', ${worker}, 1)`
+  const [message] = await queue(text(ada, 'one'))
+  const claimed = (await next())!
+  await putBack(sql, lane, claimed, { delayMs: 60_000, doubted: true })
+  let acking: Promise<unknown> | undefined
+  await sql.begin(async (tx) => {
+    // The acks have begun to write, and wait here, while a person takes the message back.
+    await tx`select from wa_sessions where id = ${other} for update`
+    acking = recordAcks(sql, [
+      { session: lane, ack: { keyId: claimed.keyId, ack: 1 } },
+      { session: { ...lane, id: other }, ack: { keyId: 'none', ack: 1 } },
+    ])
+    await untilLocked(sql)
+    await cancel(sql, workspaceId, message!.id)
+  })
+  await acking
+  t.match(await read(message!.id), { status: 'sent' })
+  const [page] = await readEvents(sql, [{ workspaceId, position: { tx: 0, id: 0 } }], 100)
+  const told = page!.events.filter(({ type }) => type === 'message.ack')
+  t.strictSame(
+    told.map(({ payload }) => (JSON.parse(payload) as { status: string }).status),
+    ['cancelled', 'sent'],
+  )
+})
+
+void t.test(
+  'the pace counts from when a message is claimed, not from when its claim began to wait',
+  async (t) => {
+    const { sql, lane, sessionId, queue, pace } = await rig(t)
+    await pace({ minGapMs: 1_000, jitterMs: 0, perMinute: 0 })
+    await queue(text(ada, 'one'), text(bob, 'two'))
+    let claiming: ReturnType<typeof claim> | undefined
+    const [letGo] = await sql.begin(async (tx) => {
+      await tx`select from wa_sessions where id = ${sessionId} for update`
+      claiming = claim(sql, worker, [lane], atOnce)
+      await untilLocked(sql)
+      const seen = Date.now()
+      await until('a gap has passed since', () => Date.now() > seen + 1_100)
+      return tx<{ at: Date }>`select clock_timestamp() as at`
+    })
+    const [claimed] = (await claiming)!
+    t.equal(claimed!.waitMs, 1_000)
+    const [state] = await sql<{ nextSendAt: Date }>`select next_send_at from wa_session_pacing`
+    t.ok(state!.nextSendAt.getTime() >= letGo!.at.getTime() + 1_000)
+  },
+)
