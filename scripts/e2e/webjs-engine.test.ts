@@ -25,7 +25,10 @@ await t.test(
   'what WhatsApp Web does to a send is told apart',
   { skip: 'missing' in browser && browser.missing },
   async (t) => {
-    const whatsapp = await startEmulatedWhatsApp({ everyoneRegistered: true })
+    const whatsapp = await startEmulatedWhatsApp({
+      everyoneRegistered: true,
+      variations: ['opensKnownChatsOnly'],
+    })
     const folder = await mkdtemp(join(tmpdir(), 'awfar-webjs-'))
     // Neither is needed to start or to send a text.
     whatsapp.removeModule('WAWebMsgReply')
@@ -149,6 +152,64 @@ await t.test(
       t.equal(transmissions('3EB0HANGS'), 1)
     })
 
+    await t.test('what WhatsApp Web gives up is sent again under its id', async (t) => {
+      await whatsapp.failCall('encrypt', 'no keys')
+      for (const message of [text('3EB0GIVENUP'), image('3EB0GIVENUPTOO')]) {
+        await t.rejects(engine.send(message), { certainty: 'transient', code: 'SEND_FAILED' })
+        await t.rejects(engine.send(message), { certainty: 'transient', code: 'SEND_FAILED' })
+        t.equal(await engine.find(message), null, 'nothing waits for it')
+      }
+      await whatsapp.restoreCall('encrypt')
+      for (const message of [text('3EB0GIVENUP'), image('3EB0GIVENUPTOO')]) {
+        await engine.send(message)
+        await until('it is confirmed', async () => (await engine.find(message))!.ack > 0)
+        t.equal(transmissions(message.keyId), 1)
+      }
+    })
+
+    await t.test('a number the page has no LID for is asked for before it is missed', async (t) => {
+      const to = (number: string, keyId: string) => ({ ...text(keyId), chatId: `${number}@c.us` })
+      await whatsapp.failCall('queryWidExists', 'rate-overlimit')
+      await t.rejects(engine.send(to('12025550155', '3EB0LIMIT')), {
+        certainty: 'transient',
+        code: 'SEND_FAILED',
+      })
+      await whatsapp.restoreCall('queryWidExists')
+      await engine.send(to('12025550155', '3EB0LIMIT'))
+      await until('it is out', () => transmissions('3EB0LIMIT') === 1)
+      whatsapp.register({ number: '12025550156' })
+      whatsapp.unregister('12025550156')
+      await t.rejects(engine.send(to('12025550156', '3EB0NOBODY')), {
+        certainty: 'permanent',
+        code: 'NUMBER_NOT_ON_WHATSAPP',
+      })
+    })
+
+    await t.test('an edit or a deletion that does not get out is not done', async (t) => {
+      await engine.send(text('3EB0CHANGE'))
+      const target = { fromMe: true, chatId, id: '3EB0CHANGE', participant: '' }
+      const told: string[] = []
+      engine.on('edit', ({ key, body }) => key.id === target.id && told.push(body))
+      const done = (type: string) =>
+        whatsapp.stanzas.filter((stanza) => stanza.type === type).map(({ body }) => body)
+
+      await whatsapp.failCall('edit', 'no keys')
+      await whatsapp.failCall('revoke', 'no keys')
+      // The second time the page shows the new text already.
+      for (let times = 0; times < 2; times++)
+        await t.rejects(engine.edit({ target, body: 'new' }), { code: 'ACTION_FAILED' })
+      await t.rejects(engine.revoke({ target }), { code: 'ACTION_FAILED' })
+      t.same([told, done('edit'), done('revoke')], [[], [], []])
+
+      await whatsapp.restoreCall('edit')
+      await whatsapp.restoreCall('revoke')
+      await engine.edit({ target, body: 'new' })
+      await until('the edit is told', () => told.length > 0)
+      await engine.revoke({ target })
+      await engine.revoke({ target })
+      t.same([told, done('edit'), done('revoke')], [['new'], ['new'], ['']])
+    })
+
     await t.test('a new sync is no trouble', async (t) => {
       whatsapp.deliver({ to: account, from: customer, body: 'shown' })
       await until('it is told', async () => (await engine.probe()).unreported === 0)
@@ -163,6 +224,7 @@ await t.test(
       async (t) => {
         const closed: unknown[] = []
         engine.on('closed', (reason) => closed.push(reason))
+        whatsapp.restoreModule('WAWebMsgReply')
         for (let times = 0; times < 20; times++) {
           const reload = () =>
             whatsapp.reload(account).then(
@@ -180,6 +242,17 @@ await t.test(
         t.strictSame(closed, [])
       },
     )
+
+    await t.test('what throws before the send has sent nothing', async (t) => {
+      await whatsapp.failCall('loadEarlierMsgs', 'no such chat')
+      const quoted = { fromMe: false, chatId, id: '3EB0UNSEEN', participant: '' }
+      await t.rejects(engine.send({ ...text('3EB0ANSWER'), quoted }), {
+        certainty: 'transient',
+        code: 'SEND_FAILED',
+      })
+      await whatsapp.restoreCall('loadEarlierMsgs')
+      t.equal(await engine.find(text('3EB0ANSWER')), null)
+    })
 
     await t.test('a page without WhatsApp is alive, and not online', async (t) => {
       const lost = nextEvent(engine, 'link', (state) => state === 'lost')

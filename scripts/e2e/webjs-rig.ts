@@ -14,6 +14,7 @@ const account = '12025550199'
 const customer = '12025550100'
 const refusing = '12025550102'
 const locked = '12025550107'
+const blocked = '12025550108'
 const group = '120363000000000011@g.us'
 /** What the page calls a kind by another name than we do. */
 const types: Record<string, string> = {
@@ -84,6 +85,8 @@ export async function webjsRig(t: Test, variations: Variation[] = []): Promise<R
   whatsapp.setAcks({ recipient: locked, mode: 'fail', errorCode: 463, lockedUntil })
   whatsapp.createGroup(group, 'Bakers', [`${account}@c.us`, `${customer}@c.us`])
   await whatsapp.failCall('addAndSendMsgToChat', 'out of order', undefined, 'POISON')
+  await whatsapp.failCall('encrypt', 'no keys', undefined, 'GIVEN UP')
+  whatsapp.register({ number: blocked })
   const done = (type: string, keyId: string) =>
     whatsapp.stanzas.findLast(
       ({ content, ...stanza }) =>
@@ -100,6 +103,8 @@ export async function webjsRig(t: Test, variations: Variation[] = []): Promise<R
       }),
     scan: async (_, qr) => {
       await whatsapp.scan(qr, { number: account, pushName: 'Bakery' })
+      await until('its page can be commanded', () => whatsapp.hasPage(account))
+      await whatsapp.block(account, blocked)
     },
     deliver: async (_, from, body) => {
       whatsapp.deliver({ to: account, from: from.slice(0, -5), body, pushName: 'Ann' })
@@ -147,7 +152,11 @@ export async function webjsRig(t: Test, variations: Variation[] = []): Promise<R
     unregistered: '12025550001@c.us',
     refusing: `${refusing}@c.us`,
     locked: `${locked}@c.us`,
-    poison: { chatId: `${customer}@c.us`, body: 'a POISON one' },
+    blocked: `${blocked}@c.us`,
+    poisons: [
+      { chatId: `${customer}@c.us`, body: 'a POISON one' },
+      { chatId: `${customer}@c.us`, body: 'GIVEN UP at once' },
+    ],
     alias: { phone: '5541988887777', waId: '554188887777@c.us' },
   }
 }

@@ -13,6 +13,10 @@ await t.test(
     engineContract(t, (t) =>
       webjsRig(t, [
         'serializesKeys',
+        'hidesMediaId',
+        'opensKnownChatsOnly',
+        'neverResends',
+        'hidesBlocklist',
         'looksUpStrictly',
         'hidesAccount',
         'downloadsBlobs',

@@ -201,7 +201,7 @@ export interface Engine extends EventEmitter<EngineEvents> {
   send(message: OutgoingMessage): Promise<Receipt>
   /**
    * What became of an earlier send, looked for under every address of the chat, or null when the engine is certain that it never took the
-   * message. Rejects with an EngineError.
+   * message, or has given it up: then send() tries again, under the same id. Rejects with an EngineError.
    */
   find(message: Pick<OutgoingMessage, 'chatId' | 'keyId'>): Promise<Receipt | null>
   /** Reacts to a message; an empty emoji takes the reaction back. Rejects with an EngineError. */
@@ -263,11 +263,12 @@ export type Certainty = 'permanent' | 'transient' | 'unknown'
  * - MESSAGE_NOT_FOUND        the message to react to, edit, delete or download is not there
  * - NOT_EDITABLE             not ours, too old, or of a kind that cannot be edited
  * - NOT_REVOCABLE            not ours, or too old
+ * - RECIPIENT_BLOCKED        this account has blocked the recipient
  * - MEDIA_REFUSED            WhatsApp Web does not take this file as this kind
  *
  * transient
  * - SESSION_NOT_READY        not linked, not synced, or stopped
- * - SEND_FAILED              WhatsApp Web threw and took nothing: its own trouble, or a message it never takes; a limit of tries tells them apart
+ * - SEND_FAILED              WhatsApp Web threw and took nothing, or gave the message up before it was out: its own trouble, or a message it never takes; a limit of tries tells them apart
  * - ACTION_FAILED            the same of a reaction, an edit, a deletion, typing, seen or a number check
  * - MEDIA_UNREADABLE         the local file is gone or cannot be read: fetch it anew
  * - MEDIA_UPLOAD_FAILED      the file did not get to WhatsApp

@@ -255,6 +255,8 @@ function sendFailure(
       return new EngineError('unknown', 'SEND_VANISHED', error)
     case 'MEDIA_UNREADABLE':
       return unreadable(error)
+    case 'RECIPIENT_BLOCKED':
+      return new EngineError('permanent', failure, `${chatId} gets nothing: ${error}.`)
     case 'KIND_UNAVAILABLE':
       return new EngineError('transient', failure, `WhatsApp Web no longer has ${error}.`)
     case 'refused':
@@ -270,7 +272,7 @@ function sendFailure(
         }
       }
       return (
-        refusedAddress(chatId, error) ??
+        refusedAddress(chatId, failure, error) ??
         new EngineError('transient', 'SEND_FAILED', `WhatsApp Web did not take it: ${error}`)
       )
     default:
@@ -290,14 +292,19 @@ export function actionFailure(chatId: string, { failure, error }: PageFailure): 
       return new EngineError('permanent', failure, `${error}.`)
     default:
       return (
-        refusedAddress(chatId, error) ??
+        refusedAddress(chatId, failure, error) ??
         new EngineError('transient', 'ACTION_FAILED', `WhatsApp Web did not do it: ${error}`)
       )
   }
 }
 
-function refusedAddress(chatId: string, error: string): EngineError | undefined {
-  if (/No LID for user/i.test(error)) {
+function refusedAddress(
+  chatId: string,
+  failure: PageFailure['failure'],
+  error: string,
+): EngineError | undefined {
+  // Elsewhere it only means that the page has not met the number.
+  if (failure === 'refused' && /No LID for user/i.test(error)) {
     return new EngineError('permanent', 'NUMBER_NOT_ON_WHATSAPP', `${chatId} is not on WhatsApp.`)
   }
   if (/invalid wid/i.test(error)) {

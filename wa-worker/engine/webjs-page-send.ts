@@ -1,10 +1,15 @@
 /** What runs inside WhatsApp Web's page to send and to change messages; see webjs-page.ts. */
 import type { MessageKey } from '../../shared/wa-id.ts'
-import type { LookUpApi, PageChat, PageMessage, PageWindow, Wid } from './webjs-page.ts'
+import type { LookUpApi, PageChat, PageKey, PageMessage, PageWindow, Wid } from './webjs-page.ts'
 
 type MsgKeyClass = new (parts: object) => PageMessage['id']
 export interface SendingModules {
   WAWebMsgKey: MsgKeyClass
+  WAWebSendMsgChatAction: {
+    /** Answers two promises: it is in the chat; what became of it. */
+    addAndSendMsgToChat(chat: PageChat, message: { id: PageKey }, ...more: unknown[]): unknown
+    resendMsgToChat?(chat: PageChat, message: Promise<PageMessage>): Promise<unknown>
+  }
   WAWebMsgReply: { canReplyMsg(message: PageMessage): boolean } | null | undefined
   WAWebSendReactionMsgAction: { sendReactionToMsg(message: PageMessage, emoji: string): unknown }
   WAWebMsgActionCapability: Record<
@@ -63,13 +68,14 @@ export interface PageFailure {
     | 'NOT_REVOCABLE'
     | 'MEDIA_UNREADABLE'
     | 'SEND_UNDERWAY'
+    | 'RECIPIENT_BLOCKED'
   error: string
 }
 type Done = { done: true }
 
 export interface SendingApi {
   send(message: PageOutgoing, input: { files: File[] } | null): Promise<PageReceipt | PageFailure>
-  /** The receipt of a message of ours, or null; a failure while it is being sent. */
+  /** The receipt of a message of ours, or null where there is none or the page has given it up; a failure while it is being sent. */
   find(chatId: string, keyId: string): Promise<PageReceipt | PageFailure | null>
   react(target: MessageKey, emoji: string): Promise<Done | PageFailure>
   edit(target: MessageKey, body: string): Promise<Done | PageFailure>
@@ -88,6 +94,12 @@ export function installSending(): void {
   if (awfar.send) return
   /** Sends that have not settled. A second one of the same id waits for the first: two at once would go out twice. */
   const underWay = new Map<string, Promise<PageReceipt | PageFailure>>()
+
+  /** Whoever asks for a deletion waits for ten seconds. */
+  const revokeMs = 7_000
+  /** What the page gives up it gives up at once, as a rule; of the rest a later look-up tells. */
+  const settleMs = 1_000
+  const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms))
 
   const addressOf = (value: Wid | string) => (typeof value === 'string' ? value : value._serialized)
 
@@ -154,24 +166,118 @@ export function installSending(): void {
     return new File([webp], filename, { type: 'image/webp' })
   }
 
+  /** What becomes of messages that are in their chats; of those only that are being sent here. The library does not ask. */
+  const outcomes = new Map<string, Promise<unknown> | undefined>()
+  const watched = new WeakSet<object>()
+  const watchOutcomes = () => {
+    try {
+      const action = window.require('WAWebSendMsgChatAction')
+      if (watched.has(action)) return
+      watched.add(action)
+      const add = action.addAndSendMsgToChat.bind(action)
+      action.addAndSendMsgToChat = (chat, message, ...more) => {
+        const both = add(chat, message, ...more)
+        const id = awfar.serialized(message.id)
+        if (outcomes.has(id) && Array.isArray(both)) {
+          const outcome = Promise.resolve(both[1])
+          outcome.catch(() => {}) // it is asked for later, and not at all where the message does not get into its chat
+          outcomes.set(id, outcome)
+        }
+        return both
+      }
+    } catch {
+      // What becomes of them is in the message, too, if later.
+    }
+  }
+
+  /** No server has refused it and none will have it: it is not on its way. */
+  const isGivenUp = ({ ack, isSendFailure }: PageMessage) => ack === 0 && isSendFailure === true
+
+  const blocked: PageFailure = {
+    failure: 'RECIPIENT_BLOCKED',
+    error: 'this account has blocked the recipient',
+  }
+
+  /** How a message that is in its chat does in its first moments. */
+  const settled = async (
+    message: PageMessage,
+    outcome: Promise<unknown> | undefined,
+  ): Promise<PageReceipt | PageFailure> => {
+    let isOver = false
+    let refusal = ''
+    const over = outcome?.then(
+      () => void (isOver = true),
+      (error: unknown) => {
+        isOver = true
+        refusal = awfar.text(error)
+      },
+    )
+    const end = Date.now() + settleMs
+    while (!isOver && message.ack === 0 && !message.isSendFailure && Date.now() < end)
+      await Promise.race([pause(20), ...(over ? [over] : [])])
+    if (message.ack === 0 && /blocked/i.test(refusal)) return blocked
+    return isGivenUp(message) ? { failure: 'failed', error: 'it was given up' } : receipt(message)
+  }
+
+  /** As "try again" on the page does it, under the same id. */
+  const sendAgain = async (message: PageMessage): Promise<PageReceipt | PageFailure> => {
+    const action = window.require('WAWebSendMsgChatAction')
+    const chat = awfar.chatOf(addressOf(message.id.remote))
+    if (!action.resendMsgToChat || !chat)
+      return { failure: 'failed', error: 'it was given up and cannot be tried again' }
+    message.isSendFailure = false
+    return settled(message, action.resendMsgToChat(chat, Promise.resolve(message)))
+  }
+
+  const isBlocked = ({ id }: PageChat): boolean => {
+    try {
+      if (id.isGroup?.() === true) return false
+      return Boolean(window.require('WAWebCollections').Blocklist?.get?.(id))
+    } catch {
+      return false
+    }
+  }
+
+  /** That the page has no LID for a number says nothing about the number, or it would have asked the server; so that is done here. */
+  const openChat = async (chatId: string): Promise<PageChat | PageFailure> => {
+    const open = async (id: string): Promise<PageChat | PageFailure> =>
+      (await window.WWebJS!.getChat(id, { getAsModel: false })) ?? {
+        failure: 'refused',
+        error: 'no such chat',
+      }
+    let refusal: PageFailure
+    try {
+      return await open(chatId)
+    } catch (error) {
+      refusal = { failure: 'refused', error: awfar.text(error) }
+    }
+    if (!/No LID for user/i.test(refusal.error)) return refusal
+    if (awfar.missing(['WAWebQueryExistsJob']).length > 0) return refusal
+    try {
+      const asked = window.require('WAWebWidFactory').createWid(chatId)
+      const found = await window.require('WAWebQueryExistsJob').queryWidExists(asked)
+      return found?.wid ? await open(found.wid._serialized) : refusal
+    } catch (error) {
+      return { failure: 'failed', error: awfar.text(error) }
+    }
+  }
+
   const sendNow = async (
     message: PageOutgoing,
     input: { files: File[] } | null,
+    onHandOver: () => void,
   ): Promise<PageReceipt | PageFailure> => {
     const { chatId, keyId, body, attributes, quoted, media, modules } = message
     const own: MessageKey = { fromMe: true, chatId, id: keyId, participant: '' }
     const known = await awfar.lookUp(own, false)
-    if (known) return receipt(known)
+    if (known) return isGivenUp(known) ? sendAgain(known) : receipt(known)
     const missing = missingModules(modules)
     if (missing) return { ...missing, failure: 'KIND_UNAVAILABLE' }
 
-    let chat: PageChat | null
-    try {
-      chat = await window.WWebJS!.getChat(chatId, { getAsModel: false })
-    } catch (error) {
-      return { failure: 'refused', error: awfar.text(error) }
-    }
-    if (!chat) return { failure: 'refused', error: 'no such chat' }
+    const chat = await openChat(chatId)
+    if ('failure' in chat) return chat
+    // Asked before the message is in the chat, where it would stay as if it were on its way.
+    if (isBlocked(chat)) return blocked
 
     // extraOptions is spread over the message last, so our key replaces the one the library makes up. What the
     // library answers is the message of its own key, undefined: the truth is in the collection.
@@ -179,7 +285,7 @@ export function installSending(): void {
     // The chat may have an address the page had forgotten before it asked for the chat.
     const wholeId = awfar.serialized(key)
     const before = await awfar.byId(wholeId)
-    if (before) return receipt(before)
+    if (before) return isGivenUp(before) ? sendAgain(before) : receipt(before)
     const options = { ...message.options, extraOptions: { ...attributes, id: key } } as Record<
       string,
       unknown
@@ -213,18 +319,28 @@ export function installSending(): void {
     }
 
     const { Msg } = window.require('WAWebCollections')
+    let outcome: Promise<unknown> | undefined
+    onHandOver()
+    watchOutcomes()
+    outcomes.set(wholeId, undefined)
     try {
       await window.WWebJS!.sendMessage(chat, body, options)
     } catch (error) {
       const added = Msg.get(wholeId)
       if (!added) return { failure: 'failed', error: awfar.text(error) }
+    } finally {
+      outcome = outcomes.get(wholeId)
+      outcomes.delete(wholeId)
     }
     const sent = Msg.get(wholeId) ?? (await awfar.lookUp(own, false))
-    if (sent) return receipt(sent)
+    if (sent) return settled(sent, outcome)
     return { failure: 'vanished', error: 'WhatsApp Web took the message and does not list it' }
   }
 
   const done: Done = { done: true }
+
+  /** Edits that have not settled. The page shows their text already, so a second one would take it for done. */
+  const editing = new Map<string, Promise<Done | PageFailure>>()
 
   /** Does something to a message that must be there, with modules that must be there. */
   const actOn = async (
@@ -255,7 +371,14 @@ export function installSending(): void {
     async send(message, input) {
       const first = underWay.get(message.keyId)
       if (first) return first
-      const sending = sendNow(message, input)
+      let isHandedOver = false
+      const sending = sendNow(message, input, () => (isHandedOver = true)).catch(
+        (error: unknown): PageFailure => {
+          // Only before that it is certain that nothing went out.
+          if (isHandedOver) throw error
+          return { failure: 'failed', error: awfar.text(error) }
+        },
+      )
       underWay.set(message.keyId, sending)
       try {
         return await sending
@@ -270,7 +393,8 @@ export function installSending(): void {
       try {
         const own = { fromMe: true, chatId, id: keyId, participant: '' }
         const message = await awfar.lookUp(own, true)
-        if (message) return receipt(message)
+        // What is given up is not there: it can be sent again, under its id.
+        if (message && !isGivenUp(message)) return receipt(message)
       } catch (error) {
         return { failure: 'failed', error: awfar.text(error) }
       }
@@ -284,15 +408,32 @@ export function installSending(): void {
         ),
       ),
 
-    edit: (target, body) =>
-      actOn(target, ['WAWebMsgActionCapability', 'WAWebSendMessageEditAction'], async (message) => {
-        if (message.type !== 'revoked' && (message.caption ?? message.body) === body) return done
-        const can = window.require('WAWebMsgActionCapability')
-        if (!target.fromMe || (!can.canEditText(message) && !can.canEditCaption(message)))
-          return { failure: 'NOT_EDITABLE', error: 'WhatsApp Web does not let it be edited' }
-        await window.WWebJS!.editMessage(message, body, {})
-        return done
-      }),
+    async edit(target, body) {
+      const which = `${target.id} ${body}`
+      const first = editing.get(which)
+      if (first) return first
+      const edit = actOn(
+        target,
+        ['WAWebMsgActionCapability', 'WAWebSendMessageEditAction'],
+        async (message) => {
+          const says = message.caption ?? message.body
+          if (message.type !== 'revoked' && says === body && !message.isSendFailure) return done
+          const can = window.require('WAWebMsgActionCapability')
+          if (!target.fromMe || (!can.canEditText(message) && !can.canEditCaption(message)))
+            return { failure: 'NOT_EDITABLE', error: 'WhatsApp Web does not let it be edited' }
+          await window.WWebJS!.editMessage(message, body, {})
+          // The page shows the new text first, and does not take it back where it does not get out.
+          if (message.isSendFailure) return { failure: 'failed', error: 'it did not get out' }
+          return done
+        },
+      )
+      editing.set(which, edit)
+      try {
+        return await edit
+      } finally {
+        editing.delete(which)
+      }
+    },
 
     revoke: (target) =>
       actOn(target, ['WAWebMsgActionCapability', 'WAWebCmd'], async (message) => {
@@ -304,14 +445,23 @@ export function installSending(): void {
         if (!chat) return { failure: 'MESSAGE_NOT_FOUND', error: 'its chat is gone' }
         // As the library asks for it; before 2.3000 the arguments were others.
         const { Cmd } = window.require('WAWebCmd')
+        let asked: unknown
         if (window.WWebJS!.compareWwebVersions(window.Debug.VERSION, '>=', '2.3000.0')) {
           const what = { list: [message], type: 'message' }
-          await Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
+          asked = Cmd.sendRevokeMsgs(chat, what, { clearMedia: true })
         } else {
           const type = target.fromMe ? 'Sender' : 'Admin'
-          await Cmd.sendRevokeMsgs(chat, [message], { clearMedia: true, type })
+          asked = Cmd.sendRevokeMsgs(chat, [message], { clearMedia: true, type })
         }
-        return done
+        // A page that answers says when it is done. As an event it has no answer, and is done when the message says so.
+        if (asked !== undefined) return Promise.resolve(asked).then(() => done)
+        const { Msg } = window.require('WAWebCollections')
+        const wholeId = awfar.serialized(message.id)
+        const wasListed = Msg.get(wholeId) !== undefined
+        const isDone = () =>
+          String(message.type) === 'revoked' || (wasListed && Msg.get(wholeId) === undefined)
+        for (const end = Date.now() + revokeMs; !isDone() && Date.now() < end;) await pause(50)
+        return isDone() ? done : { failure: 'failed', error: 'it is still there' }
       }),
 
     async typing(chatId, on) {
@@ -352,4 +502,20 @@ export function installSending(): void {
     },
   }
   Object.assign(awfar, api)
+
+  // Since September 2026 the page's model of media shows its private id, empty. The library spreads the model over the message, which
+  // loses its own id by that; a field that is not enumerable is not spread.
+  const library = window.WWebJS!
+  const process = library.processMediaData.bind(library)
+  library.processMediaData = async (media, how) => {
+    const model = await process(media, how)
+    if ('__x_id' in model)
+      Reflect.defineProperty(model, '__x_id', {
+        value: model.__x_id,
+        writable: true,
+        configurable: true,
+        enumerable: false,
+      })
+    return model
+  }
 }

@@ -29,6 +29,8 @@ export interface PageMessage {
   caption?: string
   t?: number
   isNotification?: boolean
+  /** The page has given up to get it out, or the latest change of it; no server need have refused it. */
+  isSendFailure?: boolean
   author?: Wid | string
   from?: Wid | string
   unsafe?(): PageMessage
@@ -73,6 +75,8 @@ interface Modules extends SendingModules, ReadingModules {
       get?(wid: Wid): PageContact | undefined
       getModelsArray?(): PageContact[]
     }
+    /** Whom the account has blocked. */
+    Blocklist?: { get?(wid: Wid): unknown }
     GroupMetadata?: GroupMetadata
     WAWebGroupMetadataCollection?: GroupMetadata
   }
@@ -100,6 +104,7 @@ export interface PageWindow {
     editMessage(message: PageMessage, body: string, options: object): Promise<unknown>
     sendSeen(chatId: string): Promise<boolean>
     mediaInfoToFile(media: { file: File }): File
+    processMediaData(media: object, how: object): Promise<object>
     getMessageModel: (message: PageMessage) => object
     compareWwebVersions(one: string, operator: '>=', other: string): boolean
   }

@@ -85,6 +85,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   /** Sends that did not settle in time and are still busy in the page. */
   readonly #stuck = new Set<string>()
   readonly #ending = new AbortController()
+  /** Edits that WhatsApp Web shows and may not have got out, by their message: what it tells of them waits for that. */
+  readonly #edits = new Map<string, { body: string; told: EngineEvents['edit'][0][] }>()
   /** The addresses of the linked account. */
   #me: string[] = []
 
@@ -181,7 +183,16 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   }
 
   async edit({ target, body }: { target: MessageKey; body: string }): Promise<void> {
-    await outgoing.edit(this.#mustBeReady().page, target, body)
+    const { page } = this.#mustBeReady()
+    const text = body.trim()
+    const before = this.#edits.get(target.id)
+    // A later try changes nothing on the page, which has told of the text at the first one.
+    const edit = before?.body === text ? before : { body: text, told: [] }
+    this.#edits.set(target.id, edit)
+    // Where it fails the page goes on showing the new text, and is not believed.
+    await outgoing.edit(page, target, body)
+    this.#edits.delete(target.id)
+    for (const told of edit.told) this.emit('edit', told)
   }
 
   async revoke({ target }: { target: MessageKey }): Promise<void> {
@@ -296,7 +307,13 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     on('message_create', () => (this.#reported += 1))
     listenToMessages(
       on,
-      (event, ...args) => this.emit(event, ...(args as never)),
+      (event, ...args) => {
+        if (event !== 'edit') return this.emit(event, ...(args as never))
+        const [told] = args as EngineEvents['edit']
+        const ours = told.key.fromMe ? this.#edits.get(told.key.id) : undefined
+        if (ours?.body === told.body.trim()) ours.told.push(told)
+        else this.emit('edit', told)
+      },
       () => this.#me,
     )
     on('message_ack', (message: LibraryMessage, ack: number) => {

@@ -48,8 +48,10 @@ export interface Rig {
   refusing: string
   /** Refuses because of a reach-out lock. */
   locked: string
-  /** A message at which WhatsApp Web throws. */
-  poison: { chatId: string; body: string }
+  /** Blocked by the account itself, where the engine knows of such a thing. */
+  blocked?: string
+  /** Messages at which WhatsApp Web throws, or which it gives up. */
+  poisons: { chatId: string; body: string }[]
   /** A number whose address on WhatsApp is another. */
   alias: { phone: string; waId: string }
 }
@@ -316,19 +318,24 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
       code: 'NUMBER_NOT_ON_WHATSAPP',
     })
     t.match(await send('nobody@c.us'), { certainty: 'permanent', code: 'INVALID_RECIPIENT' })
+    if (rig.blocked !== undefined)
+      t.match(await send(rig.blocked), { certainty: 'permanent', code: 'RECIPIENT_BLOCKED' })
   })
 
   await t.test(
-    'survives a message at which WhatsApp Web throws, and knows it is not out',
+    'survives a message WhatsApp Web throws at or gives up, and knows it is not out',
     async (t) => {
-      const { chatId, body } = rig.poison
-      const keyId = newKey()
-      t.match(await fails(engine.send({ chatId, content: text(body), keyId })), {
-        certainty: 'transient',
-        code: 'SEND_FAILED',
-      })
-      t.equal(await engine.find({ chatId, keyId }), null)
-      t.equal(rig.transmissions(engine, keyId), 0)
+      for (const { chatId, body } of rig.poisons) {
+        const message = { chatId, content: text(body), keyId: newKey() }
+        for (let times = 0; times < 2; times++) {
+          t.match(await fails(engine.send(message)), {
+            certainty: 'transient',
+            code: 'SEND_FAILED',
+          })
+          t.equal(await engine.find(message), null)
+        }
+        t.equal(rig.transmissions(engine, message.keyId), 0)
+      }
       await sendAndWait(engine, { chatId: rig.customer, content: text('next'), keyId: newKey() })
     },
   )

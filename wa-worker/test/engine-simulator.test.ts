@@ -68,7 +68,7 @@ void t.test('the simulator keeps the engine contract', async (t) => {
     unregistered: '12025550001@c.us',
     refusing: '12025550002@c.us',
     locked: '12025550007@c.us',
-    poison: { chatId: '12025550008@c.us', body: 'poison' },
+    poisons: [{ chatId: '12025550008@c.us', body: 'poison' }],
     alias: { phone: '5541988887777', waId: '554188887777@c.us' },
   }))
 })

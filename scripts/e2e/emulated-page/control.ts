@@ -7,6 +7,7 @@ import type { EmulatedWhatsApp } from './server.ts'
 const VERBS = [
   'ack',
   'addIframe',
+  'block',
   'call',
   'createGroup',
   'decrypt',

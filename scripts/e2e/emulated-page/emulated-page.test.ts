@@ -342,8 +342,11 @@ await t.test('other processes drive it through its control', async (t) => {
 })
 
 async function start(t: Test, options?: EmulatedWhatsAppOptions): Promise<EmulatedWhatsApp> {
-  // The library alone does not find its messages on a page of today.
-  const whatsapp = await startEmulatedWhatsApp({ variations: ['serializesKeys'], ...options })
+  // On a page of today the library alone neither finds its messages nor sends media.
+  const whatsapp = await startEmulatedWhatsApp({
+    variations: ['serializesKeys', 'hidesMediaId'],
+    ...options,
+  })
   t.teardown(() => whatsapp.close())
   return whatsapp
 }

@@ -226,6 +226,11 @@ export class EmulatedWhatsApp {
     return this.#exchange.call(this.#accounts.get(account), call)
   }
 
+  /** The person at the phone blocks somebody. */
+  async block(account: string, number: string): Promise<void> {
+    await this.#pages.command(account, 'block', `${number}@c.us`)
+  }
+
   createGroup(id: string, subject: string, participants: string[]): void {
     const group = this.#groups.create(id, subject, participants)
     for (const wid of participants) {

@@ -64,6 +64,9 @@ export const Blocklist = new Collection()
 export const BusinessProfile = new BusinessProfileCollection()
 export const ProfilePicThumb = new ProfilePicThumbCollection()
 
+/** The person at the phone blocks somebody. */
+export const block = (id) => void Blocklist.add(new Model({ id: createWid(id) }))
+
 /** Notes what the server said about a person: `{ wid, pn, lid, name, pushName, isBusiness }`. */
 export function learn(person) {
   const [pn, lid] = [createWid(person.pn), createWid(person.lid)]

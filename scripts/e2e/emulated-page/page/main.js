@@ -1,7 +1,7 @@
 /** Boot: open the profile, ask the instrument for its settings, offer the modules, launch the socket. */
 /* global document, location, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
-import { Blocklist, BusinessProfile, Contact, ProfilePicThumb } from './contacts.js'
+import { block, Blocklist, BusinessProfile, Contact, ProfilePicThumb } from './contacts.js'
 import { decode } from './encoding.js'
 import { setFaults } from './faults.js'
 import { Control } from './link.js'
@@ -43,6 +43,7 @@ const commands = {
   setFaults,
   enterState,
   resync,
+  block,
   navigate: (url) => soon(() => (location.href = url)),
   reload: () => soon(() => location.reload()),
   addIframe: () =>

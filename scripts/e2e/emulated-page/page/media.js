@@ -40,6 +40,13 @@ class OpaqueData {
   }
 }
 
+/** Whether the model of media shows its private id, as it does since September 2026: what is spread of it takes that along. */
+let showsPrivateId = true
+
+export function hidePrivateId() {
+  showsPrivateId = false
+}
+
 async function prepare(opaque, { asSticker, asGif, isPtt, asDocument }) {
   const kind = opaque.type.split('/')[0]
   const type = asDocument
@@ -53,6 +60,7 @@ async function prepare(opaque, { asSticker, asGif, isPtt, asDocument }) {
   const data = { type, mimetype, size, filehash, isGif: asGif === true, mediaStage: 'RESOLVED' }
   const model = new Model(type === 'document' ? { ...data, filename } : data)
   model.mediaBlob = opaque
+  if (showsPrivateId) model.__x_id = undefined
   return model
 }
 

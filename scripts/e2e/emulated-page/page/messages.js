@@ -93,7 +93,9 @@ export function load(key) {
 
 export const pendingKeys = () =>
   [...archive]
-    .filter(([key, { ack }]) => ack === 0 && key.startsWith('true_'))
+    .filter(
+      ([key, { ack, isSendFailure }]) => ack === 0 && !isSendFailure && key.startsWith('true_'),
+    )
     .sort(([, a], [, b]) => a.rowId - b.rowId)
     .map(([key]) => key)
 
@@ -165,6 +167,7 @@ onEvent('ack', async ({ key, level, again, errorCode, lockedUntil: until }) => {
   msg.set({
     ack: level,
     ...(level > 0 && msg.isUnsentMedia ? { isUnsentMedia: false } : {}),
+    ...(level < 0 ? { isSendFailure: true } : {}),
     ...(errorCode ? { errorCode } : {}),
     ...(until ? { timeEnforcementEnds: until } : {}),
   })

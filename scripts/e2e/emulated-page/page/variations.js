@@ -5,6 +5,7 @@
 /* global Blob, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
 import { serializeKeys } from './ids.js'
+import { hidePrivateId } from './media.js'
 import { Msg, MsgModel } from './messages.js'
 import { define, requireModule } from './modules.js'
 import { me, Socket } from './session.js'
@@ -21,6 +22,30 @@ function hide({ modelClass }, ...names) {
 const variations = {
   /** The text of a message's key is where the library looks for it, as it was until July 2026. */
   serializesKeys: serializeKeys,
+
+  /** The model of media has no private id that could be spread, as it was until September 2026. */
+  hidesMediaId: hidePrivateId,
+
+  /** A chat is opened with those whose LID the page knows by itself. */
+  opensKnownChatsOnly() {
+    const chats = requireModule('WAWebFindChatAction')
+    const { toLid } = requireModule('WAWebLidMigrationUtils')
+    const find = chats.findOrCreateLatestChat
+    chats.findOrCreateLatestChat = async (wid) => {
+      if (wid.isUser() && !Chat.get(wid) && !toLid(wid)) throw new Error('No LID for user')
+      return find(wid)
+    }
+  },
+
+  /** Who is blocked is known to the page only. */
+  hidesBlocklist() {
+    delete requireModule('WAWebCollections').Blocklist
+  },
+
+  /** There is no way to send a message again. */
+  neverResends() {
+    delete requireModule('WAWebSendMsgChatAction').resendMsgToChat
+  },
 
   /** The database throws for an id it does not have, and for a list of ids. */
   looksUpStrictly() {

@@ -6,6 +6,10 @@ export type Fault =
 /** What another page may do otherwise; see page/variations.js. */
 export type Variation =
   | 'serializesKeys'
+  | 'hidesMediaId'
+  | 'opensKnownChatsOnly'
+  | 'neverResends'
+  | 'hidesBlocklist'
   | 'looksUpStrictly'
   | 'hidesAccount'
   | 'downloadsBlobs'
