@@ -52,7 +52,7 @@ export async function recordAck(
 
 /**
  * Records acknowledgements in one transaction, at most one of each session. Acks only rise: a late or repeated one changes nothing, and a refusal
- * counts only while the server has not confirmed. From the server's ack on (or a refusal) the message leaves the outbox. Answers in the order of the
+ * counts only while the server has not confirmed. From the server's ack on (or a refusal) the message leaves the outbox. Returns, in the order of the
  * reports: the message's id, undefined when the message is not ours or nothing changed, LeaseLost when the session has another owner by now.
  */
 export async function recordAcks(

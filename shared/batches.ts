@@ -80,6 +80,7 @@ const sizeOf = (messages: NewMessage[]) =>
     .map(({ content, mentions }) => Buffer.byteLength(JSON.stringify([content, mentions])))
     .reduce((sum, bytes) => sum + bytes, 0)
 
+/** A batch, with how far its messages have come. Undefined if there is no such batch. */
 export async function findBatch(
   sql: Sql,
   workspaceId: string,

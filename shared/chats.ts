@@ -158,6 +158,7 @@ function isNamed(part: string): Fragment {
         or exists (select from contacts k where k.id = c.contact_id and k.phone like ${`%${digits}%`}))`
 }
 
+/** A chat of this workspace. Undefined if there is no such chat. */
 export async function findChat(
   sql: Sql,
   workspaceId: string,

@@ -195,7 +195,8 @@ export interface Verdict {
 }
 
 /**
- * Puts a message back at the head of its chat; one that was to be deleted for everyone meanwhile, or is of a batch that was cancelled, is taken back instead, whatever is known of the try: it must not be sent again. Throws LeaseLost.
+ * Puts a message back at the head of its chat. If it is to be deleted for everyone by now, or its batch was cancelled, it
+ * is taken back instead, whatever is known of the attempt: it must not be sent again. Throws LeaseLost.
  */
 export async function putBack(
   sql: Sql,
@@ -238,7 +239,10 @@ export interface Ending {
   unasked?: boolean
 }
 
-/** Gives a claimed message up, unless it was confirmed or refused after all: it is `unknown`, too, when an earlier try may have gone out. Throws LeaseLost. */
+/**
+ * Gives up a claimed message, unless it was confirmed or refused after all. It also ends as `unknown` if an earlier
+ * attempt may have gone out. Throws LeaseLost.
+ */
 export async function giveUp(
   sql: Sql,
   lease: Lease,
@@ -256,8 +260,9 @@ export async function giveUp(
       where id = ${messageId}`
     if (left.cold && end === 'failed') {
       await keepClosed(tx, [left.chatId])
-      // What WhatsApp may have seen stays counted. It has seen nothing of a message whose very claim counted it and that was not handed over since; of one that was tried before
-      // nobody can tell, however few its attempts: those that were no fault of its own are not among them. And nobody is there to see what goes to a number WhatsApp does not have.
+      // The opening stays counted if WhatsApp may have seen the message. It has not if this claim counted it and nothing
+      // was handed over since. Of earlier attempts nobody can tell, however few `attempts` says: those that were no fault
+      // of the message are not among them. And a number that is not on WhatsApp has nobody who could see it.
       if ((opens && unasked) || code === 'NUMBER_NOT_ON_WHATSAPP')
         await giveBackOpening(tx, lease.id, left.countedAt)
     }

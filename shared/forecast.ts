@@ -61,7 +61,10 @@ interface Facts {
 const countedAhead = 10_000
 const countedDays = 30
 
-/** When the message leaves that is behind so many from a moment on, all of them a gap apart, and none in quiet hours. */
+/**
+ * When a message leaves that has `behind` others before it: one every gap from `from` on, none in quiet hours.
+ * Milliseconds since 1970.
+ */
 function leavesAt(from: number, behind: number, { gapMs, quiet }: Facts): number {
   let at = from + behind * gapMs
   for (const [began, ended] of quiet) {
@@ -88,7 +91,7 @@ export async function foresee(
   const cold = fragment`coalesce(l.cold, c.last_inbound_at is null and c.contacted_at is null and not ${isGroup(waChatId)}::boolean)`
   const where = { sessionId: fragment`s.id`, waChatId: fragment`home.wa_chat_id`, sendAt }
   const { gapMs, jitterMs, perMinute } = paceOf(defaults)
-  /** The lanes of the others whose turn has come. What the session has in its hands is not in front any more, and has opened its chat. */
+  /** The other lanes that are due. The message in hand is no longer ahead, and has already opened its chat. */
   const lanes = fragment`
     select b.due_at, b.last_inbound_at, b.waiting - held.here::int as waiting, b.cold and not held.here as cold
     from outbox_lanes b cross join lateral (select coalesce(b.chat_id = hand.chat_id, false) as here) held

@@ -8,6 +8,7 @@ export interface ContentColumns {
   mediaId: string | null
 }
 
+/** How a content is stored; contentOf() reads it back. */
 export function columnsOf(message: MessageContent): ContentColumns {
   const { type, ...content } = message
   const mediaId = null

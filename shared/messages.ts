@@ -247,6 +247,7 @@ export const messageJoins = fragment`
   left join wa_session_pacing p on p.session_id = o.session_id
   ${messageHold}`
 
+/** A message of this workspace. Undefined if there is no such message. */
 export async function findMessage(
   sql: Sql,
   workspaceId: string,

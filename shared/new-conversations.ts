@@ -6,8 +6,8 @@ import { dayOf, today } from './pacing.ts'
 export const opens = fragment`(l.cold or l.opening)`
 
 /**
- * Until when `p` opens no conversation, if not now, and why, for lane `l`, which need not be there. An opening that was counted, and is
- * tried again, needs no budget; a lock holds it all the same.
+ * Why `p` may not open a conversation in lane `l` (may be null) now, and until when. An opening that was counted and is
+ * tried again needs no budget; a lock holds it all the same.
  */
 export const closed = {
   until: fragment`case when l.opening is true and p.locked_at > now() then p.locked_at when l.opening is not true and p.cold_at > now() then p.cold_at end`,
@@ -24,8 +24,9 @@ const onlyLocked = (condition: Fragment) => fragment`
   cold_at = case when ${condition} then locked_at else cold_at end, cold_held_by = case when ${condition} then locked_by else cold_held_by end`
 
 /**
- * WhatsApp lets this number open no conversations until then; for a day where it does not say until when, and for half an hour at the least: it has refused one just now, so
- * an end that has passed by our clock has not passed by its own. What was open goes on.
+ * WhatsApp lets this number open no conversations until then: for a day if it does not say until when, and for at least
+ * half an hour, since it has refused one just now and so its own clock has not passed that end, whatever ours says.
+ * Conversations that are open go on.
  */
 export async function lockReachOut(sql: Sql, sessionId: string, until: Date | null): Promise<void> {
   const end = fragment`greatest(coalesce(${until}::timestamptz, now() + interval '24 hours'), now() + interval '30 minutes')`
@@ -51,7 +52,7 @@ export async function countColdRefusal(
     update wa_session_pacing set ${lockedUntil(fragment`now() + interval '6 hours'`, 'REACHOUT_SUSPECTED')} where session_id = ${sessionId}`
 }
 
-/** The messages that were to open these conversations did not: the next ones are first ones again, unless they have met meanwhile. */
+/** The messages that were to open these conversations did not: the next ones are openings again, unless the two have met meanwhile. */
 export async function keepClosed(tx: Sql, chatIds: string[]): Promise<void> {
   await tx`
     update outbox_lanes l set cold = true, opening = false from chats c
@@ -63,7 +64,7 @@ export async function keepOpen(tx: Sql, chatId: string): Promise<void> {
   await tx`update outbox_lanes set cold = false, opening = false where chat_id = ${chatId}`
 }
 
-/** A conversation that was counted then was not opened, and WhatsApp has seen nothing of it: when that was today, another may be. */
+/** A conversation counted at `countedAt` was not opened, and WhatsApp has seen nothing of it: if that was today, another may be opened. */
 export async function giveBackOpening(
   tx: Sql,
   sessionId: string,
@@ -76,8 +77,8 @@ export async function giveBackOpening(
 }
 
 /**
- * The session has another number: whoever knew the one before is a stranger to it, and what that one had opened, was locked for, or had behind it in years is not its own.
- * Holds the session's row before it locks chats and lanes, as whoever receives does.
+ * The session has another number. Everyone counts as a new contact again, and the openings, locks and age of the number
+ * before do not carry over. The caller holds the session's row before this locks chats and lanes, as whoever receives does.
  */
 export async function beginWarmUp(tx: Sql, sessionId: string): Promise<void> {
   await tx`

@@ -5,11 +5,11 @@ import { isGroup } from './wa-id.ts'
 /** Nothing new goes to recipient `k`, of whom there need be none, of message `m`: they have asked for that, and nobody has given a reason against it. */
 export const optedOut = fragment`(coalesce(k.opted_out, false) and m.opt_out_override is null)`
 
-/** The words of a text, whatever is written around them and in whatever capitals and accents: `¡Stop!` is `stop`. What holds no words is itself. */
+/** The words of a text, whatever is written around them and in whatever capitals and accents: `¡Stop!` is `stop`. A text without words (an emoji) is compared as it is. */
 const bare = (text: Fragment) => fragment`
   coalesce(nullif(btrim(regexp_replace(replace(public.search_text(${text}), 'ß', 'ss'), ' +', ' ', 'g')), ''), btrim(${text}))`
 
-/** A word of opting out is no longer, with what may stand around it. */
+/** Longest opt-out word, punctuation included, in characters. */
 const longest = 60
 
 /** Whether a message may opt somebody out or in, by what is known of it at no cost. */

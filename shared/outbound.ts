@@ -17,7 +17,10 @@ import type { Refusal } from './refusals.ts'
 import { isGroup, keyIdOf } from './wa-id.ts'
 
 export interface NewMessage {
-  /** As parseRecipient() answers it. The message goes to the chat there is for it, or is opened, which may have another address of the same person: see joinHome(). */
+  /**
+   * As parseRecipient() returns it. The message goes to the recipient's chat, which is opened if there is none and may be
+   * under another address of the same person: see joinHome().
+   */
   waChatId: string
   content: MessageContent
   mentions?: string[]
@@ -45,8 +48,9 @@ export interface Submission {
 export type Outcome = { message: Message } | { refusal: Refusal }
 
 /**
- * Accepts messages for sending, and nudges the workers: their chats, they themselves, outbox, lanes and events are written in one transaction, so either all of it is durable when this
- * resolves, or none of it exists. Answers the outcomes in the order of the messages, which is also the order they leave in. Throws 404 when the session, or a file, is gone.
+ * Accepts messages for sending, and nudges the workers. Chats, messages, outbox, lanes and events are written in one
+ * transaction: either all of it is durable when this resolves, or none of it exists. Returns the outcomes in the order of
+ * the messages, which is also the order they leave in. Throws 404 when the session, or a file, is gone.
  */
 export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
@@ -82,8 +86,8 @@ async function writeGuarded(
 }
 
 /**
- * Whether one of the messages that were just written is not the next after the one its author took for the last. From the writing on its chat is locked, and
- * whatever adds a message to a chat takes that lock: what this does not see comes after.
+ * Whether a message that was just written does not directly follow the one its author took for the last. Writing it has
+ * locked its chat, and whatever adds a message to a chat takes that lock: what is not seen here comes later.
  */
 async function isOvertaken(
   tx: Sql,
@@ -202,7 +206,10 @@ const overtakenWithin = fragment`
       and bool_or(i.fault is null) over (partition by i.wa_chat_id order by i.ord rows between unbounded preceding and 1 preceding)
     then 'CONVERSATION_MOVED' else i.fault end`
 
-/** Also to who has not opted out: the reason holds against an opt-out that comes before the message leaves. */
+/**
+ * Logged even if the recipient has not opted out: the reason also covers an opt-out that arrives before the message is
+ * sent.
+ */
 const overridden = fragment`
   select 'message.opt_out_overridden' as action, 'message' as target_type, id::text as target_id,
     jsonb_build_object('to', wa_chat_id, 'reason', override) as after

@@ -156,6 +156,7 @@ function pacingResource(row: PacingRow): Pacing & { state: PacingState } {
   }
 }
 
+/** The pace of a session, and where it stands. Undefined if there is no such session. */
 export async function findPacing(
   sql: Sql,
   workspaceId: string,

@@ -44,7 +44,10 @@ interface Where {
   sendAt: Fragment | Date | undefined
 }
 
-/** Whether a message to `waChatId` may quote this one, or quotes none. What waits in front of it is on WhatsApp by then; what failed, was cancelled, or leaves later is not. */
+/**
+ * Whether a message to `waChatId` may quote `quoted` (null: it quotes nothing). A message that waits ahead of it will be
+ * on WhatsApp by then; one that failed, was cancelled, or leaves later will not.
+ */
 export const isQuotable = (
   quoted: Fragment | string | undefined,
   { sessionId, waChatId, sendAt }: Where,
@@ -54,7 +57,10 @@ export const isQuotable = (
     where q.id = ${quoted} and q.status <> all('{failed,cancelled}') and c.session_id = ${sessionId} and ${waChatId} in (c.wa_chat_id, c.canonical_wa_id)
       and not exists (select from outbox o where o.message_id = q.id and o.send_at > greatest(${sendAt}::timestamptz, now()))))`
 
-/** Why a message to `waChatId` is refused whose author takes `last` for the last of the chat; null when it is, or when `last` is null. */
+/**
+ * Why a message to `waChatId` is refused if its author takes `last` for the chat's last message. Null if that is right,
+ * or if `last` is null.
+ */
 export const guard = (
   last: Fragment | string | undefined,
   { sessionId, waChatId }: Omit<Where, 'sendAt'>,
@@ -66,7 +72,7 @@ export const guard = (
     then 'LAST_MESSAGE_NOT_FOUND'
     when exists (select from messages g join messages n on ${isLater} where g.id = ${last}) then 'CONVERSATION_MOVED' end`
 
-/** The messages of a chat that came after one of it, newest first, at most so many. */
+/** The messages that came after this one in its chat, newest first, at most `limit`. */
 export async function messagesAfter(
   sql: Sql,
   workspaceId: string,

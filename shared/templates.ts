@@ -115,6 +115,7 @@ export interface Template extends TemplateRow {
   variables: Variable[]
 }
 
+/** A template as the API answers it. */
 export function templateResource({ id, name, body, createdAt, updatedAt }: TemplateRow): Template {
   return { id, name, body, variables: variablesOf(body), createdAt, updatedAt }
 }
@@ -172,6 +173,7 @@ export async function existingTemplate(
   return row
 }
 
+/** The templates of a workspace, newest first. */
 export async function listTemplates(
   sql: Sql,
   workspaceId: string,

@@ -131,6 +131,7 @@ export async function createSession(
   }
 }
 
+/** A session of this workspace that is not deleted. Undefined if there is no such session. */
 export async function findSession(
   sql: Sql,
   workspaceId: string,
@@ -153,6 +154,7 @@ export async function existingSession(
   return row
 }
 
+/** The sessions of a workspace that are not deleted, newest first. */
 export async function listSessions(
   sql: Sql,
   workspaceId: string,

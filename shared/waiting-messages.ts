@@ -11,8 +11,9 @@ import { closeActions } from './wa-actions.ts'
 import { keyIdOf } from './wa-id.ts'
 
 /**
- * Takes back a message if nobody has begun to send it, or only with a try of which nobody knows what became; then its error says so: see takeBack(). Answers it as it is then, or undefined when
- * there is no such message. To the end of the transaction it stays as it is, and nobody else asks for anything to be made of it here: what is asked for there, in that case, is seen by a try that fails.
+ * Cancels a message that is not being sent. If an earlier attempt may have gone out, its error says so: see takeBack().
+ * Returns the message as it is now, or undefined if there is none. Its rows stay locked until the transaction ends, so
+ * an attempt that fails sees whatever else the transaction asks for.
  */
 export async function cancel(
   sql: Sql,
@@ -30,9 +31,10 @@ export async function cancel(
 }
 
 /**
- * Changes the text, or caption, of a message that waits and certainly is not out. Undefined when there is no such message, it is on its way, or an earlier try may have worked: WhatsApp keeps the text it has
- * under that id, whatever is sent after it. What was to be made of it on WhatsApp is older than this and must not come after it. To the end of the transaction it is not taken back, nor does a try of it end:
- * what is asked for there is seen by whoever does that.
+ * Changes the text, or caption, of a message that is waiting and certainly not out. Returns undefined if there is no such
+ * message, if it is being sent, or if an earlier attempt may have worked: WhatsApp keeps the first text it got under an
+ * id. Pending edits are older than this one and are dropped. Its outbox row stays locked until the transaction ends:
+ * nobody cancels it or ends an attempt before that, and whoever does so afterwards sees what the transaction asked for.
  */
 export async function editQueued(
   sql: Sql,
@@ -55,9 +57,11 @@ export async function editQueued(
 }
 
 /**
- * Queues a message once more that failed, was cancelled, or of which nobody knows what became. Under the same WhatsApp id, so that what did go out is found and
- * not sent again; only after a refusal, which WhatsApp keeps under the old id, under a new one. What may be out begins with a doubt, as it does when a worker queues it again. A deletion that
- * was asked for before is not wanted any more; one that was made is for good. Undefined when there is no such message; throws 409, and 403 RECIPIENT_OPTED_OUT.
+ * Queues a message again that failed, was cancelled, or whose outcome is unknown. It keeps its WhatsApp id, so that what
+ * did go out is found and not sent twice; only after a refusal, which WhatsApp keeps under the old id, it gets a new one.
+ * What may be out starts with a doubt, as when a worker queues it again. A pending deletion is dropped; a message already
+ * deleted for everyone cannot be retried. Returns undefined if there is no such message. Throws 409, and 403
+ * RECIPIENT_OPTED_OUT.
  */
 export async function retry(
   sql: Sql,

@@ -46,7 +46,10 @@ export function onFailure(
     : failed(code, message)
 }
 
-/** On a message that is to be looked up; undefined when it may be. One that the page broke down over once more than it may was being looked up then: nobody will know. */
+/**
+ * On a message that is to be looked up; undefined if it may be. More crashes than allowed: the last came during a look-up,
+ * so the outcome stays unknown.
+ */
 export function beforeLookUp(
   { crashes }: Pick<Claimed, 'crashes'>,
   { maxCrashes }: Limits,

@@ -36,6 +36,7 @@ const mediaModules = [
 ]
 const stickerModules = ['WAWebUploadManager', 'WAWebStartMediaUploadQpl']
 
+/** Has the page send a message, under the id it is given. As Engine.send(). */
 export async function sendMessage(page: Page, message: OutgoingMessage): Promise<Receipt> {
   const { chatId, keyId, content, quoted, mentions = [] } = message
   const stranger = mentions.find((mention) => !/^\d+@(c\.us|lid)$/.test(mention))
@@ -88,24 +89,28 @@ export async function findMessage(
   return receiptOf(result)
 }
 
+/** As Engine.react(). */
 export const react = (page: Page, target: MessageKey, emoji: string) =>
   act(
     page.evaluate((key, text) => window.awfar!.react(key, text), target, emoji),
     target.chatId,
   )
 
+/** As Engine.edit(). */
 export const edit = (page: Page, target: MessageKey, body: string) =>
   act(
     page.evaluate((key, text) => window.awfar!.edit(key, text), target, body),
     target.chatId,
   )
 
+/** As Engine.revoke(). */
 export const revoke = (page: Page, target: MessageKey) =>
   act(
     page.evaluate((key) => window.awfar!.revoke(key), target),
     target.chatId,
   )
 
+/** As Engine.seen(). */
 export const seen = (page: Page, chatId: string) =>
   act(
     page.evaluate((chat) => window.awfar!.seen(chat), chatId),
@@ -135,6 +140,7 @@ export async function typing(
   await show(false)
 }
 
+/** As Engine.checkNumber(). */
 export async function checkNumber(page: Page, phone: string): Promise<NumberCheck> {
   const asked = `${phone.replace(/^\+/, '')}@c.us`
   const result = await within(
