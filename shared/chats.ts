@@ -226,21 +226,29 @@ export async function updateChat(
   })
 }
 
-/** Takes a person who is about to be removed off all chats. */
-export async function unassignAll(tx: Sql, workspaceId: string, profileId: string): Promise<void> {
-  // First the person, as in updateChat(); then the chats in the order in which messages to many take them.
-  await tx`select from profiles where workspace_id = ${workspaceId} and id = ${profileId} for update`
-  const chats = await tx<{ id: string }>`
-    update chats set assignee_id = null
-    where id in (
-      select id from chats where workspace_id = ${workspaceId} and assignee_id = ${profileId}
-      order by wa_chat_id for no key update)
-    returning id`
-  await tellChats(
-    tx,
-    workspaceId,
-    chats.map(({ id }) => id),
-  )
+/** Takes a person who is about to be removed off at most `limit` chats. Answers off how many. */
+export async function unassign(
+  sql: Sql,
+  workspaceId: string,
+  profileId: string,
+  limit: number,
+): Promise<number> {
+  return sql.begin(async (tx) => {
+    // First the person, as in updateChat(); then the chats in the order in which messages to many take them.
+    await tx`select from profiles where workspace_id = ${workspaceId} and id = ${profileId} for update`
+    const chats = await tx<{ id: string }>`
+      update chats set assignee_id = null
+      where id in (
+        select id from chats where workspace_id = ${workspaceId} and assignee_id = ${profileId}
+        order by wa_chat_id limit ${limit} for no key update)
+      returning id`
+    await tellChats(
+      tx,
+      workspaceId,
+      chats.map(({ id }) => id),
+    )
+    return chats.length
+  })
 }
 
 /** Puts exactly these labels on a chat. Throws 404 when there is no such chat, or no such label in the workspace. */

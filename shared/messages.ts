@@ -224,7 +224,7 @@ export const messageColumns = fragment`
   m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
   m.body, m.content, m.mentions, ${mediaColumn} as media, ${statusOfMessage} as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
-  m.quoted_message_id, m.sent_by, u.full_name as sent_by_name, m.send_at, m.opt_out_override, hold.held_by, hold.not_before,
+  m.quoted_message_id, m.sent_by, coalesce(u.full_name, (select full_name from former_members where id = m.sent_by)) as sent_by_name, m.send_at, m.opt_out_override, hold.held_by, hold.not_before,
   ${reactions} as reactions, ${votes} as votes, ${actions} as actions,
   m.created_at, m.created_at::text as position, m.sent_at, m.delivered_at, m.read_at, m.edited_at, m.revoked_at`
 /** Joins `hold` to a message `m` of the session `s`, with what there is of it in the outbox: its row `o`, its lane `l`, its pace `p`. */

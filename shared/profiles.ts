@@ -1,4 +1,4 @@
-import { unassignAll } from './chats.ts'
+import { unassign } from './chats.ts'
 import { fragment } from './db.ts'
 import { violated } from './db-errors.ts'
 import type { Sql } from './db.ts'
@@ -145,54 +145,89 @@ export async function replacePassword(
   return rows.length === 1
 }
 
-/** What `change` makes of a person: another role or name, or `removed`. */
-export type MemberChange = { role?: Role; fullName?: string } | 'removed'
+/** Who changes or removes whom. */
+interface Deed {
+  by: { id: string; workspaceId: string }
+  id: string
+}
 
 /**
- * Lets one member of a workspace change or remove another, in one transaction with `record`. An admin neither makes owners nor touches one
+ * Lets one member of a workspace change another, in one transaction with `record`. An admin neither makes owners nor touches one
  * (403 FORBIDDEN), and the last owner stays (409 LAST_OWNER), also when two owners go at the same moment. Who loses the right
- * to invite loses the invitations they have made; who is removed, the chats assigned to them. Throws 404 for people of elsewhere.
+ * to invite loses the invitations they have made. Throws 404 for people of elsewhere.
  */
 export async function changeMember(
   sql: Sql,
-  by: { id: string; workspaceId: string },
+  by: Deed['by'],
   id: string,
-  change: MemberChange,
-  record: (tx: Sql, before: ProfileRow, after: ProfileRow | undefined) => Promise<void>,
-): Promise<ProfileRow | undefined> {
+  change: { role?: Role; fullName?: string },
+  record: (tx: Sql, before: ProfileRow, after: ProfileRow) => Promise<void>,
+): Promise<ProfileRow> {
   return sql.begin(async (tx) => {
-    // Changes of who is who happen one after the other. Not for update: whoever adds anything to the workspace would wait, and we perhaps for them.
-    await tx`select id from workspaces where id = ${by.workspaceId} for no key update`
-    const actor = await existingProfile(tx, by.workspaceId, by.id)
-    const before = await existingProfile(tx, by.workspaceId, id)
-    const role = change === 'removed' ? undefined : (change.role ?? before.role)
-    if (actor.role === 'agent' && actor.id !== before.id) throw forbidden
-    if (actor.role !== 'owner' && role !== before.role) {
-      if (before.role === 'owner' || role === 'owner' || actor.role !== 'admin') throw forbidden
-    }
-    if (actor.role !== 'owner' && before.role === 'owner') throw forbidden
-    if (before.role === 'owner' && role !== 'owner') {
-      const [others] = await tx`
-        select id from profiles
-        where workspace_id = ${by.workspaceId} and role = 'owner' and id <> ${id} limit 1`
-      if (!others) {
-        throw new AppError(409, 'LAST_OWNER', 'The last owner stays: make somebody else one first.')
-      }
-    }
-    let after: ProfileRow | undefined
-    if (change === 'removed') {
-      await unassignAll(tx, by.workspaceId, id)
-      await tx`delete from profiles where id = ${id}`
-    } else {
-      const [row] = await tx<ProfileRow>`
-        update profiles p set role = ${role}, full_name = coalesce(${change.fullName}, full_name)
-        where id = ${id} returning ${columns}`
-      after = row
-      if (role !== before.role) await tx`delete from invitations where invited_by = ${id}`
-    }
-    await record(tx, before, after)
-    return after
+    const before = await lockMember(tx, { by, id }, change.role)
+    const role = change.role ?? before.role
+    const [after] = await tx<ProfileRow>`
+      update profiles p set role = ${role}, full_name = coalesce(${change.fullName}, full_name)
+      where id = ${id} returning ${columns}`
+    if (role !== before.role) await tx`delete from invitations where invited_by = ${id}`
+    await record(tx, before, after!)
+    return after!
   })
+}
+
+/** So many chats are taken off somebody in one transaction. */
+const chatsAtOnce = 200
+
+/**
+ * Lets one member of a workspace remove another, or themselves, by the rules of changeMember(), and with `record` in one transaction. What was theirs goes with them: sign-ins, keys,
+ * invitations; their chats are nobody's. Their messages stay as they are, and their name with them.
+ */
+export async function removeMember(
+  sql: Sql,
+  by: Deed['by'],
+  id: string,
+  record: (tx: Sql, before: ProfileRow) => Promise<void>,
+): Promise<void> {
+  await sql.begin((tx) => lockMember(tx, { by, id }, 'removed'))
+  // Not many in one transaction: it would hold up the chats' messages, and what everybody is told.
+  while ((await unassign(sql, by.workspaceId, id, chatsAtOnce)) === chatsAtOnce);
+  await sql.begin(async (tx) => {
+    // Again: it may be another's decision by now.
+    const before = await lockMember(tx, { by, id }, 'removed')
+    await unassign(tx, by.workspaceId, id, Number.MAX_SAFE_INTEGER)
+    await tx`
+      insert into former_members (id, workspace_id, full_name)
+      select id, workspace_id, full_name from profiles where id = ${id}`
+    await tx`delete from profiles where id = ${id}`
+    await record(tx, before)
+  })
+}
+
+/** The person, of whom nobody else decides until the end of the transaction. Throws 404, and 403 or 409 when the other may not do that to them. */
+async function lockMember(
+  tx: Sql,
+  { by, id }: Deed,
+  wanted: Role | 'removed' | undefined,
+): Promise<ProfileRow> {
+  // Changes of who is who happen one after the other. Not for update: whoever adds anything to the workspace would wait, and we perhaps for them.
+  await tx`select id from workspaces where id = ${by.workspaceId} for no key update`
+  const actor = await existingProfile(tx, by.workspaceId, by.id)
+  const before = await existingProfile(tx, by.workspaceId, id)
+  const role = wanted ?? before.role
+  if (actor.role === 'agent' && actor.id !== before.id) throw forbidden
+  if (actor.role !== 'owner' && role !== before.role) {
+    if (before.role === 'owner' || role === 'owner' || actor.role !== 'admin') throw forbidden
+  }
+  if (actor.role !== 'owner' && before.role === 'owner') throw forbidden
+  if (before.role === 'owner' && role !== 'owner') {
+    const [others] = await tx`
+      select id from profiles
+      where workspace_id = ${by.workspaceId} and role = 'owner' and id <> ${id} limit 1`
+    if (!others) {
+      throw new AppError(409, 'LAST_OWNER', 'The last owner stays: make somebody else one first.')
+    }
+  }
+  return before
 }
 
 const forbidden = new AppError(403, 'FORBIDDEN', 'Your role does not allow this.')

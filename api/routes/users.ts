@@ -1,5 +1,11 @@
 import Joi from 'joi'
-import { changeMember, existingProfile, listProfiles, userResource } from '../../shared/profiles.ts'
+import {
+  changeMember,
+  existingProfile,
+  listProfiles,
+  removeMember,
+  userResource,
+} from '../../shared/profiles.ts'
 import type { ProfileRow, Role } from '../../shared/profiles.ts'
 import { endFamilies } from '../../shared/refresh-tokens.ts'
 import { AppError } from '../../shared/errors.ts'
@@ -69,12 +75,12 @@ export const usersRoutes: Routes = async (app) => {
             targetType: 'user',
             targetId: params.id,
             before: seen(before),
-            ...(after && { after: seen(after) }),
+            after: seen(after),
           },
           { tx },
         ),
       )
-      return userResource(after!)
+      return userResource(after)
     },
   )
 
@@ -84,6 +90,7 @@ export const usersRoutes: Routes = async (app) => {
       config: { access: 'admin' },
       schema: {
         summary: 'Remove a person, with their sign-ins, API keys and open invitations',
+        description: 'Their messages stay, and say under the same name who sent them.',
         tags,
         params: byId,
         response: { 204: nothing, 409: errorBody },
@@ -91,7 +98,7 @@ export const usersRoutes: Routes = async (app) => {
     },
     async (request, reply) => {
       const { user, params } = request
-      await changeMember(sql, user, params.id, 'removed', (tx, before) =>
+      await removeMember(sql, user, params.id, (tx, before) =>
         app.audit(
           request,
           {

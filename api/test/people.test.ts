@@ -353,3 +353,39 @@ void t.test('guessing locks the guesser out, for a while, and nobody else', asyn
   await it.sql`update rate_limits set resets_at = now()`
   t.equal((await login('10.0.0.1', password)).statusCode, 200, 'a quarter of an hour later')
 })
+
+void t.test('who comes back under the same address is somebody else', async (t) => {
+  const { owner } = await crew()
+  await owner.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
+  const email = newEmail()
+  const join = async (fullName: string) => {
+    const made = await owner.call('POST', '/api/invitations', { email, role: 'agent' })
+    t.equal(made.statusCode, 201, made.body)
+    const { token } = made.json<{ token: string }>()
+    const joined = await post('/api/invitations/accept', { token, password: strong, fullName })
+    t.equal(joined.statusCode, 201, joined.body)
+    return joined.json<{ user: { id: string }; accessToken: string }>()
+  }
+  const first = await join('Joan')
+  const headers = { authorization: `Bearer ${first.accessToken}` }
+  const sent = await it.app.inject({
+    ...{ method: 'POST', url: '/api/whatsapp/send', headers },
+    payload: { to: '+1 202 555 0101', message: 'Hello' },
+  })
+  t.equal(sent.statusCode, 202, sent.body)
+  t.equal((await owner.call('DELETE', `/api/users/${first.user.id}`)).statusCode, 204)
+  t.equal((await it.app.inject({ url: '/api/auth/me', headers })).statusCode, 401)
+  t.equal((await owner.call('GET', `/api/users/${first.user.id}`)).statusCode, 404)
+
+  const second = await join('Joan Clarke')
+  t.not(second.user.id, first.user.id)
+  t.equal((await it.app.inject({ url: '/api/auth/me', headers })).statusCode, 401)
+  const message = await owner.call('GET', `/api/messages/${sent.json<{ id: string }>().id}`)
+  t.match(message.json(), { sentBy: { id: first.user.id, fullName: 'Joan' } })
+  // Of the first the name is left, and what the audit log says.
+  const [kept] = await it.sql<{
+    text: string
+  }>`select f::text as text from former_members f where id = ${first.user.id}`
+  t.match(kept!.text, 'Joan')
+  t.notMatch(kept!.text, email)
+})
