@@ -1,3 +1,4 @@
+import { isUtf8 } from 'node:buffer'
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import cors from '@fastify/cors'
@@ -16,7 +17,7 @@ import auth from './plugins/auth.ts'
 import cookies from './plugins/cookies.ts'
 import eventFeed from './plugins/event-feed.ts'
 import type { FeedOptions } from './plugins/event-feed.ts'
-import errors, { answer, answerUnreadable, errorBody } from './plugins/errors.ts'
+import errors, { answer, answerUnreadable, errorBody, invalidJson } from './plugins/errors.ts'
 import idempotency from './plugins/idempotency.ts'
 import joi from './plugins/joi.ts'
 import media from './plugins/media.ts'
@@ -127,9 +128,11 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
   // JSON only. An empty body counts as none: many clients name the type also when they send nothing.
   const parseJson = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+  app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
     if (body.length === 0) return done(null, undefined)
-    return parseJson(request, body as string, done)
+    // Decoded all the same it would say something that nobody has written.
+    if (!isUtf8(body as Buffer)) return done(invalidJson)
+    return parseJson(request, body.toString(), done)
   })
 
   await app.register(joi)
@@ -176,10 +179,10 @@ export async function buildApp(parts: Parts): Promise<FastifyInstance> {
     },
   })
   await app.register(limits)
+  await app.register(audit)
   await app.register(idempotency)
 
   await app.register(media, parts.media ?? {})
-  await app.register(audit)
   await app.register(signIn)
   await app.register(eventFeed, parts.events ?? {})
 

@@ -40,6 +40,9 @@ export const errorBody = Joi.object<ErrorBody, true>({
 /** Seconds after which a caller may try again what failed with 503. */
 const retryAfter = '5'
 
+/** A body that cannot be read. */
+export const invalidJson = new AppError(400, 'INVALID_JSON', 'The body is not valid JSON.')
+
 /** Fastify's own refusals, and what we call them. */
 const renamed: Record<string, AppError> = {
   FST_ERR_CTP_INVALID_MEDIA_TYPE: new AppError(
@@ -48,7 +51,7 @@ const renamed: Record<string, AppError> = {
     'A body must be sent as application/json.',
   ),
   FST_ERR_CTP_BODY_TOO_LARGE: new AppError(413, 'BODY_TOO_LARGE', 'The body is too large.'),
-  FST_ERR_CTP_INVALID_JSON_BODY: new AppError(400, 'INVALID_JSON', 'The body is not valid JSON.'),
+  FST_ERR_CTP_INVALID_JSON_BODY: invalidJson,
 }
 
 /** Answers everything that is thrown, and every path nobody serves, in the one shape of errors. */
@@ -117,8 +120,7 @@ function tellable(error: Error & Partial<FastifyError>, request: FastifyRequest)
   }
   if (renamed[code]) return renamed[code]
   // secure-json-parse refuses __proto__ and constructor.prototype with a bare SyntaxError.
-  if (error instanceof SyntaxError && statusCode === 400)
-    return renamed.FST_ERR_CTP_INVALID_JSON_BODY!
+  if (error instanceof SyntaxError && statusCode === 400) return invalidJson
   if (statusCode >= 400 && statusCode < 500) {
     const name = STATUS_CODES[statusCode] ?? 'Refused'
     return new AppError(statusCode, name.toUpperCase().replaceAll(/\W+/g, '_'), error.message)

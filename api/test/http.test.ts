@@ -78,6 +78,18 @@ void t.test(
         400,
         'INVALID_JSON',
       ],
+      [
+        'no UTF-8',
+        { ...login, headers: json, body: Buffer.from('7b2261223a22fffe227d', 'hex') },
+        400,
+        'INVALID_JSON',
+      ],
+      [
+        'half a character in UTF-8',
+        { ...login, headers: json, body: Buffer.from('7b2261223a22eda080227d', 'hex') },
+        400,
+        'INVALID_JSON',
+      ],
       ['no body', { ...login }, 400, 'VALIDATION_FAILED'],
       ['empty body', { ...login, headers: json, body: '' }, 400, 'VALIDATION_FAILED'],
       ['null', { ...login, headers: json, body: 'null' }, 400, 'VALIDATION_FAILED'],
