@@ -7,7 +7,7 @@ import type { ProfileRow } from '../../shared/profiles.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** What the audit log calls a successful call, such as `session.deleted`. For routes that do not write the entry themselves. */
+    /** What the audit log calls a successful call, such as `session.deleted`. For routes that do not write the entry themselves; answerOnce() writes it with what it tells of. */
     audit?: string
   }
   interface FastifyInstance {
@@ -20,6 +20,8 @@ declare module 'fastify' {
       deed: Omit<Deed, 'workspaceId'>,
       options?: { by?: ProfileRow; workspaceId?: string; tx?: Sql },
     ): Promise<void>
+    /** Writes the entry that the route declares, if it does. `made` is what the call has made, where the URL does not name it. */
+    auditDeclared(request: FastifyRequest, made: { id?: unknown } | null, tx: Sql): Promise<void>
   }
 }
 
@@ -39,13 +41,25 @@ export default fp(
       },
     )
 
-    // Before the answer leaves: who is told that something was done finds it in the log.
+    const audited = new WeakSet<FastifyRequest>()
+    app.decorate(
+      'auditDeclared',
+      async (request: FastifyRequest, made: { id?: unknown } | null, tx: Sql) => {
+        const { audit: action } = request.routeOptions.config
+        if (action === undefined) return
+        audited.add(request)
+        const { id = made?.id } = (request.params ?? {}) as { id?: unknown }
+        const targetType = action.split('.')[0]!
+        const target = typeof id === 'string' ? { targetType, targetId: id } : { targetType }
+        await app.audit(request, { action, ...target }, { tx })
+      },
+    )
+
+    // Before the answer leaves: who is told that something was done finds it in the log. What is told again was done before.
     app.addHook('onSend', async (request, reply) => {
-      const { audit: action } = request.routeOptions.config
-      if (action === undefined || reply.statusCode >= 300) return
-      const { id } = (request.params ?? {}) as { id?: string }
-      const targetType = action.split('.')[0]!
-      await app.audit(request, { action, targetType, ...(id !== undefined && { targetId: id }) })
+      const replayed = reply.hasHeader('idempotency-replayed')
+      if (reply.statusCode >= 300 || replayed || audited.has(request)) return
+      await app.auditDeclared(request, null, app.sql)
     })
   },
   { name: 'audit', dependencies: ['auth'] },

@@ -29,7 +29,7 @@ declare module 'fastify' {
     /**
      * Sends what `work` answers. With an Idempotency-Key it is done once: `work` and the storing of its answer are one transaction,
      * so that whoever repeats the request, however the first one ended, gets the stored answer or does the work himself. `work` must use
-     * the connection it is given, and what it throws undoes all of it. Without a key it is run as it is, on a connection of the pool. With
+     * the connection it is given, and what it throws undoes all of it; so does the entry of the audit log that the route declares. Without a key it is run as it is, on a connection of the pool. With
      * `secret` the answer holds one: it is stored sealed, and nothing between here and the caller is to keep it.
      * Throws 422 IDEMPOTENCY_KEY_REUSED, and 409 IDEMPOTENCY_IN_PROGRESS when another request with the key takes long.
      */
@@ -95,13 +95,18 @@ export default fp(
     app.decorate('answerOnce', async (request, reply, work, { secret = false } = {}) => {
       if (secret) reply.header('cache-control', 'no-store')
       const keyed = keyedRequest(request)
-      if (!keyed) return send(reply, stored(await work(sql)))
+      const worked = async (on: Sql) => {
+        const answer = await work(on)
+        await app.auditDeclared(request, answer.body, on)
+        return stored(answer)
+      }
+      if (!keyed) return send(reply, await worked(sql))
       await sendOnce(reply, keyed, () =>
         sql.begin(async (tx) => {
           const earlier = await takeKey(tx, keyed)
           if (earlier === 'taken') return earlier
           if (earlier) return { ...earlier, replayed: true }
-          const answer = stored(await work(tx))
+          const answer = await worked(tx)
           const kept = secret ? sealAnswer(keys, keyed, answer) : answer
           await storeAnswer(tx.last, keyed, kept, ttlHours)
           return { ...answer, replayed: false }
@@ -172,7 +177,7 @@ export default fp(
       }
     }
   },
-  { name: 'idempotency', dependencies: ['auth'] },
+  { name: 'idempotency', dependencies: ['auth', 'audit'] },
 )
 
 /** Tries until the key is free, or the deadline has passed. */

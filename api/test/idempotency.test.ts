@@ -298,6 +298,38 @@ void t.test('an answer that cannot be stored undoes the work', async (t) => {
   t.equal(await messagesOf(person), 1)
 })
 
+void t.test('the audit log tells once what was done once', async (t) => {
+  const person = await signIn(it)
+  const entries = async () =>
+    it.sql<{ action: string; targetId: string | null }>`
+      select action, target_id from audit_log where workspace_id = ${person.workspaceId} order by id`
+  const ids: string[] = []
+  for (const [url, body] of [
+    [sessions, { name: 'Sales' }],
+    ['/api/labels', { name: 'urgent' }],
+  ] as const) {
+    for (const replayed of [false, true, true]) {
+      const answer = await post(person, url, `audited ${url}`.replaceAll(' ', '-'), body)
+      t.equal(isReplay(answer), replayed)
+      if (!replayed) ids.push(answer.json<{ id: string }>().id)
+    }
+  }
+  for (const replayed of [false, true])
+    t.equal(isReplay(await post(person, `${sessions}/${ids[0]}/stop`, 'stop')), replayed)
+  await post(person, `${sessions}/${ids[0]}/stop`, undefined)
+  t.strictSame(await entries(), [
+    { action: 'session.created', targetId: ids[0] },
+    { action: 'label.created', targetId: ids[1] },
+    { action: 'session.stop_asked', targetId: ids[0] },
+    { action: 'session.stop_asked', targetId: ids[0] },
+  ])
+
+  await it.sql`alter table idempotency_keys add constraint broken check (key <> 'unstored')`
+  t.equal((await post(person, '/api/labels', 'unstored', { name: 'later' })).statusCode, 500)
+  await it.sql`alter table idempotency_keys drop constraint broken`
+  t.equal((await entries()).length, 4, 'what was undone was not done')
+})
+
 void t.test('a client that never got its answer gets it by asking again', async (t) => {
   const person = await withSession()
   // A server of its own that cuts every connection once the work is committed.
