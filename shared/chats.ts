@@ -5,8 +5,8 @@ import { appendEvents } from './events.ts'
 import type { Label } from './labels.ts'
 import { statusOfMessage } from './messages.ts'
 import type { Direction, MessageStatus, MessageType } from './messages.ts'
-import { decodeCursor, toPage, uuidKey } from './pagination.ts'
-import type { Page } from './pagination.ts'
+import { decodeCursor, nameKey, noTime, toPage, uuidKey } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 
 export interface ChatRow {
   id: string
@@ -293,16 +293,30 @@ export interface Participant {
   isAdmin: boolean
 }
 
-/** Who is in a group, admins first; WhatsApp lets no more than 1,024 in. */
+/** What a cursor has in front of the address of an admin. */
+const adminMark = '*'
+
+/** Who is in a group, admins first. */
 export async function listParticipants(
   sql: Sql,
   workspaceId: string,
   chatId: string,
-): Promise<Participant[]> {
-  return sql<Participant>`
+  { limit, cursor }: PageWish,
+): Promise<Page<Participant>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, nameKey).key
+  const rows = await sql<Participant>`
     select p.wa_id, k.id as contact_id, coalesce(k.name, k.push_name) as name, p.is_admin
     from chat_participants p
     left join contacts a on a.workspace_id = p.workspace_id and a.wa_id = p.wa_id
     left join contacts k on k.id = coalesce(a.merged_into, a.id)
-    where p.workspace_id = ${workspaceId} and p.chat_id = ${chatId} order by p.is_admin desc, p.wa_id`
+    where p.workspace_id = ${workspaceId} and p.chat_id = ${chatId}
+      ${after === undefined ? fragment`` : fragment`and (not p.is_admin, p.wa_id) > (${!after.startsWith(adminMark)}, ${after.slice(1)})`}
+    order by not p.is_admin, p.wa_id limit ${limit + 1}`
+  const key = ({ isAdmin, waId }: Participant) => (isAdmin ? adminMark : ' ') + waId
+  return toPage(
+    rows,
+    limit,
+    (row) => ({ at: noTime, key: key(row) }),
+    (row) => row,
+  )
 }

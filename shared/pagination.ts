@@ -93,11 +93,12 @@ export const numberedPage = <Row, T>(
   resource: (row: Row) => T,
 ): Page<T> => toPage(rows, limit, (row) => ({ at: noTime, key: String(number(row)) }), resource)
 
-/** Every cursor has a time; where a number orders alone it says nothing. */
-const noTime = '2000-01-01 00:00:00+00'
+/** Every cursor has a time; where something else orders alone it says nothing. */
+export const noTime = '2000-01-01 00:00:00+00'
 
 export const uuidKey = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 export const numberKey = /^\d{1,18}$/
+export const nameKey = /^[\x20-\x7e]{1,100}$/
 const timestamp =
   /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)([+-](?:0\d|1[0-5])(?::\d\d){0,2})$/
 

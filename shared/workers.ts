@@ -1,4 +1,7 @@
+import { fragment } from './db.ts'
 import type { Sql } from './db.ts'
+import { decodeCursor, nameKey, toPage } from './pagination.ts'
+import type { Page, PageWish } from './pagination.ts'
 import type { SessionStatus } from './wa-sessions.ts'
 
 export interface Worker {
@@ -44,9 +47,14 @@ export interface WorkerReport {
   heartbeatAt: Date
 }
 
-/** Every worker that is known, the longest-running first. */
-export async function listWorkers(sql: Sql, workspaceId: string): Promise<WorkerReport[]> {
-  return sql<WorkerReport>`
+/** The workers that are known, the longest-running first. */
+export async function listWorkers(
+  sql: Sql,
+  workspaceId: string,
+  { limit, cursor }: PageWish,
+): Promise<Page<WorkerReport>> {
+  const after = cursor === undefined ? undefined : decodeCursor(cursor, nameKey)
+  const rows = await sql<WorkerReport & { position: string }>`
     select w.id, w.host, w.pid, w.capacity, w.started_at, w.heartbeat_at,
       w.heartbeat_at > now() - ${deadAfterSeconds} * interval '1 second' as alive,
       (select count(*)::int from wa_sessions s where s.owner = w.id and s.lease_until > now()) as owned,
@@ -54,6 +62,14 @@ export async function listWorkers(sql: Sql, workspaceId: string): Promise<Worker
         select json_agg(json_build_object('id', s.id, 'name', s.name, 'status', s.status, 'memoryBytes', s.memory_bytes) order by s.name)
         from wa_sessions s
         where s.owner = w.id and s.lease_until > now() and s.workspace_id = ${workspaceId} and s.deleted_at is null
-      ), '[]') as sessions
-    from workers w order by w.started_at, w.id`
+      ), '[]') as sessions, w.started_at::text as position
+    from workers w
+    ${after ? fragment`where (w.started_at, w.id) > (${after.at}::timestamptz, ${after.key}::text)` : fragment``}
+    order by w.started_at, w.id limit ${limit + 1}`
+  return toPage(
+    rows,
+    limit,
+    ({ position, id }) => ({ at: position, key: id }),
+    ({ position: _, ...worker }) => worker,
+  )
 }

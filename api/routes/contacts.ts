@@ -201,13 +201,13 @@ export const contactsRoutes: Routes = async (app) => {
         summary: 'List who is in a group, as far as WhatsApp told',
         tags,
         params: byId,
+        querystring: Joi.object<Paging, true>(paging),
         response: { 200: pageOf(participant) },
       },
     },
-    async ({ user, params }) => {
+    async ({ user, params, query }) => {
       if (!(await findChat(sql, user.workspaceId, params.id))) throw notFound('Chat')
-      const data = await listParticipants(sql, user.workspaceId, params.id)
-      return { data, nextCursor: null }
+      return listParticipants(sql, user.workspaceId, params.id, query)
     },
   )
 

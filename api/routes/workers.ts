@@ -1,7 +1,8 @@
 import Joi from 'joi'
 import { listWorkers } from '../../shared/workers.ts'
 import type { WorkerReport } from '../../shared/workers.ts'
-import type { Routes } from '../plugins/joi.ts'
+import { pageOf, paging } from '../plugins/joi.ts'
+import type { Paging, Routes } from '../plugins/joi.ts'
 
 const worker = Joi.object<WorkerReport, true>({
   id: Joi.string().required(),
@@ -39,14 +40,10 @@ export const workersRoutes: Routes = async (app) => {
       schema: {
         summary: 'List the worker processes, what they own and what it costs',
         tags: ['service'],
-        response: {
-          200: Joi.object({
-            data: Joi.array().items(worker).required(),
-            nextCursor: Joi.valid(null).required(),
-          }),
-        },
+        querystring: Joi.object<Paging, true>(paging),
+        response: { 200: pageOf(worker) },
       },
     },
-    async ({ user }) => ({ data: await listWorkers(app.sql, user.workspaceId), nextCursor: null }),
+    async ({ user, query }) => listWorkers(app.sql, user.workspaceId, query),
   )
 }

@@ -86,6 +86,33 @@ void t.test(
   },
 )
 
+void t.test('who is in a group is told page by page, admins first', async (t) => {
+  const { call, workspaceId, session } = await withContacts()
+  const [chat] = await it.sql<{ id: string }>`
+    insert into chats (workspace_id, session_id, wa_chat_id, is_group)
+    values (${workspaceId}, ${session.id}, '120363041234567890@g.us', true) returning id`
+  await it.sql`
+    insert into chat_participants (chat_id, workspace_id, wa_id, is_admin)
+    select ${chat!.id}::uuid, ${workspaceId}::uuid, (12025550100 + n)::text || '@c.us', n in (3, 7) from generate_series(0, 8) n`
+  const url = `/api/chats/${chat!.id}/participants`
+  const seen: string[] = []
+  let query = '?limit=2'
+  for (;;) {
+    const answer = await call('GET', url + query)
+    t.equal(answer.statusCode, 200)
+    const { data, nextCursor } = answer.json<{
+      data: { waId: string; isAdmin: boolean }[]
+      nextCursor: string | null
+    }>()
+    seen.push(...data.map(({ waId }) => waId.slice(10, 11)))
+    if (nextCursor === null) break
+    query = `?limit=2&cursor=${nextCursor}`
+  }
+  t.equal(seen.join(''), '370124568')
+  for (const wrong of ['limit=0', 'limit=201', 'cursor=x', 'offset=1'])
+    t.match((await call('GET', `${url}?${wrong}`)).json(), errorShape(400, 'VALIDATION_FAILED'))
+})
+
 void t.test('two that were one person are taken apart and joined again', async (t) => {
   const { call, list, session } = await withContacts(numbers[0]!, numbers[1]!)
   const [second, first] = (await list()).data

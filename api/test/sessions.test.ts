@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { appOver, errorShape, signIn, testApp } from './app.ts'
+import type { Person } from './app.ts'
 
 const it = await testApp(t)
 const base = '/api/whatsapp/sessions'
@@ -294,6 +295,18 @@ void t.test('a pairing code is asked of the worker, and handed on once', async (
   t.match(refused.json(), errorShape(409, 'PAIRING_FAILED'))
 })
 
+/** Which workers are listed, when they are read one by one. */
+async function workersOf({ call }: Person): Promise<string[]> {
+  const seen: string[] = []
+  for (let cursor: string | null = ''; cursor !== null;) {
+    const answer = await call('GET', `/api/workers?limit=1${cursor && `&cursor=${cursor}`}`)
+    const page: { data: { id: string }[]; nextCursor: string | null } = answer.json()
+    seen.push(...page.data.map(({ id }) => id))
+    cursor = page.nextCursor
+  }
+  return seen
+}
+
 void t.test('admins see the workers, and of other workspaces only numbers', async (t) => {
   const owner = await signIn(it)
   const stranger = await signIn(it)
@@ -321,6 +334,8 @@ void t.test('admins see the workers, and of other workspaces only numbers', asyn
     [{ owned: 1, sessions: [] }],
     'of another workspace’s sessions a worker tells their number only',
   )
+  await it.sql`insert into workers (id, host, pid, capacity) values ('w2', 'host', 8, 10)`
+  t.strictSame(await workersOf(owner), ['w1', 'w2'])
   const agent = await signIn(it, { workspaceId: owner.workspaceId, role: 'agent' })
   t.match((await agent.call('GET', '/api/workers')).json(), errorShape(403, 'FORBIDDEN'))
 })

@@ -614,7 +614,9 @@ void t.test('sessions are spread over the workers', async (t) => {
   const dataDir = t.testdir()
   const workers = [1, 2, 3].map(() => startWorker(t, sql, { dataDir }))
   // A fair share is one among those that are there.
-  await until('all are there', async () => (await listWorkers(sql, workspaceId)).length === 3)
+  const listed = async (workspace: string) =>
+    (await listWorkers(sql, workspace, { limit: 50 })).data
+  await until('all are there', async () => (await listed(workspaceId)).length === 3)
   for (const name of ['b', 'c', 'd', 'e', 'f', 'g']) {
     await createSession(sql, {
       workspaceId,
@@ -628,14 +630,14 @@ void t.test('sessions are spread over the workers', async (t) => {
     const rows = await sql`select 1 from wa_sessions where status = 'WORKING'`
     return rows.length === 6
   })
-  const report = await listWorkers(sql, workspaceId)
+  const report = await listed(workspaceId)
   t.same(
     report.map(({ owned, alive }) => ({ owned, alive })),
     workers.map(() => ({ owned: 2, alive: true })),
   )
   t.equal(report.flatMap(({ sessions }) => sessions).length, 6)
   t.same(
-    (await listWorkers(sql, randomUUID())).flatMap(({ sessions }) => sessions),
+    (await listed(randomUUID())).flatMap(({ sessions }) => sessions),
     [],
   )
 })
