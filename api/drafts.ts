@@ -1,6 +1,6 @@
 import Joi from 'joi'
 import type { RejectedRow } from '../shared/batches.ts'
-import { findCard } from '../shared/contacts.ts'
+import { findContact } from '../shared/contacts.ts'
 import { isDay } from '../shared/days.ts'
 import type { Sql } from '../shared/db.ts'
 import { AppError, notFound } from '../shared/errors.ts'
@@ -29,7 +29,7 @@ export interface Draft {
   asDocument?: boolean
   template?: { id: string; variables: Values }
   location?: { latitude: number; longitude: number; name?: string; address?: string }
-  contactCard?: { contactId: string } | { name: string; phone: string }
+  contactCard?: { contactId?: string; name?: string; phone?: string }
   poll?: { question: string; options: string[]; multiple: boolean }
   quotedMessageId?: string
   ifLastMessageId?: string
@@ -43,7 +43,9 @@ interface Send extends Draft {
 }
 
 /** The session a request is about. */
-export const sessionId = uuid().description('May be left out when the workspace has one session')
+export const sessionId = uuid()
+  .empty(null)
+  .description('May be left out when the workspace has one session')
 
 /** With its offset: a time without one means something else on every machine. */
 const moment = Joi.string()
@@ -72,6 +74,10 @@ const asShown = (a: unknown, b: unknown) =>
 
 const label = (max: number) => visibleText().max(max)
 
+/** What answers tell as null when it is not there may come so, too. */
+const optional = (schemas: Record<string, Joi.AnySchema>) =>
+  Object.fromEntries(Object.entries(schemas).map(([key, schema]) => [key, schema.empty(null)]))
+
 /** Values for the variables of a template. */
 export const templateValues = Joi.object<Values>()
   .pattern(variableName, text().max(4096).allow('', null))
@@ -84,17 +90,16 @@ const contents = {
   location: Joi.object({
     latitude: Joi.number().min(-90).max(90).required(),
     longitude: Joi.number().min(-180).max(180).required(),
-    name: label(1_000),
-    address: label(1_000),
+    ...optional({ name: label(1_000), address: label(1_000) }),
   }),
-  contactCard: Joi.object({
-    contactId: uuid(),
-    name: label(200),
-    phone,
-  })
-    .xor('contactId', 'phone')
-    .and('name', 'phone')
-    .without('contactId', 'name'),
+  contactCard: Joi.object(optional({ contactId: uuid(), name: label(200), phone }))
+    .custom((card: { contactId?: string; name?: string; phone?: string }) => {
+      const { contactId, name, phone } = card
+      const given = [name, phone].filter((value) => value !== undefined).length
+      if (given === (contactId === undefined ? 2 : 0)) return card
+      throw new Error('must hold "contactId", or "name" and "phone"')
+    })
+    .description('Either `contactId`, or `name` and `phone`'),
   poll: Joi.object({
     question: label(255).required(),
     options: Joi.array().items(label(100)).min(2).max(12).unique(asShown).required(),
@@ -103,30 +108,35 @@ const contents = {
 }
 
 /** What is not wished is not there: it needs no file, and contradicts nothing. */
-const wish = Joi.boolean().empty(false)
+const wish = Joi.boolean().empty(Joi.valid(false, null))
 
 const draft = {
   to: anybody
     .required()
     .description('`+1 234 567-890`, digits, or an address: `…@c.us`, `…@g.us`, `…@lid`'),
-  ...contents,
-  caption: visibleText().max(longestText).description('Of a picture, video or document'),
+  ...optional(contents),
+  caption: visibleText()
+    .max(longestText)
+    .empty(Joi.valid('', null))
+    .description('Of a picture, video or document'),
   asVoice: wish.description('A recording as a voice note'),
   asDocument: wish.description('A picture, video or recording as a file'),
-  quotedMessageId: uuid().description(
-    'A message of the same chat; none that failed or was cancelled',
-  ),
-  ifLastMessageId: uuid().description(
-    'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
-  ),
-  mentions: Joi.array().items(person).max(256).unique(),
-  sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
-  optOutOverride: visibleText()
-    .min(3)
-    .max(500)
-    .description(
-      'Why it is sent although the recipient has opted out; for owners and admins, and API keys with the scope `manage`. The audit log keeps it, as `message.opt_out_overridden`',
+  ...optional({
+    quotedMessageId: uuid().description(
+      'A message of the same chat; none that failed or was cancelled',
     ),
+    ifLastMessageId: uuid().description(
+      'The last message of the chat you have seen. When there is a later one nothing is sent, and the answer is 409 `CONVERSATION_MOVED` with the later ones, newest first, in `newerMessages`',
+    ),
+    mentions: Joi.array().items(person).max(256).unique(),
+    sendAt: moment.description('When to send it; until then it can be edited and cancelled'),
+    optOutOverride: visibleText()
+      .min(3)
+      .max(500)
+      .description(
+        'Why it is sent although the recipient has opted out; for owners and admins, and API keys with the scope `manage`. The audit log keeps it, as `message.opt_out_overridden`',
+      ),
+  }),
 }
 
 const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
@@ -140,11 +150,12 @@ const oneContent = <T>(schema: Joi.ObjectSchema<T>) =>
       'object.with': '{#label} may carry {#mainWithLabel} only with {#peerWithLabel}',
       'object.missing': `{#label} must carry one of ${Object.keys(contents).join(', ')}`,
       'object.xor': '{#label} must carry only one of {#presentWithLabels}',
+      'object.oxor': '{#label} may carry only one of {#presentWithLabels}',
     })
 
 /** The body of a single send. */
 export const send = oneContent(Joi.object<Send>({ sessionId, ...draft }))
-const row = oneContent(Joi.object<Draft>(draft)).required()
+const row = oneContent(Joi.object<Draft>(draft)).required().label('row')
 
 /** What the body of a single send says, with what it only points at. Throws an AppError. */
 export const draftOf = (sql: Sql, workspaceId: string, given: Draft, caller: Caller) =>
@@ -198,7 +209,7 @@ function lookUps(sql: Sql, workspaceId: string) {
       return looked
     }
   }
-  return { template: once(existingTemplate), media: once(findMedia), card: once(findCard) }
+  return { template: once(existingTemplate), media: once(findMedia), contact: once(findContact) }
 }
 type LookUps = ReturnType<typeof lookUps>
 
@@ -213,15 +224,14 @@ async function contentOf(pointedAt: LookUps, given: Draft): Promise<MessageConte
     return mediaOf(await pointedAt.media(given.mediaId), given.mediaId, given)
   if (given.poll) return { type: 'poll', ...given.poll, multiple: given.poll.multiple ?? false }
   const card = given.contactCard!
-  if ('phone' in card) return { type: 'contact', name: card.name, phone: phoneOf(card.phone)! }
-  const contact = await pointedAt.card(card.contactId)
-  if (!contact)
-    throw new AppError(
-      422,
-      'CONTACT_NOT_FOUND',
-      'There is no such contact, or its number is not known.',
-    )
-  return { type: 'contact', ...contact }
+  if (card.contactId === undefined)
+    return { type: 'contact', name: card.name!, phone: phoneOf(card.phone!)! }
+  const contact = await pointedAt.contact(card.contactId)
+  if (!contact) throw new AppError(404, 'CONTACT_NOT_FOUND', 'There is no such contact.')
+  const { name, pushName, phone: number } = contact
+  if (number === null)
+    throw new AppError(422, 'CONTACT_NOT_FOUND', 'The number of the contact is not known.')
+  return { type: 'contact', name: name ?? pushName ?? number, phone: number }
 }
 
 function mediaOf(

@@ -101,15 +101,3 @@ export async function changeContact(
 
 /** How their chats are called. */
 const calledAs = ({ name, pushName, phone }: Contact) => name ?? pushName ?? phone
-
-/** What a contact's card shows. Undefined when there is no such contact, or its number is not known. */
-export async function findCard(
-  sql: Sql,
-  workspaceId: string,
-  id: string,
-): Promise<{ name: string; phone: string } | undefined> {
-  const contact = await findContact(sql, workspaceId, id)
-  if (!contact || contact.phone === null) return undefined
-  const { name, pushName, phone } = contact
-  return { name: name ?? pushName ?? phone, phone }
-}

@@ -29,6 +29,10 @@ export const refusals: Record<Refusal, { statusCode: number; message: string }> 
   },
 }
 
+/** A refusal for the sake of a message that is not there at all: as that of anything else. */
+export const notThere = (refusal: Refusal): AppError =>
+  new AppError(404, refusal, 'There is no such message.')
+
 /** A refusal as an error; `more`: what its answer holds besides. */
 export function refused(refusal: Refusal, more?: object): AppError {
   const { statusCode, message } = refusals[refusal]

@@ -57,8 +57,8 @@ export async function editQueued(
 }
 
 /**
- * Queues a message again that failed, was cancelled, or whose outcome is unknown. It keeps its WhatsApp id, so that what
- * did go out is found and not sent twice; only after a refusal, which WhatsApp keeps under the old id, it gets a new one.
+ * Queues a message again that failed, was cancelled, or whose outcome is unknown; for its `sendAt`, if
+ * that is still ahead. It keeps its WhatsApp id, so that what did go out is found and not sent twice; only after a refusal, which WhatsApp keeps under the old id, it gets a new one.
  * What may be out starts with a doubt, as when a worker queues it again. A pending deletion is dropped; a message already
  * deleted for everyone cannot be retried. Returns undefined if there is no such message. Throws 409, and 403
  * RECIPIENT_OPTED_OUT.
@@ -128,16 +128,19 @@ async function queueAgain(tx: Sql, id: string, { ack, retries, mayBeOut }: Retry
   const keyId = ack === -1 ? keyIdOf(`${id}:${retries + 1}`) : undefined
   await tx`
     with again as (
-      update messages set status = 'queued', ack = null, error_code = null, error_message = null, attempts = 0, send_at = null,
+      update messages set status = 'queued', ack = null, error_code = null, error_message = null, attempts = 0,
+        send_at = case when send_at > now() then send_at end,
         retries = retries + 1, wa_key_id = coalesce(${keyId}, wa_key_id), wa_message_id = case when ${keyId}::text is null then wa_message_id end
       where id = ${id} returning *
     ), lane as (
       insert into outbox_lanes (chat_id, workspace_id, session_id, waiting, cold)
-      select chat_id, workspace_id, session_id, 1, false from again
+      select chat_id, workspace_id, session_id, (send_at is null)::int, false from again
       on conflict (chat_id) do update
-      set waiting = outbox_lanes.waiting + 1, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
+      set waiting = outbox_lanes.waiting + excluded.waiting, due_at = case when outbox_lanes.waiting = 0 then now() else outbox_lanes.due_at end
       returning chat_id
     )
-    insert into outbox (message_id, workspace_id, session_id, chat_id, doubts)
-    select again.id, again.workspace_id, again.session_id, again.chat_id, ${mayBeOut}::boolean::int from again join lane on lane.chat_id = again.chat_id`
+    insert into outbox (message_id, workspace_id, session_id, chat_id, doubts, state, send_at)
+    select again.id, again.workspace_id, again.session_id, again.chat_id, ${mayBeOut}::boolean::int,
+      case when again.send_at is null then 'q' else 'z' end::"char", again.send_at
+    from again join lane on lane.chat_id = again.chat_id`
 }

@@ -173,7 +173,7 @@ export const messagesRoutes: Routes = async (app) => {
       schema: {
         summary: 'Send a message again that failed, was cancelled or is unknown',
         description:
-          'Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one. What was deleted for everyone, or has lost its file (`MEDIA_GONE`), is not sent again.',
+          'For its `sendAt` where that is still ahead, else at once. Under the same id: what did go out is found and not sent twice. Only after a refusal by WhatsApp it travels under a new one. What was deleted for everyone, or has lost its file (`MEDIA_GONE`), is not sent again.',
         tags,
         params: byId,
         headers: idempotent,

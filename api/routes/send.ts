@@ -4,7 +4,8 @@ import { notFound } from '../../shared/errors.ts'
 import { foresee } from '../../shared/forecast.ts'
 import type { Forecast } from '../../shared/forecast.ts'
 import { accept } from '../../shared/outbound.ts'
-import { messagesAfter, refused } from '../../shared/refusals.ts'
+import { findMessage } from '../../shared/messages.ts'
+import { messagesAfter, notThere, refused } from '../../shared/refusals.ts'
 import { sessionToSend } from '../../shared/wa-sessions.ts'
 import { draftOf, draftsOf, send, sessionId } from '../drafts.ts'
 import { message } from '../message-schema.ts'
@@ -57,7 +58,7 @@ export const sendRoutes: Routes = async (app) => {
       schema: {
         summary: 'Send a message',
         description:
-          'Accepted once it is stored; a worker sends it in order. Follow `status`. With `dryRun` nothing is written.',
+          'Accepted once it is stored; a worker sends it in order. Follow `status`. With `dryRun` nothing is written. What is `null` counts as not there. An id that is of nothing in the workspace is 404, one that does not fit is 422.',
         tags,
         querystring: Joi.object<{ dryRun: boolean }, true>({
           dryRun: Joi.boolean().default(false),
@@ -96,6 +97,14 @@ export const sendRoutes: Routes = async (app) => {
         })
         if ('refusal' in outcome!) {
           const { refusal } = outcome
+          const pointedAt = {
+            QUOTED_NOT_FOUND: body.quotedMessageId,
+            LAST_MESSAGE_NOT_FOUND: body.ifLastMessageId,
+          }
+          if (refusal === 'QUOTED_NOT_FOUND' || refusal === 'LAST_MESSAGE_NOT_FOUND')
+            throw (await findMessage(tx, workspaceId, pointedAt[refusal]!))
+              ? refused(refusal)
+              : notThere(refusal)
           if (refusal !== 'CONVERSATION_MOVED') throw refused(refusal)
           const newerMessages = await messagesAfter(tx, workspaceId, body.ifLastMessageId!)
           throw refused(refusal, { newerMessages })

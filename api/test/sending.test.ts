@@ -150,12 +150,94 @@ void t.test('what is wrong with a kind is named', async (t) => {
   }
   t.match(
     (await call('POST', send, { to, message: 'x', quotedMessageId: randomUUID() })).json(),
-    errorShape(422, 'QUOTED_NOT_FOUND'),
+    errorShape(404, 'QUOTED_NOT_FOUND'),
   )
   t.match(
     (await call('POST', send, { to, contactCard: { contactId: randomUUID() } })).json(),
-    errorShape(422, 'CONTACT_NOT_FOUND'),
+    errorShape(404, 'CONTACT_NOT_FOUND'),
   )
+})
+
+void t.test('what a message only points at is not found, or does not fit', async (t) => {
+  const { call, workspaceId, sessionId } = await withSession()
+  const other = await withSession()
+  const theirs = (await other.call('POST', send, { to, message: 'x' })).json<Message>()
+  const elsewhere = (await call('POST', send, { to: '12025550199', message: 'x' })).json<Message>()
+  const [theirContact] = await it.sql<{ id: string }>`
+    select id from contacts where workspace_id = ${other.workspaceId}`
+  const [hidden] = await it.sql<{ id: string }>`
+    insert into contacts (workspace_id, session_id, wa_id, lid)
+    values (${workspaceId}, ${sessionId}, '123456789012345@lid', '123456789012345@lid') returning id`
+  const sent = async (body: object) => {
+    const answer = await call('POST', send, { to, message: 'x', ...body })
+    return { ...answer.json<{ requestId: string }>(), requestId: undefined }
+  }
+  for (const [key, code] of [
+    ['quotedMessageId', 'QUOTED_NOT_FOUND'],
+    ['ifLastMessageId', 'LAST_MESSAGE_NOT_FOUND'],
+  ] as const) {
+    const foreign = await sent({ [key]: theirs.id })
+    t.match(foreign, { statusCode: 404, code })
+    t.strictSame(foreign, await sent({ [key]: randomUUID() }), 'as one that is made up')
+    t.match(await sent({ [key]: elsewhere.id }), { statusCode: 422, code }, 'of another chat')
+  }
+  const card = (contactId: string) => sent({ message: undefined, contactCard: { contactId } })
+  const foreign = await card(theirContact!.id)
+  t.match(foreign, { statusCode: 404, code: 'CONTACT_NOT_FOUND' })
+  t.strictSame(foreign, await card(randomUUID()))
+  t.match(await card(hidden!.id), { statusCode: 422, code: 'CONTACT_NOT_FOUND' })
+})
+
+void t.test('a refusal says what to do instead', async (t) => {
+  const { call } = await withSession()
+  const id = randomUUID()
+  for (const [body, sentence] of [
+    [{ contactCard: { name: 'x' } }, '"contactCard" must hold "contactId", or "name" and "phone"'],
+    [{ contactCard: {} }, '"contactCard" must hold "contactId", or "name" and "phone"'],
+    [
+      { contactCard: { contactId: id, name: 'x', phone: to } },
+      '"contactCard" must hold "contactId", or "name" and "phone"',
+    ],
+    [
+      { mediaId: id, asVoice: true, asDocument: true },
+      '"body" may carry only one of [asVoice, asDocument]',
+    ],
+  ] as const) {
+    const answer = await call('POST', send, { to, ...body })
+    const { details } = answer.json<{ details: { message: string }[] }>()
+    t.strictSame(
+      details.map(({ message }) => message),
+      [sentence],
+    )
+  }
+  const rows = [{ to }, { to, message: 'x', caption: 'y' }, 7]
+  const { rejected } = (await call('POST', `${send}/bulk`, { messages: rows })).json<{
+    rejected: { message: string }[]
+  }>()
+  for (const { message } of rejected) t.match(message, /^"row" m/)
+})
+
+void t.test('null is for what is not there, as it is in answers', async (t) => {
+  const { call } = await withSession()
+  const none = ['sessionId', 'quotedMessageId', 'ifLastMessageId', 'mentions', 'sendAt']
+  const others = ['mediaId', 'location', 'contactCard', 'poll', 'template', 'caption', 'asVoice']
+  const keys = [...none, ...others, 'asDocument', 'optOutOverride']
+  const nulls: Record<string, null> = Object.fromEntries(keys.map((key) => [key, null]))
+  const body = { ...nulls, to, message: 'x' }
+  const answer = await call('POST', send, body)
+  t.equal(answer.statusCode, 202)
+  t.match(answer.json(), { body: 'x', quotedMessageId: null, sendAt: null })
+  const row = Object.fromEntries(Object.entries(body).filter(([key]) => key !== 'sessionId'))
+  const bulk = await call('POST', `${send}/bulk`, { sessionId: null, messages: [row] })
+  t.match(bulk.json(), { accepted: 1 })
+  t.equal((await call('POST', send, { to, message: 'x', caption: '' })).statusCode, 202)
+  const place = { latitude: 1, longitude: 2, name: null, address: null }
+  t.equal((await call('POST', send, { to, location: place })).statusCode, 202)
+  for (const wrong of [{ message: null }, { message: '' }, { message: 'x', to: null }])
+    t.match(
+      (await call('POST', send, { to, ...wrong })).json(),
+      errorShape(400, 'VALIDATION_FAILED'),
+    )
 })
 
 void t.test('a scheduled message waits, can be edited and taken back', async (t) => {
@@ -175,12 +257,25 @@ void t.test('a scheduled message waits, can be edited and taken back', async (t)
   t.match((await call('PATCH', url, { message: 'x' })).json(), errorShape(409, 'NOT_EDITABLE'))
   const again = await call('POST', `${url}/retry`)
   t.equal(again.statusCode, 202)
-  t.match(again.json(), { id: sent.id, status: 'queued', heldBy: 'SESSION_STOPPED', sendAt: null })
+  t.match(again.json(), { id: sent.id, status: 'queued', heldBy: 'SCHEDULED', sendAt }, 'in time')
+  t.match((await call('GET', url)).json(), { heldBy: 'SCHEDULED', notBefore: sendAt })
   t.match((await call('POST', `${url}/retry`)).json(), errorShape(409, 'NOT_RETRYABLE'))
   t.match(
     (await call('DELETE', `/api/messages/${randomUUID()}`)).json(),
     errorShape(404, 'NOT_FOUND'),
   )
+})
+
+void t.test('what was to leave in between leaves at once when it is sent again', async (t) => {
+  const { call } = await withSession()
+  const sendAt = new Date(Date.now() + 3_600_000).toISOString()
+  const { id } = (await call('POST', send, { to, message: 'Later', sendAt })).json<Message>()
+  await call('DELETE', `/api/messages/${id}`)
+  await it.sql`update messages set send_at = now() - interval '1 minute' where id = ${id}`
+  t.match((await call('POST', `/api/messages/${id}/retry`)).json(), {
+    heldBy: 'SESSION_STOPPED',
+    sendAt: null,
+  })
 })
 
 void t.test('what was sent is changed by a worker', async (t) => {
@@ -351,7 +446,7 @@ void t.test('the audit log tells of each opt-out that was overridden, and why', 
   await call('POST', `${send}?dryRun=true`, override)
   t.equal((await call('POST', send, { to, message: 'x' })).statusCode, 403)
   const refused = { ...override, quotedMessageId: randomUUID() }
-  t.equal((await call('POST', send, refused)).statusCode, 422)
+  t.equal((await call('POST', send, refused)).statusCode, 404)
   t.strictSame(await log(), [], 'nothing was sent')
 
   const headers = { authorization: `Bearer ${owner.token}`, 'idempotency-key': randomUUID() }
