@@ -156,6 +156,16 @@ export async function signIn(
   }
 }
 
+/** A signed-in person with a session, which nobody runs. */
+export async function signInWithSession(
+  it: Pick<TestApp, 'app' | 'sql'>,
+  name = 'Sales',
+): Promise<Person & { sessionId: string }> {
+  const person = await signIn(it)
+  const created = await person.call('POST', '/api/whatsapp/sessions', { name })
+  return { ...person, sessionId: created.json<{ id: string }>().id }
+}
+
 /** What every error answers, on every path. */
 export const errorShape = (statusCode: number, code: string) => ({
   statusCode,

@@ -7,10 +7,11 @@ import { connect } from '../../shared/db.ts'
 import { claimKey, removeExpiredKeys, resealAnswers, takeKey } from '../../shared/idempotency.ts'
 import { KeyRing } from '../../shared/key-ring.ts'
 import { matchWhole } from '../../shared/test/match.ts'
-import { appOver, errorShape, signIn, testApp } from './app.ts'
+import { appOver, errorShape, signIn, signInWithSession, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
 const it = await testApp(t)
+const withSession = () => signInWithSession(it)
 const sends = '/api/whatsapp/send'
 const sessions = '/api/whatsapp/sessions'
 const hello = { to: '1234567890', message: 'Hello' }
@@ -29,12 +30,6 @@ const post = (
     headers: { authorization: `Bearer ${token}`, ...(key !== undefined && { [header]: key }) },
     ...(body !== undefined && { body }),
   })
-
-async function withSession(): Promise<Person & { sessionId: string }> {
-  const person = await signIn(it)
-  const created = await person.call('POST', sessions, { name: 'Sales' })
-  return { ...person, sessionId: created.json<{ id: string }>().id }
-}
 
 /** As a client does that is told to ask again: on a busy machine the first request may take longer than the others wait. */
 async function patiently(ask: () => Promise<LightMyRequestResponse>) {

@@ -5,6 +5,7 @@ import { connect } from '../../shared/db.ts'
 import type { Label } from '../../shared/labels.ts'
 import type { Message } from '../../shared/messages.ts'
 import type { Note } from '../../shared/notes.ts'
+import { untilLocked } from '../../shared/test/locks.ts'
 import { matchWhole } from '../../shared/test/match.ts'
 import { errorShape, signIn, testApp } from './app.ts'
 import type { Person } from './app.ts'
@@ -422,13 +423,7 @@ void t.test(
         message: 'An answer',
         ifLastMessageId: first.id,
       })
-      const deadline = Date.now() + 4_000
-      for (let waiting = 0; waiting === 0;) {
-        if (Date.now() > deadline) throw new Error('nobody waits for the chat')
-        const [count] = await it.sql<{ n: number }>`
-        select count(*)::int as n from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-        waiting = count!.n
-      }
+      await untilLocked(it.sql)
     })
     matchWhole(t, (await answer)?.json(), {
       ...errorShape(409, 'CONVERSATION_MOVED'),

@@ -5,7 +5,7 @@ import t from 'tap'
 import type { Media } from '../../shared/media.ts'
 import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
 import { testDb } from '../../shared/test/db.ts'
-import { untilLocked } from '../../shared/test/outbox-rig.ts'
+import { untilLocked } from '../../shared/test/locks.ts'
 import { errorShape, signIn } from './app.ts'
 import { fixture, mediaRig, nothingLeft, padded, pdf, picture, sha256 } from './media-rig.ts'
 

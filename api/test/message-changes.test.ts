@@ -3,20 +3,16 @@ import t from 'tap'
 import { recordAck } from '../../shared/acks.ts'
 import { claim, giveUp, putBack } from '../../shared/claims.ts'
 import type { Sql } from '../../shared/db.ts'
+import { untilLocked } from '../../shared/test/locks.ts'
 import { matchWhole } from '../../shared/test/match.ts'
 import { actionDone, dueActions } from '../../shared/wa-actions.ts'
-import { errorShape, signIn, testApp } from './app.ts'
+import { errorShape, signInWithSession, testApp } from './app.ts'
 import type { Person } from './app.ts'
 
 const it = await testApp(t)
+const withSession = () => signInWithSession(it)
 const send = '/api/whatsapp/send'
 const to = '+1 202 555 0101'
-
-async function withSession(): Promise<Person & { sessionId: string }> {
-  const person = await signIn(it)
-  const created = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
-  return { ...person, sessionId: created.json<{ id: string }>().id }
-}
 
 /** A worker has the session, and a message of it in its hands. */
 async function withTry(person: Person & { sessionId: string }) {
@@ -42,14 +38,9 @@ async function overtaken<T>(
   await it.sql.begin(async (tx) => {
     await tx`select from outbox where message_id = ${messageId} for update`
     doing = what()
-    void doing.then(() => {})
-    const deadline = Date.now() + 20_000
-    for (;;) {
-      const waiting = await it.sql`
-        select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-      if (waiting.length > 0) break
-      if (Date.now() > deadline) throw new Error('Nothing waits for a lock.')
-    }
+    // It is heard of below; until then it must not count as one that nobody handles.
+    void doing.then(undefined, () => {})
+    await untilLocked(it.sql)
     await meanwhile(tx)
   })
   return doing!

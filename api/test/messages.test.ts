@@ -1,16 +1,10 @@
 import t from 'tap'
 import { randomUUID } from 'node:crypto'
 import { matchWhole } from '../../shared/test/match.ts'
-import { errorShape, signIn, testApp } from './app.ts'
-import type { Person } from './app.ts'
+import { errorShape, signIn, signInWithSession, testApp } from './app.ts'
 
 const it = await testApp(t)
-
-async function withSession(name = 'Sales'): Promise<Person & { sessionId: string }> {
-  const person = await signIn(it)
-  const created = await person.call('POST', '/api/whatsapp/sessions', { name })
-  return { ...person, sessionId: created.json<{ id: string }>().id }
-}
+const withSession = (name?: string) => signInWithSession(it, name)
 
 const rows = async () => {
   const [counts] = await it.sql<Record<string, number>>`

@@ -1,18 +1,13 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
 import { matchWhole } from '../../shared/test/match.ts'
-import { errorShape, signIn, testApp } from './app.ts'
-import type { Person } from './app.ts'
+import { until } from '../../shared/test/until.ts'
+import { errorShape, signInWithSession, testApp } from './app.ts'
 
 const it = await testApp(t)
+const withSession = () => signInWithSession(it)
 const send = '/api/whatsapp/send'
 const to = '+1 202 555 0101'
-
-async function withSession(): Promise<Person & { sessionId: string }> {
-  const person = await signIn(it)
-  const created = await person.call('POST', '/api/whatsapp/sessions', { name: 'Sales' })
-  return { ...person, sessionId: created.json<{ id: string }>().id }
-}
 
 const working = (id: string) => it.sql`
   update wa_sessions set status = 'WORKING', owner = 'w', lease_until = now() + interval '1 hour' where id = ${id}`
@@ -683,12 +678,12 @@ void t.test('a number nobody remembers is asked of a worker, under one key once'
       headers: { authorization: `Bearer ${token}`, 'idempotency-key': 'asked-once' },
     })
   const asked = ask(to)
-  for (;;) {
-    const answered = await it.sql`
+  await until('the question', async () => {
+    const [answered] = await it.sql`
       update wa_actions set done_at = now(), result = '{"exists": true, "waId": "12025550101@c.us"}'
       where session_id = ${sessionId} and kind = 'check_number' and done_at is null returning id`
-    if (answered.length > 0) break
-  }
+    return answered
+  })
   const first = await asked
   t.strictSame(first.json(), { exists: true, waId: '12025550101@c.us' })
   const again = await ask(to)

@@ -3,8 +3,9 @@ import t from 'tap'
 import { acceptBatch, cancelBatch, findBatch, mostOfBatch } from '../batches.ts'
 import { putBack } from '../claims.ts'
 import { retry } from '../waiting-messages.ts'
+import { untilLocked } from './locks.ts'
 import { matchWhole } from './match.ts'
-import { ada, lanesAreRight, rig, stranger, text, untilLocked } from './outbox-rig.ts'
+import { ada, lanesAreRight, rig, stranger, text } from './outbox-rig.ts'
 
 void t.test('a batch is accepted as a whole, watched and cancelled', async (t) => {
   const { sql, workspaceId, sessionId, next, confirm } = await rig(t)

@@ -1,5 +1,4 @@
 import { randomUUID } from 'node:crypto'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { recordAck } from '../acks.ts'
 import type { Sql } from '../db.ts'
@@ -10,8 +9,10 @@ import { assertFence, LeaseLost, renewLeases, takeLeases } from '../wa-session-l
 import { createSession } from '../wa-sessions.ts'
 import { heartbeat } from '../workers.ts'
 import { testDb } from './db.ts'
+import { waitingForLock } from './locks.ts'
 import { matchWhole } from './match.ts'
 import { atOnce } from './outbox-rig.ts'
+import { until } from './until.ts'
 
 const next = { worker: 'next', ttlMs: 60_000, limit: 10 }
 
@@ -174,14 +175,12 @@ async function queue(
 async function waitsForLock(sql: Sql, statement: Promise<unknown>): Promise<boolean> {
   let done = false
   void statement.finally(() => (done = true))
-  const deadline = performance.now() + 20_000
-  while (!done && performance.now() < deadline) {
-    const waiting = await sql`
-      select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-    if (waiting.length > 0) return true
-    await sleep(10)
-  }
-  return false
+  let waits = false
+  await until('a lock, or the end of the statement', async () => {
+    waits = (await waitingForLock(sql)) > 0
+    return waits || done
+  })
+  return waits
 }
 
 async function givenOwnedSession(sql: Sql) {

@@ -9,18 +9,9 @@ import { cancelQueued, endOutbox, releaseScheduled } from '../outbox.ts'
 import { lockReachOut } from '../new-conversations.ts'
 import { LeaseLost } from '../wa-session-leases.ts'
 import { deleteSession } from '../wa-sessions.ts'
+import { untilLocked } from './locks.ts'
 import { until } from './until.ts'
-import {
-  ada,
-  atOnce,
-  bob,
-  rig,
-  stranger,
-  strangers,
-  text,
-  untilLocked,
-  worker,
-} from './outbox-rig.ts'
+import { ada, atOnce, bob, rig, stranger, strangers, text, worker } from './outbox-rig.ts'
 
 type Rig = Awaited<ReturnType<typeof rig>>
 

@@ -166,15 +166,3 @@ export async function lanesAreRight(t: Test, sql: Sql): Promise<void> {
     select from outbox o where not exists (select from outbox_lanes l where l.chat_id = o.chat_id)`
   t.strictSame(without, [])
 }
-
-/** Waits until so many statements of this database wait for a lock. */
-export async function untilLocked(sql: Sql, count = 1): Promise<void> {
-  const deadline = Date.now() + 20_000
-  for (;;) {
-    const waiting = await sql`
-      select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`
-    if (waiting.length >= count) return
-    if (Date.now() > deadline) throw new Error(`${waiting.length} wait for a lock.`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}

@@ -6,7 +6,8 @@ import { messageResource } from '../messages.ts'
 import { cancel, retry } from '../waiting-messages.ts'
 import { releaseScheduled } from '../outbox.ts'
 import { redirectChat } from '../wa-numbers.ts'
-import { ada, atOnce, bob, lanesAreRight, rig, text, untilLocked } from './outbox-rig.ts'
+import { untilLocked } from './locks.ts'
+import { ada, atOnce, bob, lanesAreRight, rig, text } from './outbox-rig.ts'
 
 void t.test('in a chat one after the other, across chats the longest waiting first', async (t) => {
   const { sql, queue, next, body, confirm, read } = await rig(t)

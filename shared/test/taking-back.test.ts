@@ -8,8 +8,9 @@ import type { Message } from '../messages.ts'
 import { cancel, editQueued, retry } from '../waiting-messages.ts'
 import { cancelQueued, endOutbox } from '../outbox.ts'
 import { deleteSession } from '../wa-sessions.ts'
+import { untilLocked } from './locks.ts'
 import { matchWhole } from './match.ts'
-import { ada, bob, lanesAreRight, rig, text, untilLocked } from './outbox-rig.ts'
+import { ada, bob, lanesAreRight, rig, text } from './outbox-rig.ts'
 
 void t.test('a message can be taken back and changed until it is claimed', async (t) => {
   const { sql, workspaceId, queue, next, body, confirm, read } = await rig(t)
