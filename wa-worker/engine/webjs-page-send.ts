@@ -105,7 +105,7 @@ export function installSending(): void {
 
   /** Which attribute holds the reason of a refusal is not known for certain, so each that may is read. */
   const receipt = (message: PageMessage): PageReceipt => {
-    const { fromMe, remote, id, participant } = message.id
+    const { fromMe, remote, id, participant } = awfar.sentAs(message)
     const all = message as unknown as Record<string, unknown>
     const number = (...names: string[]) =>
       names.map((name) => Number(all[name] ?? NaN)).find((value) => value > 0)

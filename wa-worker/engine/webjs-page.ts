@@ -29,6 +29,8 @@ export interface PageMessage {
   caption?: string
   t?: number
   isNotification?: boolean
+  /** Of a revoked one: what it was known by before. Its own id may be that of its revocation. */
+  protocolMessageKey?: PageKey | string
   /** The page has given up to get it out, or the latest change of it; no server need have refused it. */
   isSendFailure?: boolean
   author?: Wid | string
@@ -121,6 +123,8 @@ export interface LookUpApi {
   addressesOf(id: string): string[]
   /** The whole of a message's id as text. */
   serialized(key: PageKey): string
+  /** What a message was sent under. */
+  sentAs(message: PageMessage): PageKey
   /** The open chat with this id, under any of its addresses. */
   chatOf(id: string): PageChat | undefined
   /** A message by the whole of its id: in memory or in the page's database. */
@@ -163,6 +167,15 @@ export function installLookUps(): void {
     return parts
       .flatMap((part) => (typeof part === 'object' ? part._serialized : (part ?? [])))
       .join('_')
+  }
+
+  const sentAs = ({ type, id, protocolMessageKey: before }: PageMessage): PageKey => {
+    if (type !== 'revoked' || before === undefined) return id
+    if (typeof before !== 'string') return before
+    // In all of its parts but one it is as it was.
+    const { fromMe, remote, participant } = id
+    const bare = before.split('_')[2] ?? id.id
+    return { fromMe, remote, id: bare, ...(participant && { participant }), toString: () => before }
   }
 
   /** The library's own code reads the field: without it, a vote is lost on the way to its poll, for one. */
@@ -224,7 +237,10 @@ export function installLookUps(): void {
   const lookUp = async (key: MessageKey, deep: boolean): Promise<PageMessage | undefined> => {
     const { Msg } = window.require('WAWebCollections')
     const inChat = (chat: PageChat) =>
-      chat.msgs?.getModelsArray?.().find(({ id }) => id.fromMe === key.fromMe && id.id === key.id)
+      chat.msgs?.getModelsArray?.().find((message) => {
+        const { fromMe, id } = sentAs(message)
+        return fromMe === key.fromMe && id === key.id
+      })
     const ids = addressesOf(key.chatId).flatMap((address) =>
       authorsOf(key).map((author) => `${key.fromMe}_${address}_${key.id}${author && `_${author}`}`),
     )
@@ -256,6 +272,7 @@ export function installLookUps(): void {
     shown: 0,
     addressesOf,
     serialized,
+    sentAs,
     chatOf: (id) => chatsOf(id)[0],
     byId,
     lookUp,

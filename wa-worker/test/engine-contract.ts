@@ -244,6 +244,9 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
     await engine.revoke({ target })
     await engine.revoke({ target })
     t.equal(state()?.revoked, true)
+    t.match(await engine.find(message), { waMessageId: `true_${rig.customer}_${message.keyId}` })
+    await engine.send(message)
+    t.equal(rig.transmissions(engine, message.keyId), 1, 'and is not sent again')
     t.match(await fails(engine.edit({ target, body: 'x' })), {
       certainty: 'permanent',
       code: 'NOT_EDITABLE',

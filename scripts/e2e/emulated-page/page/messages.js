@@ -91,6 +91,12 @@ export function load(key) {
   return Msg.get(key) ?? (record && addMessage(decode(record), { silent: true }))
 }
 
+/** Nothing is left of it in the profile. */
+export function forget(key) {
+  archive.delete(String(key))
+  return forgetMessage(String(key))
+}
+
 export const pendingKeys = () =>
   [...archive]
     .filter(
@@ -183,10 +189,9 @@ onEvent('changed', async ({ key, changes }) => {
 
 Cmd.sendDeleteMsgs = async (chat, { list }) => {
   for (const msg of list) {
-    archive.delete(String(msg.id))
     chat.msgs.remove(msg)
     Msg.remove(msg)
-    await forgetMessage(String(msg.id))
+    await forget(msg.id)
   }
 }
 const star = (value) => async (chat, list) => {

@@ -135,6 +135,13 @@ export class Collection extends Emitter {
     return model
   }
 
+  /** The model is known by another id from now on. */
+  replaceId(before, id) {
+    const model = this.get(before)
+    this.index.delete(keyOf(before))
+    this.index.set(keyOf(id), model)
+  }
+
   remove(model) {
     if (!this.index.delete(keyOf(model.id))) return
     this._models.splice(this._models.indexOf(model), 1)

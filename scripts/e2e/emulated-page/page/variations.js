@@ -4,9 +4,9 @@
  */
 /* global Blob, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
-import { serializeKeys } from './ids.js'
+import { MsgKey, serializeKeys } from './ids.js'
 import { hidePrivateId } from './media.js'
-import { Msg, MsgModel } from './messages.js'
+import { forget, Msg, MsgModel } from './messages.js'
 import { define, requireModule } from './modules.js'
 import { me, Socket } from './session.js'
 
@@ -110,13 +110,18 @@ const variations = {
     }
   },
 
-  /** A revoked message has the id of its revocation, and names the message that is gone in a field of its own. */
+  /** A revoked message is known by the id of its revocation, and names the message that is gone in a field of its own. */
   revokesUnderAnotherId() {
-    const { serialize } = MsgModel.prototype
-    MsgModel.prototype.serialize = function () {
-      const model = serialize.call(this)
-      if (model.type !== 'revoked') return model
-      return { ...model, id: { ...model.id, id: `R${model.id.id}` }, protocolMessageKey: model.id }
+    const { set } = MsgModel.prototype
+    MsgModel.prototype.set = function (changes, options) {
+      const before = this.id
+      if (!before || changes.type !== 'revoked' || this.type === 'revoked')
+        return set.call(this, changes, options)
+      const { fromMe, remote, participant } = before
+      const id = new MsgKey({ fromMe, remote, id: `R${before.id}`, participant })
+      void forget(before)
+      for (const collection of this.collections) collection.replaceId(before, id)
+      return set.call(this, { ...changes, id, protocolMessageKey: before }, options)
     }
   },
 
