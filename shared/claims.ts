@@ -25,6 +25,7 @@ export interface Claimed {
   content: MessageContent
   mentions: string[]
   quoted: MessageKey | null
+  claimedAt: Date
   /** Claims so far, without those that were no fault of the message. */
   attempts: number
   /** Of these: how often the page broke down meanwhile. */
@@ -52,6 +53,12 @@ export interface FreshlyClaimed extends Claimed {
   more: boolean
 }
 
+/** A message that was claimed a while ago. */
+export interface Outstanding extends Claimed {
+  /** How long ago, in milliseconds. */
+  ageMs: number
+}
+
 interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
   type: string
   body: string | null
@@ -67,7 +74,7 @@ interface ClaimedRow extends Omit<Claimed, 'content' | 'quoted'> {
 const selected = fragment`
   o.id as outbox_id, m.id as message_id, m.session_id, m.workspace_id, m.chat_id, coalesce(c.canonical_wa_id, c.wa_chat_id) as wa_chat_id,
   m.wa_key_id as key_id, m.type, m.body, m.content, m.media_id, m.mentions, q.wa_key_id as quoted_id, q.direction = 'outbound' as quoted_from_me,
-  q.wa_participant as quoted_participant, coalesce(c.canonical_wa_id, c.wa_chat_id) as quoted_chat_id, o.attempts, o.crashes, o.doubts,
+  q.wa_participant as quoted_participant, coalesce(c.canonical_wa_id, c.wa_chat_id) as quoted_chat_id, o.claimed_at, o.attempts, o.crashes, o.doubts,
   ${optedOut} as opted_out, o.cold, m.request_id`
 const joined = fragment`
   join messages m on m.id = o.message_id
@@ -166,9 +173,10 @@ export async function unconfirmed(
   lease: Lease,
   olderThanSeconds: number,
   defaults: PacingConfig,
-): Promise<Claimed[]> {
-  const rows = await sql<ClaimedRow>`
-    select ${selected}, o.login_epoch = s.login_epoch as same_login, ${paceOf(defaults).typing} as typing
+): Promise<Outstanding[]> {
+  const rows = await sql<ClaimedRow & Pick<Outstanding, 'ageMs'>>`
+    select ${selected}, (extract(epoch from now() - o.claimed_at) * 1000)::float8 as age_ms, o.login_epoch = s.login_epoch as same_login,
+      ${paceOf(defaults).typing} as typing
     from wa_session_pacing p
     join wa_sessions s on s.id = p.session_id
     -- One at the most is on its way in a chat: of the chat the session is at, or of one that it has put aside.
@@ -181,7 +189,7 @@ export async function unconfirmed(
     join outbox o on o.id = out.id ${joined}
     where p.session_id = ${lease.id} and o.state = 's' and o.claimed_at <= now() - ${olderThanSeconds} * interval '1 second'
     order by o.id`
-  return rows.map(claimedOf)
+  return rows.map((row) => ({ ...claimedOf(row), ageMs: row.ageMs }))
 }
 
 /** What a try that came to nothing says about the message. */

@@ -11,7 +11,7 @@ import { readUnknownPolicy } from '../shared/workspaces.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Attachment, Attachments } from './attachments.ts'
 import { EngineError } from './engine/engine.ts'
-import type { Engine, OutgoingContent } from './engine/engine.ts'
+import type { Engine, OutgoingContent, Receipt } from './engine/engine.ts'
 import { beforeLookUp, onAbsence, onFailure, outcomeUnknown } from './rulings.ts'
 import type { Limits, Ruling } from './rulings.ts'
 
@@ -31,10 +31,10 @@ export interface Line {
 }
 
 /**
- * What came of a claimed message. acked: the server has confirmed or refused it. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
+ * What came of a claimed message. acked: the server has confirmed it. refused: the server, or WhatsApp Web itself, has refused it. handed: WhatsApp has it and has not confirmed it. over: recorded otherwise, given up or back in the
  * queue. unsettled: nobody knows, it must be looked up. offline, crippled: the session cannot send now, or lacks what sending needs; the message waits.
  */
-export type Outcome = 'acked' | 'over' | 'handed' | 'unsettled' | 'offline' | 'crippled'
+export type Outcome = 'acked' | 'refused' | 'over' | 'handed' | 'unsettled' | 'offline' | 'crippled'
 
 /** Brings one claimed message to WhatsApp, or finds out what became of it, and records that. */
 export class Delivery {
@@ -87,7 +87,7 @@ export class Delivery {
       })
       await acks.record(session, { keyId, ...receipt })
       log.info('message handed to WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-      return receipt.ack === 0 ? 'handed' : 'acked'
+      return outcomeOf(receipt)
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       if (asked && error.code === notOnWhatsApp.code) await this.#miss(line, dialled)
@@ -112,7 +112,7 @@ export class Delivery {
       if (receipt === null) return await this.#absent(line, message)
       await acks.record(session, { keyId, ...receipt })
       log.info('message found on WhatsApp', fieldsOf(message, { ack: receipt.ack }))
-      return receipt.ack === 0 ? 'handed' : 'acked'
+      return outcomeOf(receipt)
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       log.warn('message could not be looked up', fieldsOf(message, { error }))
@@ -204,6 +204,9 @@ export class Delivery {
     return this.#carryOut(line, message, { is: 'end', ending })
   }
 }
+
+const outcomeOf = ({ ack }: Pick<Receipt, 'ack'>): Outcome =>
+  ack === 0 ? 'handed' : ack > 0 ? 'acked' : 'refused'
 
 const recipientOptedOut = {
   code: 'RECIPIENT_OPTED_OUT',

@@ -2,14 +2,15 @@ import type { Sql } from '../shared/db.ts'
 import type { Logger } from '../shared/logger.ts'
 import { claim, putBack, unconfirmed } from '../shared/claims.ts'
 import { releaseScheduled } from '../shared/outbox.ts'
-import type { Claimed, FreshlyClaimed } from '../shared/claims.ts'
+import type { Claimed, FreshlyClaimed, Outstanding } from '../shared/claims.ts'
 import type { PacingConfig } from '../shared/pacing.ts'
 import { LeaseLost } from '../shared/wa-session-leases.ts'
 import type { OwnedSession } from '../shared/wa-session-transitions.ts'
 import type { AckBook } from './ack-book.ts'
 import type { Attachments } from './attachments.ts'
+import { Confirmations } from './confirmations.ts'
 import { Delivery } from './delivery.ts'
-import type { Line } from './delivery.ts'
+import type { Line, Outcome } from './delivery.ts'
 import { Wake } from '../shared/wake.ts'
 
 export interface SenderOptions {
@@ -28,7 +29,7 @@ export interface SenderOptions {
   ackWaitMs?: number
   /** How long a message may stay unconfirmed before it is looked up again, and how long a session waits for one that cannot be looked up before it turns to another chat. */
   unconfirmedMs?: number
-  /** How long until the session itself is suspected. */
+  /** How long until the session itself is suspected, where nothing it sent after that is confirmed. */
   stalledMs?: number
   /** How long until, in a session that works, nobody believes in a confirmation any more. */
   unknownMs?: number
@@ -43,7 +44,7 @@ export type OnTrouble = (reason: 'ACKS_STALLED' | 'MODULE_MISSING') => void
 
 /** A session that can send: one message at a time. */
 interface OpenLane extends Line {
-  openedAt: number
+  confirmations: Confirmations
   closing: boolean
   /** Its engine broke down. */
   broken: boolean
@@ -73,8 +74,8 @@ export class Sender {
   readonly #closing = new Map<string, Promise<void>>()
   /** Lanes that wait for an ack, by the message's id. */
   readonly #awaited = new Map<string, OpenLane>()
-  /** Messages that have made their session suspect once and are still unconfirmed, by the session's id. */
-  readonly #stuck = new Map<string, Set<string>>()
+  /** By the session's id. */
+  readonly #confirmations = new Map<string, Confirmations>()
   readonly #wake = new Wake()
   /** Sessions that may have something to send: a claim costs what it asks for. */
   readonly #asked = new Set<string>()
@@ -108,7 +109,7 @@ export class Sender {
       settled: false,
       sweepAt: performance.now() + this.#options.unconfirmedMs,
       inHand: undefined,
-      openedAt: performance.now(),
+      confirmations: this.#confirmationsOf(session.id),
       closing: false,
       onTrouble,
       pause: new Wake(),
@@ -117,6 +118,7 @@ export class Sender {
       pacer: undefined,
     }
     this.#lanes.set(session.id, lane)
+    lane.confirmations.opened(performance.now())
     const before = this.#closing.get(session.id)
     this.#occupy(lane, async () => {
       // The lane before it may still have a message in its hands, or be claiming one.
@@ -134,6 +136,7 @@ export class Sender {
     if (!lane) return
     this.#lanes.delete(sessionId)
     clearTimeout(lane.pacer)
+    lane.confirmations.closed(performance.now())
     lane.closing = true
     lane.broken = how === 'broken'
     lane.pause.ring()
@@ -170,6 +173,7 @@ export class Sender {
 
   /** WhatsApp confirmed or refused a message: whoever waits for that may go on. */
   acked(keyId: string): void {
+    for (const confirmations of this.#confirmations.values()) confirmations.acked(keyId)
     this.#awaited.get(keyId)?.pause.ring()
   }
 
@@ -267,25 +271,32 @@ export class Sender {
     }
   }
 
-  /** What WhatsApp Web has taken and the server does not confirm tells of a page that is connected in name only. Each message tells once. */
+  /** Gives up what has had its time. Silence about what WhatsApp Web has taken may also tell of a page that is connected in name only. */
   async #checkLag(lane: OpenLane): Promise<void> {
-    const { stalledMs, unknownMs, log } = this.#options
-    if (performance.now() - lane.openedAt > unknownMs) {
-      for (const message of await this.#unconfirmed(lane, unknownMs))
-        await this.#delivery.giveUpUnconfirmed(lane, message)
-    }
-    const { id } = lane.session
-    const stuck = (await this.#unconfirmed(lane, stalledMs)).map(({ messageId }) => messageId)
+    const { unconfirmedMs, log } = this.#options
+    const outstanding = await this.#unconfirmed(lane, unconfirmedMs)
     if (lane.closing) return
-    const before = this.#stuck.get(id)
-    if (stuck.length === 0) this.#stuck.delete(id)
-    else this.#stuck.set(id, new Set(stuck))
-    if (stuck.every((messageId) => before?.has(messageId))) return
-    log.warn('messages stay unconfirmed', { sessionId: id, messages: stuck.length })
+    const { overdue, suspicious } = lane.confirmations.review(outstanding, performance.now())
+    for (const message of overdue) {
+      await this.#delivery.giveUpUnconfirmed(lane, message)
+      lane.confirmations.dropped(message)
+    }
+    if (suspicious.length === 0 || lane.closing) return
+    const messages = suspicious.length
+    log.warn('messages stay unconfirmed', { sessionId: lane.session.id, messages })
     lane.onTrouble('ACKS_STALLED')
   }
 
-  #unconfirmed(lane: OpenLane, olderThanMs: number): Promise<Claimed[]> {
+  #confirmationsOf(sessionId: string): Confirmations {
+    // Of sessions that are somebody else's by now, too.
+    for (const [id, { isClear }] of this.#confirmations)
+      if (isClear && !this.#lanes.has(id)) this.#confirmations.delete(id)
+    const confirmations = this.#confirmations.get(sessionId) ?? new Confirmations(this.#options)
+    this.#confirmations.set(sessionId, confirmations)
+    return confirmations
+  }
+
+  #unconfirmed(lane: OpenLane, olderThanMs: number): Promise<Outstanding[]> {
     const { sql, pacing } = this.#options
     return unconfirmed(sql, lane.session, olderThanMs / 1_000, pacing)
   }
@@ -325,10 +336,12 @@ export class Sender {
     this.#awaited.set(message.keyId, lane)
     try {
       lane.inHand = message
+      lane.confirmations.handed(message, performance.now())
       const outcome = await this.#delivery.send(lane, message)
       if (outcome !== 'unsettled') lane.inHand = undefined
+      this.#note(lane, message, outcome)
       // It may be in the queue again.
-      if (outcome !== 'acked' && outcome !== 'handed') lane.askAgain = true
+      if (!['acked', 'refused', 'handed'].includes(outcome)) lane.askAgain = true
       if (outcome === 'handed' && !lane.closing) await lane.pause.wait(this.#options.ackWaitMs)
       // An engine that broke closes the lane, and the next one settles it.
       if (outcome === 'unsettled') {
@@ -363,7 +376,9 @@ export class Sender {
     do {
       if (lane.closing) return
       lane.inHand = message
-      if ((await this.#delivery.settle(lane, message)) !== 'unsettled') {
+      const outcome = await this.#delivery.settle(lane, message)
+      this.#note(lane, message, outcome)
+      if (outcome !== 'unsettled') {
         lane.inHand = undefined
         return
       }
@@ -371,6 +386,11 @@ export class Sender {
     } while (performance.now() < until)
     // It was not what broke the engine: that would have shown by now.
     if (!lane.closing) lane.inHand = undefined
+  }
+
+  #note({ confirmations }: OpenLane, message: Claimed, outcome: Outcome): void {
+    if (outcome === 'acked') confirmations.confirmed(message)
+    else if (outcome !== 'handed' && outcome !== 'unsettled') confirmations.dropped(message)
   }
 
   /** Before a message is looked up again; an engine that broke down over it shows meanwhile. */

@@ -29,6 +29,8 @@ interface Rig {
   open: () => void
   /** Claims what waits, as a worker does that dies then. */
   leave: () => Promise<unknown>
+  /** What made the session suspect. */
+  troubles: string[]
   /** What became of the first message. */
   first: () => Promise<{ status: string; code: string | null }>
 }
@@ -59,7 +61,9 @@ async function rig(
     onFind?: Parameters<Sender['open']>[1]['find']
     minGapMs?: number
     pollMs?: number
+    ackWaitMs?: number
     unconfirmedMs?: number
+    stalledMs?: number
     unknownMs?: number
   },
 ): Promise<Rig> {
@@ -97,7 +101,8 @@ async function rig(
     checkNumber: (phone) => Promise.resolve({ exists: true, waId: `${phone}@c.us` }),
   }
   const session = { id: sessionId, workspaceId, fence: 1, worker: 'w' }
-  const open = () => sender.open(session, engine, () => {})
+  const troubles: string[] = []
+  const open = () => sender.open(session, engine, (reason) => void troubles.push(reason))
   const leave = () => claim(sql, 'w', [session], noPacing)
   const first = async () => {
     const [row] = await sql<{ status: string; code: string | null }>`
@@ -126,7 +131,7 @@ async function rig(
     await sender.close(sessionId)
     await running
   })
-  return { sql, sessionId, sender, sent, submit, open, leave, first }
+  return { sql, sessionId, sender, sent, submit, open, leave, troubles, first }
 }
 
 void t.test('a session is asked for its next message when its pace lets it', async (t) => {
@@ -265,6 +270,66 @@ void t.test('an ack that was lost is looked for however much there is to send', 
   sender.nudge([sessionId])
   await until('it is found', async () => (await first()).status === 'sent')
   t.pass()
+})
+
+/** A recipient who never confirms, among others who do. */
+const silentAmongOthers = () => {
+  let silent: string | undefined
+  return {
+    onSend: (keyId: string) => (keyId === (silent ??= keyId) ? 0 : 1),
+    onFind: ({ chatId, keyId }: { chatId: string; keyId: string }) =>
+      Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: keyId === silent ? 0 : 1 }),
+  }
+}
+
+void t.test('who does not confirm says nothing of a session in which others do', async (t) => {
+  const { sender, sessionId, sent, submit, troubles, first } = await rig(t, {
+    ...silentAmongOthers(),
+    ...{ pollMs: 50, ackWaitMs: 50, unconfirmedMs: 100, stalledMs: 1_500, unknownMs: 2_500 },
+  })
+  await submit('silent', 'other')
+  sender.nudge([sessionId])
+  await until('both are handed over', () => sent.length === 2)
+  await until('the end', async () => {
+    await submit(randomInt(1e9).toString())
+    sender.nudge([sessionId])
+    return (await first()).status === 'unknown'
+  })
+  t.match(await first(), { code: 'OUTCOME_UNKNOWN' })
+  t.strictSame(troubles, [])
+})
+
+void t.test('a session in which nobody confirms is suspected', async (t) => {
+  const { sender, sessionId, submit, troubles } = await rig(t, {
+    onSend: () => 0,
+    onFind: ({ chatId, keyId }) =>
+      Promise.resolve({ waMessageId: `true_${chatId}_${keyId}`, ack: 0 }),
+    ...{ pollMs: 50, ackWaitMs: 50, unconfirmedMs: 100, stalledMs: 300 },
+  })
+  await submit('1')
+  sender.nudge([sessionId])
+  await until('the suspicion', () => troubles.length > 0)
+  t.strictSame(troubles, ['ACKS_STALLED'])
+})
+
+void t.test('a session that is opened anew again and again gives up what it must', async (t) => {
+  const { sender, sessionId, sent, submit, open, first } = await rig(t, {
+    ...silentAmongOthers(),
+    ...{ pollMs: 50, ackWaitMs: 50, unconfirmedMs: 100, stalledMs: 10_000, unknownMs: 1_200 },
+  })
+  await submit('silent')
+  sender.nudge([sessionId])
+  await until('it is handed over', () => sent.length === 1)
+  let openedAt = performance.now()
+  await until('the end', async () => {
+    if (performance.now() - openedAt > 500) {
+      await sender.close(sessionId, 'broken')
+      open()
+      openedAt = performance.now()
+    }
+    return (await first()).status === 'unknown'
+  })
+  t.match(await first(), { code: 'OUTCOME_UNKNOWN' })
 })
 
 void t.test('a page that breaks down over look-ups alone is not restarted for ever', async (t) => {
