@@ -5,7 +5,7 @@ import type { MessageContent } from './message-content.ts'
 import { tellMessages } from './messages.ts'
 import { optedOut } from './opt-outs.ts'
 import { mayBeOut, takeBack, takeOut } from './outbox.ts'
-import { giveBackOpening, keepClosed } from './new-conversations.ts'
+import { giveBackOpening, holdOpenings, keepClosed } from './new-conversations.ts'
 import { answerWindow, chatInHand, isQuiet, movePace, paceOf } from './pacing.ts'
 import type { PacingConfig } from './pacing.ts'
 import type { MessageKey } from './wa-id.ts'
@@ -200,6 +200,10 @@ export interface Verdict {
   forgiven?: boolean
   /** Nobody can know whether it went out. */
   doubted?: boolean
+  /** WhatsApp has seen nothing of it: a conversation that this claim has counted is not opened. */
+  unseen?: boolean
+  /** For how long the session opens no conversation at all, and what for. */
+  hold?: { ms: number; by: 'NUMBER_NOT_CHECKED' }
 }
 
 /**
@@ -209,27 +213,33 @@ export interface Verdict {
 export async function putBack(
   sql: Sql,
   lease: Lease,
-  { outboxId, messageId }: Claimed,
-  { delayMs, forgiven = false, doubted = false }: Verdict,
+  { outboxId, messageId, opens = false }: Claimed & { opens?: boolean },
+  { delayMs, forgiven = false, doubted = false, unseen = false, hold }: Verdict,
 ): Promise<void> {
+  const unopened = opens && unseen
   await sql.begin(async (tx) => {
     await assertFence(tx, lease)
     // Held before the message: whoever cancels the batch has either done so already, or finds the message waiting. A retry that was asked for after that stands.
     const [batch] = await tx<{ cancelled: boolean }>`
       select b.cancelled_at >= o.created_at as cancelled
       from outbox o join messages m on m.id = o.message_id join batches b on b.id = m.batch_id where o.id = ${outboxId} for share of b`
-    const [back] = await tx`
+    const [back] = await tx<{ countedAt: Date | null }>`
       with back as (
         update outbox
         set state = 'q', claimed_by = null, claimed_at = null, attempts = attempts - ${forgiven}::boolean::int,
-            doubts = doubts + ${doubted}::boolean::int
-        where id = ${outboxId} and state = 's' returning chat_id
+            doubts = doubts + ${doubted}::boolean::int, cold = cold and not ${unopened}::boolean
+        where id = ${outboxId} and state = 's' returning chat_id, counted_at
       ), lane as (
-        update outbox_lanes l set due_at = now() + ${delayMs}::int * interval '1 ms', cold = false, opening = l.opening or l.cold from back where l.chat_id = back.chat_id
+        update outbox_lanes l
+        set due_at = now() + ${delayMs}::int * interval '1 ms', cold = l.cold and ${unopened}::boolean, opening = l.opening or (l.cold and not ${unopened}::boolean)
+        from back where l.chat_id = back.chat_id
       )
-      select from back`
+      select counted_at from back`
     // Not there any more: it was confirmed after all.
     if (!back) return
+    if (unopened) await giveBackOpening(tx, lease.id, back.countedAt)
+    // After that: what is given back may end what holds all others.
+    if (hold) await holdOpenings(tx, lease.id, hold)
     // By a statement of its own: whoever held the row until now may have asked for it. From here on they take it back themselves, see cancel().
     const [unwanted] = await tx`
       select from wa_actions where message_id = ${messageId} and kind = 'revoke' and done_at is null limit 1`

@@ -14,9 +14,13 @@ export const closed = {
   by: fragment`case when l.opening then p.locked_by else p.cold_held_by end`,
 }
 
-/** A lock does not shorten what holds new conversations already, and is still there when that is over. */
+/** Does not shorten what holds new conversations already. */
+const heldUntil = (until: Fragment, by: string) => fragment`
+  cold_at = greatest(cold_at, ${until}), cold_held_by = case when cold_at >= ${until} then cold_held_by else ${by} end`
+
+/** A lock is still there when what holds new conversations already is over. */
 const lockedUntil = (until: Fragment, by: string) => fragment`
-  cold_at = greatest(cold_at, ${until}), cold_held_by = case when cold_at >= ${until} then cold_held_by else ${by} end,
+  ${heldUntil(until, by)},
   locked_at = greatest(locked_at, ${until}), locked_by = case when locked_at >= ${until} then locked_by else ${by} end`
 
 /** Where `condition` holds, new conversations are held by a lock at the most. */
@@ -74,6 +78,16 @@ export async function giveBackOpening(
     update wa_session_pacing p
     set new_contacts = new_contacts - 1, ${onlyLocked(fragment`cold_held_by = 'NEW_CONTACTS_PER_DAY'`)}
     where session_id = ${sessionId} and new_on = ${today} and new_on = ${dayOf(fragment`${countedAt}::timestamptz`)} and new_contacts > 0`
+}
+
+/** No conversation is opened for a while. One that was counted before, and is tried again, is not held by this. */
+export async function holdOpenings(
+  tx: Sql,
+  sessionId: string,
+  { ms, by }: { ms: number; by: 'NUMBER_NOT_CHECKED' },
+): Promise<void> {
+  const until = fragment`(now() + ${ms}::int * interval '1 ms')`
+  await tx`update wa_session_pacing set ${heldUntil(until, by)} where session_id = ${sessionId}`
 }
 
 /**

@@ -13,8 +13,8 @@ export interface ConfirmationTimes {
 const cures = 2
 
 /**
- * How the server confirms what a session sends. Outlives the session's lanes: what is cured by a new one would begin anew with it otherwise. All times are of performance.now(), but those at which
- * messages were claimed: these are only compared with one another.
+ * How the server confirms what a session sends. Outlives the session's lanes, as what is counted here must outlive the
+ * cures it leads to. All times are of performance.now(), but those of claims: these are only compared with one another.
  */
 export class Confirmations {
   readonly #times: ConfirmationTimes
@@ -25,7 +25,10 @@ export class Confirmations {
   readonly #handed = new Map<string, { claimedAt: Date; notedAt: number }>()
   /** When the last of those that are confirmed was claimed: the server was there after that. */
   #confirmed = -Infinity
-  /** What stays unconfirmed, by the message's id: since when, by the time the session was open, and whether it has made the session suspect. */
+  /**
+   * What stays unconfirmed, by the message's id: since when, in time the session was open, and whether it has made the
+   * session suspect.
+   */
   #watched = new Map<string, { since: number; told: boolean }>()
   /** Suspicions since anything was confirmed. */
   #suspicions = 0
@@ -75,9 +78,11 @@ export class Confirmations {
   }
 
   /**
-   * Judges what stays unconfirmed, all of it that has for `unconfirmedMs`. `overdue` has had its time while the session was open, whatever it was closed for in between. `suspicious` are those
-   * that speak against the session: it was open for `stalledMs` and nothing that was handed over after them was confirmed, else it is they who are not reached. Each of them is so once, and where both cures
-   * were in vain only as seldom as messages are given up.
+   * Judges what has stayed unconfirmed for `unconfirmedMs`. `overdue` are messages that have had their time while the
+   * session was open, whatever it was closed for in between. `suspicious` are those that speak against the session: it
+   * was open for `stalledMs`, and nothing that was handed over after them was confirmed; else it is only their
+   * recipients who are not reached. Each of them is so once, and when both cures were in vain, no session is suspected
+   * more often than messages are given up.
    */
   review(
     outstanding: Outstanding[],

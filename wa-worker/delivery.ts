@@ -12,7 +12,8 @@ import type { AckBook } from './ack-book.ts'
 import type { Attachment, Attachments } from './attachments.ts'
 import { EngineError } from './engine/engine.ts'
 import type { Engine, OutgoingContent, Receipt } from './engine/engine.ts'
-import { beforeLookUp, onAbsence, onFailure, outcomeUnknown } from './rulings.ts'
+import { NumberChecks } from './number-checks.ts'
+import { beforeLookUp, onAbsence, onFailure, onUnchecked, outcomeUnknown } from './rulings.ts'
 import type { Limits, Ruling } from './rulings.ts'
 
 export interface DeliveryOptions extends Limits {
@@ -39,6 +40,8 @@ export type Outcome = 'acked' | 'refused' | 'over' | 'handed' | 'unsettled' | 'o
 /** Brings one claimed message to WhatsApp, or finds out what became of it, and records that. */
 export class Delivery {
   readonly #options: DeliveryOptions
+  /** By the session's id. */
+  readonly #checks = new Map<string, NumberChecks>()
 
   constructor(options: DeliveryOptions) {
     this.#options = options
@@ -91,7 +94,16 @@ export class Delivery {
     } catch (error) {
       if (!(error instanceof EngineError)) throw error
       if (asked && error.code === notOnWhatsApp.code) await this.#miss(line, dialled)
-      return this.#carryOut(line, message, onFailure(message, error, asked, this.#options), error)
+      const ruling =
+        error.code === numberNotChecked
+          ? onUnchecked(
+              message,
+              error,
+              this.#checksOf(session).refused(message.messageId),
+              this.#options,
+            )
+          : onFailure(message, error, asked, this.#options)
+      return this.#carryOut(line, message, ruling, error)
     } finally {
       await attachment?.remove()
     }
@@ -151,9 +163,15 @@ export class Delivery {
     if (!known) {
       try {
         known = await engine.checkNumber(phone)
+        this.#checksOf(session).worked(message.messageId)
       } catch (error) {
+        if (!(error instanceof EngineError)) throw error
+        if (error.code === 'ACTION_FAILED' || error.code === 'ACTION_TIMEOUT') {
+          const text = `Whether this number is on WhatsApp could not be asked. ${error.message}`
+          throw new EngineError('transient', numberNotChecked, text, { cause: error })
+        }
         // Only a convenience where WhatsApp Web has lost it: the send itself says so too, if late.
-        if (!(error instanceof EngineError) || error.code !== 'MODULE_MISSING') throw error
+        if (error.code !== 'MODULE_MISSING') throw error
         log.warn('number not checked', fieldsOf(message, { error }))
         return waChatId
       }
@@ -164,6 +182,12 @@ export class Delivery {
     if (!known.waId.endsWith('@c.us')) return waChatId
     await redirectChat(sql, session, chatId, known.waId)
     return known.waId
+  }
+
+  #checksOf({ id }: OwnedSession): NumberChecks {
+    const checks = this.#checks.get(id) ?? new NumberChecks()
+    this.#checks.set(id, checks)
+    return checks
   }
 
   /** WhatsApp does not have it after all, whatever was known of the number. */
@@ -217,6 +241,9 @@ const notOnWhatsApp = {
   code: 'NUMBER_NOT_ON_WHATSAPP',
   message: 'This number is not on WhatsApp.',
 }
+
+/** WhatsApp's server limits these questions, and the page does not always answer them: that says nothing of who was asked about. */
+const numberNotChecked = 'NUMBER_NOT_CHECKED'
 
 /** As a person would take to write it, within reason: 40 ms a character, from one to eight seconds. */
 const typingMs = ({ content }: Claimed) =>

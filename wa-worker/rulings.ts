@@ -1,4 +1,4 @@
-import type { Claimed, Ending, Verdict } from '../shared/claims.ts'
+import type { Claimed, Ending, FreshlyClaimed, Verdict } from '../shared/claims.ts'
 import type { UnknownPolicy } from '../shared/workspaces.ts'
 import { retryBackoff } from './backoff.ts'
 import type { EngineError } from './engine/engine.ts'
@@ -44,6 +44,27 @@ export function onFailure(
   return certainty === 'unknown'
     ? failed('ATTEMPTS_EXHAUSTED', `${notSentAfter(attempts)} ${message}`)
     : failed(code, message)
+}
+
+/**
+ * On a message whose number could not be checked. `holdMs`: for how long no other can be either; then it is no fault of
+ * the message, however long it lasts. Undefined if others can be.
+ * A conversation that was counted is given back in either case, and the message waits with all other new contacts; what
+ * was counted by an earlier claim waits as long by itself.
+ */
+export function onUnchecked(
+  message: Pick<FreshlyClaimed, 'attempts' | 'opens'>,
+  error: Pick<EngineError, 'certainty' | 'code' | 'message'>,
+  holdMs: number | undefined,
+  limits: Limits,
+): Ruling {
+  if (holdMs === undefined) {
+    const ruling = onFailure(message, error, false, limits)
+    return ruling.is === 'again' ? { ...ruling, back: { ...ruling.back, unseen: true } } : ruling
+  }
+  const delayMs = message.opens ? 0 : holdMs
+  const hold = { ms: holdMs, by: 'NUMBER_NOT_CHECKED' } as const
+  return { is: 'again', back: { delayMs, forgiven: true, unseen: true, hold }, outcome: 'over' }
 }
 
 /**

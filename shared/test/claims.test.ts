@@ -5,6 +5,8 @@ import { claim, giveUp, putBack, unconfirmed } from '../claims.ts'
 import { connect } from '../db.ts'
 import { accept } from '../outbound.ts'
 import { endOutbox } from '../outbox.ts'
+import { lockReachOut } from '../new-conversations.ts'
+import { findPacing } from '../pacing.ts'
 import { matchWhole } from './match.ts'
 import { ada, atOnce, bob, cleo, lanesAreRight, rig, text, worker } from './outbox-rig.ts'
 
@@ -135,4 +137,47 @@ void t.test('another login cannot vouch for what was sent under the one before',
   t.match(left, { sameLogin: false })
   await putBack(sql, lane, left!, { delayMs: 0, doubted: true })
   t.match(await next(), { sameLogin: true, doubts: 1 })
+})
+
+void t.test('what WhatsApp has seen nothing of opens no conversation', async (t) => {
+  const { sql, workspaceId, sessionId, lane, queue, next, body, read, receive } = await rig(t)
+  const budget = { ...atOnce, WA_NEW_CONTACTS_PER_DAY: 1 }
+  const [a1, b1] = await queue(text(ada, 'a1'), text(bob, 'b1'))
+  const unchecked = { delayMs: 0, forgiven: true, unseen: true }
+  const opened = async () => (await findPacing(sql, workspaceId, sessionId))!.state
+  const first = (await next(budget))!
+  t.match(await read(b1!.id), { heldBy: 'NEW_CONTACTS_PER_DAY' })
+  await putBack(sql, lane, first, { ...unchecked, hold: { ms: 60_000, by: 'NUMBER_NOT_CHECKED' } })
+  t.match(await opened(), { newContactsToday: 0, newContactsHeldBy: 'NUMBER_NOT_CHECKED' })
+  for (const { id } of [a1!, b1!])
+    t.match(await read(id), { status: 'queued', heldBy: 'NUMBER_NOT_CHECKED', attempts: 0 })
+  t.equal(await next(budget), undefined)
+  await receive(cleo, 'hello')
+  await queue(text(cleo, 'c1'))
+  t.equal(body(await next(budget)), 'c1', 'who is known is answered')
+
+  await sql`update wa_session_pacing set cold_at = now()`
+  const second = (await next(budget))!
+  t.match([body(second), second.opens, second.cold], ['b1', true, true], 'whose turn it is now')
+  await putBack(sql, lane, second, unchecked)
+  t.match(await opened(), { newContactsToday: 0, newContactsHeldBy: null })
+  const again = (await next(budget))!
+  t.match([body(again), again.opens], ['a1', true])
+  await putBack(sql, lane, again, { delayMs: 0 })
+  const counted = (await next(budget))!
+  t.match([body(counted), counted.opens], ['a1', false])
+  await putBack(sql, lane, counted, unchecked)
+  t.match(await opened(), { newContactsToday: 1 }, 'it may have been seen before')
+  await lanesAreRight(t, sql)
+})
+
+void t.test('a short hold does not shorten a long one', async (t) => {
+  const { sql, sessionId, lane, queue, next, read } = await rig(t)
+  const [a1] = await queue(text(ada, 'a1'))
+  const claimed = (await next())!
+  const locked = new Date(Date.now() + 2 * 3_600_000)
+  await lockReachOut(sql, sessionId, locked)
+  const hold = { ms: 60_000, by: 'NUMBER_NOT_CHECKED' } as const
+  await putBack(sql, lane, claimed, { delayMs: 0, forgiven: true, unseen: true, hold })
+  t.match(await read(a1!.id), { heldBy: 'REACHOUT_LOCKED', notBefore: locked })
 })

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { beforeLookUp, onAbsence, onFailure } from '../rulings.ts'
+import { beforeLookUp, onAbsence, onFailure, onUnchecked } from '../rulings.ts'
 
 const limits = { maxAttempts: 5, maxCrashes: 3 }
 const resend = 'reconcile_then_resend_same_id'
@@ -47,6 +47,32 @@ const failures = {
 void t.test('what becomes of a try that failed', (t) => {
   for (const [what, [{ asked, attempts, ...error }, ruling]] of Object.entries(failures))
     t.match(onFailure({ attempts }, { ...error, message: 'no' }, asked, limits), ruling, what)
+  t.end()
+})
+
+void t.test('what becomes of a message whose number could not be checked', (t) => {
+  const error = { certainty: 'transient', code: 'NUMBER_NOT_CHECKED', message: 'no' } as const
+  const holdMs = 60_000
+  const hold = { ms: holdMs, by: 'NUMBER_NOT_CHECKED' }
+  t.match(
+    onUnchecked({ attempts: 9, opens: true }, error, holdMs, limits),
+    { is: 'again', back: { delayMs: 0, forgiven: true, unseen: true, hold }, outcome: 'over' },
+    'it waits as all strangers do',
+  )
+  t.match(
+    onUnchecked({ attempts: 9, opens: false }, error, holdMs, limits),
+    { is: 'again', back: { delayMs: holdMs, forgiven: true, hold } },
+    'one that was counted before waits by itself',
+  )
+  t.match(
+    onUnchecked({ attempts: 4, opens: true }, error, undefined, limits),
+    { is: 'again', back: { delayMs: 16_000, forgiven: undefined, unseen: true, hold: undefined } },
+    'where others can be checked it is charged',
+  )
+  t.match(onUnchecked({ attempts: 5, opens: true }, error, undefined, limits), {
+    is: 'end',
+    ending: { status: 'failed', code: 'NUMBER_NOT_CHECKED', unasked: true },
+  })
   t.end()
 })
 
