@@ -1,4 +1,6 @@
+import { setImmediate as turn } from 'node:timers/promises'
 import Joi from 'joi'
+import { batchScales } from '../shared/batches.ts'
 import type { RejectedRow } from '../shared/batches.ts'
 import { findContact } from '../shared/contacts.ts'
 import { isDay } from '../shared/days.ts'
@@ -161,20 +163,33 @@ const row = oneContent(Joi.object<Draft>(draft)).required().label('row')
 export const draftOf = (sql: Sql, workspaceId: string, given: Draft, caller: Caller) =>
   readDraft(lookUps(sql, workspaceId), given, caller)
 
-/** What the rows of a batch say; those that are wrong are told by their place. */
+/** So long rows are read before others get their turn: a thousand large ones take seconds. */
+const rowsMs = 20
+
+/** What the rows of a batch say; those that are wrong are told by their place. Throws 413 BATCH_TOO_LARGE before much is filled into templates. */
 export async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], caller: Caller) {
   const rejected: RejectedRow[] = []
   const indexes: number[] = []
   const messages: NewMessage[] = []
   const pointedAt = lookUps(sql, workspaceId)
+  const weigh = batchScales()
+  let since = performance.now()
   for (const [index, given] of rows.entries()) {
+    if (performance.now() - since > rowsMs) {
+      await turn()
+      since = performance.now()
+    }
+    let message: NewMessage
     try {
-      messages.push(await readDraft(pointedAt, judged(row, given), caller))
-      indexes.push(index)
+      message = await readDraft(pointedAt, judged(row, given), caller)
     } catch (error) {
       if (!(error instanceof AppError)) throw error
       rejected.push({ index, code: error.code, message: error.message })
+      continue
     }
+    weigh(message)
+    messages.push(message)
+    indexes.push(index)
   }
   return { indexes, messages, rejected }
 }

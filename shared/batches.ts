@@ -34,6 +34,17 @@ export interface Batch {
  */
 export const mostOfBatch = 4 * 1_048_576
 
+/** Takes the messages of a batch, one after the other. Throws 413 BATCH_TOO_LARGE at the first that is too much. */
+export function batchScales(): (message: NewMessage) => void {
+  let bytes = 0
+  return ({ content, mentions }) => {
+    bytes += Buffer.byteLength(JSON.stringify([content, mentions]))
+    if (bytes <= mostOfBatch) return
+    const sentence = `The messages of one batch may have ${mostOfBatch.toLocaleString('en')} bytes together, texts of templates filled in: send them in several.`
+    throw new AppError(413, 'BATCH_TOO_LARGE', sentence)
+  }
+}
+
 /**
  * Accepts many messages at once. `indexes[i]` is where messages[i] stood in what was handed in, `rejected` what was refused before. Either the batch and all of
  * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone, 413 BATCH_TOO_LARGE.
@@ -44,12 +55,8 @@ export async function acceptBatch(
   indexes: number[],
   rejectedBefore: RejectedRow[],
 ): Promise<{ batchId: string; accepted: number; rejected: RejectedRow[] }> {
-  const size = sizeOf(submission.messages)
-  if (size > mostOfBatch) {
-    const counts = [mostOfBatch, size].map((bytes) => bytes.toLocaleString('en'))
-    const sentence = `The messages of one batch may say ${counts[0]} bytes together; these say ${counts[1]}: send them in several.`
-    throw new AppError(413, 'BATCH_TOO_LARGE', sentence)
-  }
+  const weigh = batchScales()
+  for (const message of submission.messages) weigh(message)
   return sql.begin(async (tx) => {
     const [batch] = await tx<{ id: string }>`
       insert into batches (workspace_id, session_id, created_by, accepted)
@@ -75,12 +82,6 @@ export async function acceptBatch(
   })
 }
 
-const sizeOf = (messages: NewMessage[]) =>
-  messages
-    .map(({ content, mentions }) => Buffer.byteLength(JSON.stringify([content, mentions])))
-    .reduce((sum, bytes) => sum + bytes, 0)
-
-/** A batch, with how far its messages have come. Undefined if there is no such batch. */
 export async function findBatch(
   sql: Sql,
   workspaceId: string,

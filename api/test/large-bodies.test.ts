@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import t from 'tap'
 import { errorShape, signIn, testApp } from './app.ts'
@@ -104,3 +105,40 @@ void t.test(
     t.match(listed.json(), errorShape(400, 'VALIDATION_FAILED'))
   },
 )
+
+void t.test('what templates make of a batch counts, and is not made in vain', async (t) => {
+  const { call } = await withSession()
+  const made = await call('POST', '/api/templates', { name: 'Echo', body: '{{a}}'.repeat(16) })
+  const { id } = made.json<{ id: string }>()
+  const bulk = (n: number) =>
+    call('POST', `${send}/bulk`, {
+      messages: many(n, () => ({ to, template: { id, variables: { a: 'x'.repeat(4_096) } } })),
+    })
+  const took = await seconds(async () => {
+    const answer = await bulk(1_000)
+    t.match(answer.json(), { ...errorShape(413, 'BATCH_TOO_LARGE'), message: /4,194,304 bytes/ })
+  })
+  t.ok(took < 2, `${took} s`)
+  t.match((await bulk(63)).json(), { accepted: 63 })
+})
+
+void t.test('while large rows are read others are answered', async (t) => {
+  const { call } = await withSession()
+  const variables = Object.fromEntries(many(1_400, (i) => [`v${i}`, '']) as [string, string][])
+  const template = { id: randomUUID(), variables }
+  const began = performance.now()
+  let last = began
+  let longest = 0
+  const tick = () => {
+    longest = Math.max(longest, performance.now() - last)
+    last = performance.now()
+  }
+  const ticking = setInterval(tick, 1)
+  const messages = many(300, () => ({ to, template }))
+  const answer = await call('POST', `${send}/bulk`, { messages })
+  clearInterval(ticking)
+  tick()
+  t.match(answer.json(), { accepted: 0 })
+  const took = performance.now() - began
+  t.ok(longest < took / 3, `${longest} of ${took} ms`)
+})
