@@ -8,7 +8,8 @@ import { readEvents } from '../events.ts'
 import { findMessage, messageResource } from '../messages.ts'
 import { accept } from '../outbound.ts'
 import { createProfile, removeMember } from '../profiles.ts'
-import { ada, atOnce, rig, text, untilLocked, worker } from './outbox-rig.ts'
+import { untilLocked } from './locks.ts'
+import { ada, atOnce, rig, text, worker } from './outbox-rig.ts'
 
 /** A workspace with an owner, and somebody who sends. */
 async function team(t: Test) {
