@@ -345,8 +345,11 @@ void t.test('an answer to what is no longer the last message is not sent', async
   )
 
   const elsewhere = await send(owner, 'x', '2222222')
-  for (const id of [elsewhere.id, randomUUID()]) {
-    t.match((await post(id)).json(), errorShape(422, 'LAST_MESSAGE_NOT_FOUND'))
+  for (const [id, statusCode] of [
+    [elsewhere.id, 422],
+    [randomUUID(), 404],
+  ] as const) {
+    t.match((await post(id)).json(), errorShape(statusCode, 'LAST_MESSAGE_NOT_FOUND'))
     matchWhole(t, (await post(id, {}, agent, '?dryRun=true')).json(), {
       blockedBy: ['LAST_MESSAGE_NOT_FOUND'],
     })

@@ -490,10 +490,10 @@ void t.test('a quote is of the same chat of the same session', async (t) => {
   t.equal(await quote(id, { to: '+1 202 555 0102' }), 422)
   t.equal(await quote(id, { to: '120363041234567890@g.us' }), 422)
   t.equal(await quote(id, { to, sessionId: otherId }), 422)
-  t.equal(await quote(randomUUID(), { to }), 422)
+  t.equal(await quote(randomUUID(), { to }), 404)
   const stranger = await withSession()
   const foreign = await stranger.call('POST', send, { to, message: 'x', quotedMessageId: id })
-  t.equal(foreign.statusCode, 422)
+  t.equal(foreign.statusCode, 404)
 })
 
 void t.test('what will leave later is not quoted by what leaves before', async (t) => {
