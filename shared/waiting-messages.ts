@@ -102,9 +102,9 @@ async function retryable(tx: Sql, workspaceId: string, id: string): Promise<Retr
     }
   >`
     select m.status, m.ack, m.retries, m.direction = 'outbound' and m.source = 'api' as ours, s.deleted_at is not null as deleted,
-      m.revoked_at is not null as revoked, m.media_id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
+      m.revoked_at is not null as revoked, f.id is null and m.type <> all('{text,location,contact,poll}') as file_gone,
       m.status = 'unknown' or m.error_code is not distinct from 'OUTCOME_UNKNOWN' as may_be_out, ${optedOut} as opted_out
-    from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id
+    from messages m join wa_sessions s on s.id = m.session_id join chats c on c.id = m.chat_id left join contacts k on k.id = c.contact_id left join media f on f.id = m.media_id
     where m.id = ${id} and m.workspace_id = ${workspaceId}
     -- Not for update: who accepts a message that quotes this one holds the lane that is wanted next, and wants to see this one stay.
     for no key update of m for key share of s`

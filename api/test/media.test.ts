@@ -4,6 +4,7 @@ import sharp from 'sharp'
 import t from 'tap'
 import type { Media } from '../../shared/media.ts'
 import { ObjectNotFound, StoreRefused, StoreUnavailable } from '../../shared/object-store.ts'
+import { accept } from '../../shared/outbound.ts'
 import { testDb } from '../../shared/test/db.ts'
 import { untilLocked } from '../../shared/test/locks.ts'
 import { errorShape, signIn } from './app.ts'
@@ -244,10 +245,12 @@ void t.test('a file that a queued message needs stays', async (t) => {
   t.match((await call('DELETE', `/api/upload/${body.id}`)).body, errorShape(409, 'MEDIA_IN_USE'))
   t.equal((await left()).media, 1)
   await sql`delete from outbox where message_id = ${sent.body.id}`
+  const version = () => sql`
+    select xmin::text from messages where id = ${sent.body.id} and workspace_id = ${person.workspaceId}`
+  const before = await version()
   t.equal((await call('DELETE', `/api/upload/${body.id}`)).status, 204)
-  const [message] = await sql`
-    select media_id from messages where id = ${sent.body.id} and workspace_id = ${person.workspaceId}`
-  t.match(message, { mediaId: null })
+  t.match((await call('GET', `/api/messages/${sent.body.id}`)).body, { media: null })
+  t.strictSame(await version(), before, 'there may be many: they are not written anew')
 })
 
 void t.test('a picture whose file was deleted is not sent again without it', async (t) => {
@@ -277,6 +280,30 @@ void t.test('a file that is deleted while it is being sent is not found', async 
     await untilLocked(sql)
   })
   t.match((await sending!).body, errorShape(404, 'NOT_FOUND'))
+})
+
+void t.test('a file that is sent while it is being deleted stays', async (t) => {
+  const { upload, call, person } = await mediaRig(t, sql)
+  const { id } = (await upload(await picture())).body
+  const session = await call('POST', '/api/whatsapp/sessions', {
+    body: { name: 'Sales', start: false },
+  })
+  const picked = { mediaId: id, mimeType: 'image/jpeg', filename: 'a.jpeg', caption: null }
+  let deleting: ReturnType<typeof call> | undefined
+  await sql.begin(async (tx) => {
+    await accept(tx, {
+      ...{
+        workspaceId: person.workspaceId,
+        sessionId: session.body.id,
+        sentBy: null,
+        requestId: '',
+      },
+      messages: [{ waChatId: '12025550101@c.us', content: { ...picked, type: 'image' } }],
+    })
+    deleting = call('DELETE', `/api/upload/${id}`)
+    await untilLocked(sql)
+  })
+  t.match((await deleting!).body, errorShape(409, 'MEDIA_IN_USE'))
 })
 
 void t.test('a workspace stores no more than its quota, however many upload at once', async (t) => {
