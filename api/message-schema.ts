@@ -48,7 +48,9 @@ export const message = Joi.object<Message>({
   id: Joi.string().guid().required(),
   sessionId: Joi.string().guid().required(),
   chatId: Joi.string().guid().required(),
-  waChatId: Joi.string().required(),
+  waChatId: Joi.string()
+    .required()
+    .description('The number it was handed in for, else the address of its chat'),
   waMessageId: Joi.string().allow(null).required(),
   direction: direction.required(),
   source: Joi.string()

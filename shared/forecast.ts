@@ -162,7 +162,8 @@ export async function foresee(
   return {
     sessionId,
     chatId,
-    waChatId: facts.waChatId,
+    // As the message would say it.
+    waChatId: waChatId.endsWith('@c.us') ? waChatId : facts.waChatId,
     blockedBy: [
       optedOut && 'RECIPIENT_OPTED_OUT',
       absent && 'NUMBER_NOT_ON_WHATSAPP',

@@ -221,7 +221,7 @@ export const statusOfMessage = fragment`case when o.state = 's' and m.status = '
 
 /** Everything a MessageRow has; `m` is the messages row, `c` its chat, `u` who sent it, `f` its file, `fo` its object, `o` its outbox row; `hold` is messageHold. */
 export const messageColumns = fragment`
-  m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, c.wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
+  m.id, m.seq, m.workspace_id, m.session_id, m.chat_id, coalesce(m.addressed_to, c.wa_chat_id) as wa_chat_id, m.wa_message_id, m.direction, m.source, m.type,
   m.body, m.content, m.mentions, ${mediaColumn} as media, ${statusOfMessage} as status, m.ack,
   m.error_code, m.error_message, coalesce(o.attempts, m.attempts) as attempts, m.author_wa_id, m.author_name, ${authorContact} as author_contact_id,
   m.quoted_message_id, m.sent_by, coalesce(u.full_name, (select full_name from former_members where id = m.sent_by)) as sent_by_name, m.send_at, m.opt_out_override, hold.held_by, hold.not_before,

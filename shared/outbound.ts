@@ -4,7 +4,6 @@ import type { Actor } from './audit-log.ts'
 import { joinHome } from './chat-homes.ts'
 import { fragment, planOnce } from './db.ts'
 import type { Fragment, Sql, Tag, Transaction } from './db.ts'
-import { violated } from './db-errors.ts'
 import { notFound } from './errors.ts'
 import { columnsOf } from './message-columns.ts'
 import type { ContentColumns } from './message-columns.ts'
@@ -54,21 +53,25 @@ export type Outcome = { message: Message } | { refusal: Refusal }
  */
 export async function accept(sql: Sql, submission: Submission): Promise<Outcome[]> {
   const guards = submission.messages.map(({ ifLastMessageId }) => ifLastMessageId)
-  const written = sql.begin(async (tx) => {
+  return sql.begin(async (tx) => {
     // Also when all are refused, which is not known before the commit is on its way.
     tx.nudge('awfar_outbox', submission.sessionId)
     tx.nudge('awfar_events')
+    await holdFiles(tx, submission)
     await planOnce(tx)
     return guards.some((id) => id !== undefined)
       ? await writeGuarded(tx, submission, guards)
       : await write(tx.final, submission)
   })
-  try {
-    return await written
-  } catch (error) {
-    // Deleted since its caller looked.
-    throw violated(error) === 'messages_media_id_fkey' ? notFound('Media') : error
-  }
+}
+
+/** Holds the files of new messages: whoever deletes one waits, and finds that it is needed. Throws 404 when one is gone. */
+async function holdFiles(tx: Sql, { workspaceId, messages }: Submission): Promise<void> {
+  const files = messages.flatMap(({ content }) => columnsOf(content).mediaId ?? [])
+  if (files.length === 0) return
+  const held = await tx`
+    select from media where workspace_id = ${workspaceId} and id = any(${files}::uuid[]) order by id for key share`
+  if (held.length < new Set(files).size) throw notFound('Media')
 }
 
 async function writeGuarded(
@@ -169,14 +172,14 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
       returning id, wa_chat_id, is_group, last_inbound_at, contacted_at
     ), message as (
       insert into messages (id, workspace_id, session_id, chat_id, direction, source, type, body, content, media_id, mentions, quoted_message_id, status,
-        wa_key_id, sent_by, request_id, batch_id, send_at, opt_out_override)
+        wa_key_id, sent_by, request_id, batch_id, send_at, opt_out_override, addressed_to)
       select i.id, ${workspaceId}::uuid, ${sessionId}::uuid, chat.id, 'outbound', 'api', i.type, i.body, i.content, i.media_id,
         array(select jsonb_array_elements_text(i.mentions)), i.quoted, 'queued', i.key_id, ${submission.sentBy}::uuid, ${submission.requestId}::text,
-        ${submission.batchId}::uuid, i.send_at, i.override
+        ${submission.batchId}::uuid, i.send_at, i.override, ${addressedTo}
       from input i join chat on chat.wa_chat_id = i.wa_chat_id where i.refusal is null order by i.ord
       returning id, chat_id, media_id, seq, status, send_at, created_at
     ), ${enqueuing({ workspaceId, sessionId })}, told as (
-      select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'waChatId', i.wa_chat_id, 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
+      select i.ord, i.refusal, i.fresh, jsonb_build_object('chatId', m.chat_id, 'waChatId', coalesce(${addressedTo}, i.wa_chat_id), 'createdAt', ${isoTime(fragment`m.created_at`)}, 'heldBy', hold.held_by,
           'notBefore', ${isoTime(fragment`hold.not_before`)},
           'sentBy', (select json_build_object('id', id, 'fullName', full_name) from profiles where id = ${submission.sentBy}::uuid)
           ${attached ? fragment`, 'media', ${mediaColumn}` : fragment``}) as told
@@ -199,6 +202,9 @@ async function write(run: Tag, submission: Submission): Promise<Outcome[]> {
     return { message: { ...fresh[i]!, ...told, createdAt, notBefore } }
   })
 }
+
+/** The number row `i` was handed in for, where its chat has another address: callers read numbers from where a message goes. */
+const addressedTo = fragment`case when i.address like '%@c.us' and i.address <> i.wa_chat_id then i.address end`
 
 /** Why row `i` of a batch is refused: also for what is accepted in front of it, in the same chat. */
 const overtakenWithin = fragment`

@@ -1,8 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { findChat } from '../chats.ts'
 import { putBack } from '../claims.ts'
 import { foresee } from '../forecast.ts'
 import { learnPerson, unmerge } from '../identities.ts'
+import { findMessage } from '../messages.ts'
 import { accept } from '../outbound.ts'
 import { lockReachOut } from '../new-conversations.ts'
 import { learnNumber, redirectChat } from '../wa-numbers.ts'
@@ -20,18 +22,24 @@ void t.test('who wrote from a lid is answered at the number in the same chat', a
   await lockReachOut(sql, lane.id, null)
   t.match(await foresee(sql, workspaceId, { sessionId, waChatId: ada }, atOnce), {
     chatId: (await sql<{ id: string }>`select id from chats`)[0]!.id,
-    waChatId: lid,
+    waChatId: ada,
     heldBy: null,
   })
   const [answer] = await queue(text(ada, 'Good morning'))
-  t.match(answer, { waChatId: lid, heldBy: null }, 'an answer is not held by the lock')
+  t.match(
+    answer,
+    { waChatId: ada, heldBy: null },
+    'told as it was dialled, and not held by the lock',
+  )
+  t.match(await findMessage(sql, workspaceId, answer!.id), { waChatId: ada })
+  t.match(await findChat(sql, workspaceId, answer!.chatId), { waChatId: lid })
   const claimed = await next()
   t.match(claimed, { waChatId: lid, cold: false })
   await confirm(claimed!)
   matchWhole(
     t,
     await sql`select payload->>'waChatId' as at from events where type = 'message.any' order by id desc limit 1`,
-    [{ at: lid }],
+    [{ at: ada }],
   )
 
   await receive(lid, 'No, thank you')
@@ -55,8 +63,11 @@ void t.test('a number and the one WhatsApp has for it are one chat, in one order
     text(canonical, 'two', { quotedMessageId: inbound!.id }),
     text(dialled, 'three'),
   )
-  for (const message of [one, two, three])
-    t.match(message, { chatId: first!.chatId, waChatId: dialled })
+  for (const message of [one, two, three]) t.match(message, { chatId: first!.chatId })
+  t.strictSame(
+    [one, two, three].map((message) => message?.waChatId),
+    [dialled, canonical, dialled],
+  )
   await putBack(sql, lane, (await next())!, { delayMs: 60_000 })
   t.equal(await next(), undefined, 'the second waits behind the first')
   await sql`update outbox_lanes set due_at = now()`
@@ -94,7 +105,8 @@ void t.test('the number a check has told is written to, whatever is dialled', as
   const { sql, workspaceId, sessionId, lane, queue, receive } = await rig(t)
   await learnNumber(sql, lane, dialled.split('@')[0]!, canonical)
   const [first] = await queue(text(dialled, 'Olá'))
-  t.match(first, { waChatId: canonical })
+  t.match(first, { waChatId: dialled })
+  t.match(await findChat(sql, workspaceId, first!.chatId), { waChatId: canonical })
   t.match((await queue(text(canonical, 'Olá')))[0], { chatId: first!.chatId })
   await receive(canonical, 'Oi')
   t.equal((await sql`select from chats`).length, 1)
