@@ -42,6 +42,8 @@ export class Delivery {
   readonly #options: DeliveryOptions
   /** By the session's id. */
   readonly #checks = new Map<string, NumberChecks>()
+  /** Why nobody knows what became of a message: told if it is given up before anybody does. */
+  readonly #doubts = new WeakMap<Claimed, EngineError>()
 
   constructor(options: DeliveryOptions) {
     this.#options = options
@@ -137,7 +139,8 @@ export class Delivery {
     const policy = message.sameLogin
       ? 'reconcile_then_resend_same_id'
       : await readUnknownPolicy(this.#options.sql, message.workspaceId)
-    return this.#carryOut(line, message, onAbsence(message, policy, this.#options))
+    const cause = this.#doubts.get(message)
+    return this.#carryOut(line, message, onAbsence(message, policy, this.#options, cause), cause)
   }
 
   /** The engine broke down with the message in its hands: the message may be why. */
@@ -215,6 +218,7 @@ export class Delivery {
     }
     const fields = fieldsOf(message, { certainty: error?.certainty, code: error?.code, error })
     if (ruling.is === 'lookUp') {
+      if (error) this.#doubts.set(message, error)
       log.warn('outcome of a message unknown', fields)
       return 'unsettled'
     }

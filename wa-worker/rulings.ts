@@ -42,7 +42,7 @@ export function onFailure(
   if (attempts < maxAttempts)
     return { is: 'again', back: { delayMs: retryBackoff(attempts) }, outcome: 'over' }
   return certainty === 'unknown'
-    ? failed('ATTEMPTS_EXHAUSTED', `${notSentAfter(attempts)} ${message}`)
+    ? failed('ATTEMPTS_EXHAUSTED', notSentAfter(attempts, { message }))
     : failed(code, message)
 }
 
@@ -79,7 +79,10 @@ export function beforeLookUp(
   return { is: 'end', ending: { status: 'unknown', ...pageCrashed(crashes) } }
 }
 
-/** On a message that WhatsApp Web does not know. `policy`: what the workspace wants where that proves nothing. */
+/**
+ * On a message that WhatsApp Web does not know. `policy`: what the workspace wants where that proves nothing. `cause`: what
+ * came in the way of the send, if that is known.
+ */
 export function onAbsence(
   {
     attempts,
@@ -89,6 +92,7 @@ export function onAbsence(
   }: Pick<Claimed, 'attempts' | 'crashes' | 'doubts' | 'sameLogin'>,
   policy: UnknownPolicy,
   { maxAttempts, maxCrashes }: Limits,
+  cause?: Pick<EngineError, 'message'>,
 ): Ruling {
   // The login it was sent by is not the one that was asked: that one has its word for it only where it was not sent at all.
   const doubted = !sameLogin
@@ -99,9 +103,10 @@ export function onAbsence(
   if (crashes >= maxCrashes) return end(pageCrashed(crashes))
   // Deaths of workers count here too, which are seldom a message's fault: hence the longer rope.
   if (attempts >= 2 * maxAttempts)
-    return end({ code: 'ATTEMPTS_EXHAUSTED', message: notSentAfter(attempts) })
+    return end({ code: 'ATTEMPTS_EXHAUSTED', message: notSentAfter(attempts, cause) })
   if (doubted && (doubts > 0 || policy === 'at_most_once')) return end(outcomeUnknown)
-  const delayMs = crashes > 1 ? suspectDelayMs : 0
+  // What comes to nothing again and again is not to use up the pace of all others.
+  const delayMs = crashes > 1 ? suspectDelayMs : attempts > 2 ? retryBackoff(attempts - 2) : 0
   return { is: 'again', back: { delayMs, doubted }, outcome: 'over' }
 }
 
@@ -115,7 +120,8 @@ const pageCrashed = (crashes: number) => ({
   message: `WhatsApp Web broke down ${crashes} times over this message.`,
 })
 
-const notSentAfter = (attempts: number) => `Not sent after ${attempts} attempts.`
+const notSentAfter = (attempts: number, cause?: { message: string }) =>
+  `Not sent after ${attempts} attempts. ${cause?.message ?? ''}`.trim()
 
 /** A message the page broke down over twice lets the others go first. */
 const suspectDelayMs = 15_000

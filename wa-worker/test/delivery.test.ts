@@ -167,6 +167,19 @@ void t.test('a message is looked up where it was sent', async (t) => {
   t.match(await read(), { status: 'sent' })
 })
 
+void t.test('what is not found for the last time says what came in its way', async (t) => {
+  const { message, send, settle, read } = await rig(t, '12025550101@c.us', {
+    send: () => Promise.reject(new EngineError('unknown', 'SEND_VANISHED', 'It was lost.')),
+  })
+  message.attempts = 10
+  t.equal(await send(), 'unsettled')
+  t.equal(await settle(), 'over')
+  t.match(await read(), {
+    status: 'failed',
+    error: { code: 'ATTEMPTS_EXHAUSTED', message: 'Not sent after 10 attempts. It was lost.' },
+  })
+})
+
 void t.test('what the page says need not be storable', async (t) => {
   const { send, read } = await rig(t, '12025550101@c.us', {
     send: () => Promise.reject(new EngineError('permanent', 'MEDIA_REFUSED', 'not \0this')),

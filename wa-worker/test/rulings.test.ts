@@ -84,6 +84,15 @@ const absences = {
     [tried, 'at_most_once'],
     { is: 'again', back: { delayMs: 0, doubted: false } },
   ],
+  'at once for the second time, too: a worker may have died': [
+    [{ ...tried, attempts: 2 }, resend],
+    { is: 'again', back: { delayMs: 0 } },
+  ],
+  'then ever later': [
+    [{ ...tried, attempts: 4 }, resend],
+    { is: 'again', back: { delayMs: 4_000 } },
+  ],
+  'but not much': [[{ ...tried, attempts: 9 }, resend], { is: 'again', back: { delayMs: 60_000 } }],
   'a doubt of before does not matter where this try is known': [
     [{ ...tried, doubts: 1 }, resend],
     { is: 'again' },
@@ -125,6 +134,16 @@ const absences = {
 void t.test('what becomes of a message that is not found', (t) => {
   for (const [what, [[message, policy], ruling]] of Object.entries(absences))
     t.match(onAbsence(message, policy, limits), ruling, what)
+  t.end()
+})
+
+void t.test('what is given up says what came in its way', (t) => {
+  const cause = { message: 'asUserWidOrThrow is no function.' }
+  const ruling = onAbsence({ ...tried, attempts: 10 }, resend, limits, cause)
+  t.match(ruling, { ending: { message: `Not sent after 10 attempts. ${cause.message}` } })
+  t.match(onAbsence({ ...tried, attempts: 10 }, resend, limits), {
+    ending: { message: 'Not sent after 10 attempts.' },
+  })
   t.end()
 })
 
