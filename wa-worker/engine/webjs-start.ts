@@ -68,8 +68,17 @@ export async function whatIsMissing(
     'PAGE_UNRESPONSIVE',
     page.evaluate(missingModules, names),
   )
-  if (missing.length === 0) return undefined
+  if (missing.length === 0 || (await hasNotLoaded(page))) return undefined
   if (tries === 1) return `WhatsApp Web no longer has ${missing.join(', ')}.`
   await sleep(1_000)
   return whatIsMissing(page, names, tries - 1)
+}
+
+/**
+ * Whether the browser shows its own page in place of one that did not load: it lacks everything, and says nothing of
+ * WhatsApp Web. Asked of the page, since Puppeteer learns its address a moment later.
+ */
+const hasNotLoaded = async (page: Page): Promise<boolean> => {
+  const asked = page.evaluate('location.protocol')
+  return (await within(deadlines.call, 'PAGE_UNRESPONSIVE', asked)) === 'chrome-error:'
 }
