@@ -28,6 +28,7 @@ await t.test(
         'revokesUnderAnotherId',
         'isOlder',
         'unpairsFirst',
+        'answersLogout',
       ]),
     ),
 )

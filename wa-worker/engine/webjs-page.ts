@@ -95,7 +95,14 @@ interface Modules extends SendingModules, ReadingModules {
     getPhoneNumber?(wid: Wid): Wid | undefined
   }
   WAWebChatLoadMessages: { loadEarlierMsgs(of: { chat: PageChat }): Promise<unknown> }
-  WAWebSocketModel: { Socket: { state: string; hasSynced: boolean } }
+  WAWebSocketModel: {
+    Socket: {
+      state: string
+      hasSynced: boolean
+      logout(): Promise<unknown> | undefined
+      on(events: string, listener: () => void): void
+    }
+  }
 }
 
 export interface PageWindow {
@@ -298,6 +305,22 @@ export function installLookUps(): void {
     // The library tells of it twice: as a placeholder at once, and as what it turns out to be.
     else message.once?.('change:type', ({ type }) => (api.shown += type === 'revoked' ? 0 : 1))
   })
+}
+
+/**
+ * Unlinks the device. WhatsApp Web answers at once and has only begun: a browser that is closed then leaves the device linked. It has
+ * told WhatsApp, or given that up, when it forgets that it was synced; next it loads itself anew, which may end this call.
+ */
+export async function logOut(): Promise<void> {
+  const { Socket } = window.require('WAWebSocketModel')
+  const forgotten = new Promise<void>((resolve) => {
+    const isLinked = () => Socket.hasSynced && !Socket.state.startsWith('UNPAIRED')
+    Socket.on('change:hasSynced change:state', () => {
+      if (!isLinked()) resolve()
+    })
+  })
+  // An answer, where there is one to wait for, is the end of it.
+  await (Socket.logout() ?? forgotten)
 }
 
 /** Tells of a page that asks the browser for a passkey. Runs before the page's own scripts. */

@@ -28,7 +28,7 @@ import type { On } from './webjs-incoming.ts'
 import { addressOf, identify, incomingMessage } from './webjs-messages.ts'
 import type { LibraryMessage } from './webjs-messages.ts'
 import * as outgoing from './webjs-outgoing.ts'
-import { sendModules, startModules } from './webjs-page.ts'
+import { logOut, sendModules, startModules } from './webjs-page.ts'
 import type { PageWindow } from './webjs-page.ts'
 import * as reading from './webjs-reading.ts'
 import {
@@ -148,16 +148,12 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   async logout(): Promise<void> {
     try {
       const { page } = this.#mustBeReady()
-      await within(
-        deadlines.call,
-        'LOGOUT_TIMEOUT',
-        page.evaluate(async () => {
-          const { Socket } = window.require('WAWebSocketModel') as unknown as {
-            Socket: { logout(): Promise<void> }
-          }
-          await Socket.logout()
-        }),
-      )
+      // Whoever asked for it is answered; the page's telling of it would look like the phone's doing.
+      this.#dead = true
+      await within(deadlines.call, 'LOGOUT_TIMEOUT', page.evaluate(logOut))
+    } catch (error) {
+      // It loads itself anew once it is through.
+      if (!isBetweenPages(error)) throw error
     } finally {
       await this.stop()
     }

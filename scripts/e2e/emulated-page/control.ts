@@ -18,6 +18,7 @@ const VERBS = [
   'expireMedia',
   'failCall',
   'hangCall',
+  'linkedDevices',
   'logoutFromPhone',
   'navigate',
   'onlineDevices',

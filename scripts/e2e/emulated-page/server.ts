@@ -141,6 +141,11 @@ export class EmulatedWhatsApp {
     return this.#book.received(this.#numbers.numberOf(recipient))
   }
 
+  /** How many devices are on the list of this number's phone. */
+  linkedDevices(number: string): number {
+    return this.#accounts.find(number)?.devices.size ?? 0
+  }
+
   /** How many linked devices of this number are connected now. */
   onlineDevices(number: string): number {
     const devices = [...(this.#accounts.find(number)?.devices ?? [])]

@@ -136,13 +136,19 @@ export function resync() {
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 const bytes = (base64) => Uint8Array.from(atob(base64), (char) => char.charCodeAt(0))
 
-Socket.logout = guarded('logout', async () => {
+const unlink = guarded('logout', async () => {
+  await pause(settings.logoutMs) // what it has changed is synchronised first
   if (link.isOpen) await link.call('removeDevice')
   link.stop()
+  Socket.set({ hasSynced: undefined })
   await wipeProfile()
-  // The library closes the browser next; a page that stays open shows the QR again.
-  setTimeout(() => (location.href = '/?post_logout=1'), 2000)
+  await pause(settings.logoutMs)
+  location.href = '/?post_logout=1'
 })
+/** Only begins it: nothing is answered. */
+Socket.logout = () => {
+  unlink().catch((error) => console.error('logout failed', error))
+}
 Socket.takeover = Socket.reconnect = async () => {
   link.stop()
   Socket.set({ state: 'OPENING' })

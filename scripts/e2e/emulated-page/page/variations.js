@@ -8,7 +8,8 @@ import { MsgKey, serializeKeys } from './ids.js'
 import { hidePrivateId } from './media.js'
 import { forget, Msg, MsgModel } from './messages.js'
 import { define, requireModule } from './modules.js'
-import { me, Socket } from './session.js'
+import { wipeProfile } from './profile.js'
+import { link, me, Socket } from './session.js'
 
 /** The address without the parts that a walk over own properties would find. */
 const opaque = (wid) => wid && Object.create(wid)
@@ -149,6 +150,15 @@ const variations = {
     Cmd.sendRevokeMsgs = (chat, messages, { type }) => {
       if (!Array.isArray(messages) || type !== 'Sender') throw new TypeError('not a list')
       return revoke(chat, { list: messages })
+    }
+  },
+
+  /** A logout answers when the device is off the list, and leaves the page where it is. */
+  answersLogout() {
+    Socket.logout = async () => {
+      await link.call('removeDevice')
+      link.stop()
+      await wipeProfile()
     }
   },
 
