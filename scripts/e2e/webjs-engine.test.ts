@@ -273,6 +273,17 @@ await t.test(
       t.match((await refused)[0], { ack: -1, code: 'REFUSED_BY_WHATSAPP' })
     })
 
+    await t.test('a round video is a video', async (t) => {
+      const came = nextEvent(engine, 'message', ({ type }) => type === 'video')
+      const data = Buffer.from('some bytes')
+      const media = { data, mimetype: 'video/mp4' }
+      whatsapp.deliver({ to: account, from: customer, type: 'ptv', media })
+      const [{ key, ...message }] = await came
+      t.match(message, { media: { kind: 'video', mimeType: 'video/mp4', isVoice: false } })
+      const file = join(t.testdir({}), 'round.mp4')
+      t.same(await engine.download(key, file), { size: data.length })
+    })
+
     await t.test('what came while no engine ran makes no event, and can be read', async (t) => {
       const sinceSeconds = Math.floor(Date.now() / 1_000)
       await engine.stop()
@@ -294,6 +305,11 @@ await t.test(
       )
       t.ok(chats.every(({ complete }) => complete))
       t.same(heard, [])
+    })
+
+    await t.test('after a logout the device is off the list of the phone', async (t) => {
+      await engine.logout()
+      t.equal(whatsapp.linkedDevices(account), 0)
     })
   },
 )

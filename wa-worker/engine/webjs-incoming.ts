@@ -52,9 +52,10 @@ export function listenToMessages(on: On, emit: Emit, me: () => string[]): void {
     const identity = identify(_data.id, _data.author)
     const body = bodyOf(typeOf(_data), _data)
     // It also comes when a message has become readable, and when the small picture of media changes.
-    const edited = Boolean(oldBody) || _data.latestEditSenderTimestampMs !== undefined
+    const editedAt = _data.latestEditSenderTimestampMs ?? undefined
+    const edited = Boolean(oldBody) || editedAt !== undefined
     if (!identity || body === null || !edited || storable(newBody ?? '') !== body) return
-    const at = new Date(_data.latestEditSenderTimestampMs ?? Date.now())
+    const at = new Date(editedAt ?? Date.now())
     emit('edit', { key: identity.key, body, at })
   })
 

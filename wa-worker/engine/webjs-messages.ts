@@ -42,7 +42,8 @@ export interface MessageModel {
   pollOptions?: { name?: string }[]
   pollSelectableOptionsCount?: number
   protocolMessageKey?: LibraryId
-  latestEditSenderTimestampMs?: number
+  /** Null as long as nobody has edited it. */
+  latestEditSenderTimestampMs?: number | null
 }
 
 /** A message as the library hands it over. */
@@ -54,6 +55,8 @@ const types: Record<string, MessageType> = {
   chat: 'text',
   image: 'image',
   video: 'video',
+  // A round one, recorded as a voice message is.
+  ptv: 'video',
   document: 'document',
   audio: 'audio',
   ptt: 'voice',

@@ -459,10 +459,16 @@ export async function engineContract(t: Test, createRig: (t: Test) => Promise<Ri
   await t.test('tells of a message that cannot be read yet, then of the message', async (t) => {
     const placed = nextEvent(engine, 'placeholder')
     const came = nextEvent(engine, 'message', ({ key, body }) => !key.fromMe && body === 'at last')
+    const edits: string[] = []
+    const onEdit = ({ key }: { key: MessageKey }) => edits.push(key.id)
+    engine.on('edit', onEdit)
     const id = await rig.receiveLate(engine, rig.customer, 'at last', placed)
     const [placeholder] = await placed
     t.match(placeholder, { key: { id }, pending: true, body: null, type: 'unknown' })
     t.match((await came)[0], { key: { id }, pending: false, type: 'text' })
+    await receive({ from: rig.customer, content: text('afterwards') })
+    engine.off('edit', onEdit)
+    t.same(edits, [], 'which is no edit')
   })
 
   await t.test('describes media, and fetches them as they are', async (t) => {

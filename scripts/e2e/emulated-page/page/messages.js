@@ -24,7 +24,7 @@ let rows = 0
 
 export class MsgModel extends Model {
   constructor(attributes) {
-    super(attributes)
+    super({ latestEditMsgKey: null, latestEditSenderTimestampMs: null, ...attributes })
     attachMedia(this)
   }
 
