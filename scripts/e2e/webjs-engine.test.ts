@@ -21,6 +21,30 @@ await t.test(
   (t) => engineContract(t, (t) => webjsRig(t)),
 )
 
+for (const variations of [[], ['refreshesByCommand' as const]])
+  await t.test(
+    `codes go on when the page has run out of them ${variations.join()}`,
+    { skip: 'missing' in browser && browser.missing },
+    async (t) => {
+      const times = { qrFirstMs: 300, qrIntervalMs: 300, qrRefs: 2 }
+      const whatsapp = await startEmulatedWhatsApp({ ...times, variations })
+      const engine = new WebjsEngine({
+        sessionId: 'codes',
+        log: createLogger('test', { level: 'error', stdout: false }),
+        profileDir: async () => join(t.testdir({}), 'profile'),
+        executablePath: process.env['PUPPETEER_EXECUTABLE_PATH'],
+        browserArgs: whatsapp.browserArgs,
+      })
+      t.teardown(async () => {
+        await engine.stop()
+        await whatsapp.close()
+      })
+      const fresh = nextEvent(engine, 'qr', ({ attempt }) => attempt > times.qrRefs)
+      await engine.start()
+      t.ok((await fresh)[0].value)
+    },
+  )
+
 await t.test(
   'what WhatsApp Web does to a send is told apart',
   { skip: 'missing' in browser && browser.missing },

@@ -17,7 +17,10 @@ export interface SendingModules {
     (message: PageMessage) => boolean
   >
   WAWebCmd: {
-    Cmd: { refreshQR(): void; sendRevokeMsgs(chat: PageChat, what: object, how: object): unknown }
+    Cmd: {
+      refreshQR?(): void
+      sendRevokeMsgs(chat: PageChat, what: object, how: object): unknown
+    }
   }
   WAWebChatStateBridge: Record<
     'sendChatStateComposing' | 'sendChatStatePaused',

@@ -95,6 +95,7 @@ interface Modules extends SendingModules, ReadingModules {
     getPhoneNumber?(wid: Wid): Wid | undefined
   }
   WAWebChatLoadMessages: { loadEarlierMsgs(of: { chat: PageChat }): Promise<unknown> }
+  WAWebLaunchSocketUtils: { refreshQR(): void }
   WAWebSocketModel: {
     Socket: {
       state: string

@@ -44,16 +44,24 @@ export async function readAccount(page: Page, { pushname }: ClientInfo): Promise
   return { waId, lid, phone: phoneOf(waId), pushName: nameOf(pushname) }
 }
 
-/** How far the page is; one whose codes have run out is asked for new ones. */
-export async function readProgress(page: Page): Promise<{ hasSynced: boolean; begun: boolean }> {
+/** How far the page is; one whose codes have run out is asked for new ones, where they are wanted. */
+export async function readProgress(
+  page: Page,
+  wantsCodes: boolean,
+): Promise<{ hasSynced: boolean; begun: boolean }> {
   return within(
     deadlines.call,
     'PAGE_UNRESPONSIVE',
-    page.evaluate(() => {
+    page.evaluate((wanted) => {
       const { state, hasSynced } = window.require('WAWebSocketModel').Socket
-      if (state === 'UNPAIRED_IDLE') window.require('WAWebCmd').Cmd.refreshQR()
+      if (wanted && state === 'UNPAIRED_IDLE') {
+        // It moved in 2026; the library knows both places and asks neither where it would help.
+        const { Cmd } = window.require('WAWebCmd')
+        if (Cmd.refreshQR) Cmd.refreshQR()
+        else window.require('WAWebLaunchSocketUtils').refreshQR()
+      }
       return { hasSynced, begun: window.WWebJS !== undefined }
-    }),
+    }, wantsCodes),
   )
 }
 

@@ -80,6 +80,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
   /** How often we were told of another page. */
   #navigations = 0
   #qrAttempt = 0
+  /** Until then a code to be typed is valid: the new connection that new QR codes come with would end it. */
+  #codeEndsAt = 0
   /** Messages the library told of since the page API was installed. */
   #reported = 0
   /** Sends that did not settle in time and are still busy in the page. */
@@ -254,7 +256,8 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
       'PAIRING_TIMEOUT',
       this.#client!.requestPairingCode(phone, true, pairingCodeLifeMs),
     )
-    return { code, expiresAt: new Date(Date.now() + pairingCodeLifeMs) }
+    this.#codeEndsAt = Date.now() + pairingCodeLifeMs
+    return { code, expiresAt: new Date(this.#codeEndsAt) }
   }
 
   async memory(): Promise<number | null> {
@@ -441,7 +444,7 @@ export class WebjsEngine extends EventEmitter<EngineEvents> implements Engine {
     while (!this.#dead && load === this.#load && this.#attachedTo !== load) {
       try {
         const { page } = this.#running()
-        const { hasSynced, begun } = await readProgress(page)
+        const { hasSynced, begun } = await readProgress(page, Date.now() > this.#codeEndsAt)
         synced = hasSynced ? synced + 1 : 0
         // Twice in a row: the library has had its chance. Once it has begun, asking again would only make it say "ready" without listening.
         if (synced === 2 && !begun) await page.evaluate(() => window.onAppStateHasSyncedEvent?.())

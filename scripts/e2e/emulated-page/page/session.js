@@ -154,7 +154,9 @@ Socket.takeover = Socket.reconnect = async () => {
   Socket.set({ state: 'OPENING' })
   link.start()
 }
-Cmd.refreshQR = () => link.call('refreshQr')
+function refreshQR() {
+  link.call('refreshQr').catch((error) => console.error('no new code', error))
+}
 Conn.canSetMyPushname = () => true
 
 define({
@@ -164,7 +166,7 @@ define({
   WAWebOfflineHandler: {
     OfflineMessageHandler: { getOfflineDeliveryProgress: () => progress.percent },
   },
-  WAWebLaunchSocketUtils: { refreshQR: Cmd.refreshQR },
+  WAWebLaunchSocketUtils: { refreshQR },
   WAWebAltDeviceLinkingApi: {
     setPairingType: () => undefined,
     initializeAltDeviceLinking: async () => undefined,

@@ -153,6 +153,13 @@ const variations = {
     }
   },
 
+  /** New codes are asked for by a command, as they were until 2026. */
+  refreshesByCommand() {
+    const utils = requireModule('WAWebLaunchSocketUtils')
+    requireModule('WAWebCmd').Cmd.refreshQR = utils.refreshQR
+    delete utils.refreshQR
+  },
+
   /** A logout answers when the device is off the list, and leaves the page where it is. */
   answersLogout() {
     Socket.logout = async () => {

@@ -20,6 +20,7 @@ export type Variation =
   | 'chatsByLid'
   | 'repliesByMessage'
   | 'revokesUnderAnotherId'
+  | 'refreshesByCommand'
   | 'answersLogout'
   | 'isOlder'
   | 'unpairsFirst'
