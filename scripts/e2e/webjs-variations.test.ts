@@ -14,6 +14,7 @@ await t.test(
       webjsRig(t, [
         'serializesKeys',
         'hidesMediaId',
+        'downloadsAnyKind',
         'opensKnownChatsOnly',
         'neverResends',
         'hidesBlocklist',

@@ -16,12 +16,13 @@ interface MediaMessage extends PageMessage {
   filehash?: string
   mediaKey?: string
   mediaKeyTimestamp?: number
+  mimetype?: string
   mediaData?: { mediaStage?: string }
   downloadMedia?(options: object): Promise<unknown>
 }
 interface Download extends Pick<
   MediaMessage,
-  'directPath' | 'encFilehash' | 'filehash' | 'mediaKey' | 'mediaKeyTimestamp' | 'type'
+  'directPath' | 'encFilehash' | 'filehash' | 'mediaKey' | 'mediaKeyTimestamp' | 'mimetype' | 'type'
 > {
   signal: AbortSignal
   downloadQpl: object
@@ -104,12 +105,14 @@ export function installReading(): void {
       const stage = String(mediaData.mediaStage)
       if (/MISSING|NEED_REUPLOAD|EXPIRED/.test(stage)) return 'expired'
       if (stage.includes('ERROR') || stage === 'FETCHING') return failed(`stage ${stage}`)
-      const { directPath, encFilehash, filehash, mediaKey, mediaKeyTimestamp, type } = message
+      const { directPath, encFilehash, filehash, mediaKey, mediaKeyTimestamp } = message
+      // The library leaves out the kind of file; since September 2026 WhatsApp Web fetches none without.
+      const { mimetype, type } = message
       const qpl: Record<string, () => object> = { addAnnotations: () => qpl, addPoint: () => qpl }
       const bytes = await window
         .require('WAWebDownloadManager')
         .downloadManager.downloadAndMaybeDecrypt({
-          ...{ directPath, encFilehash, filehash, mediaKey, mediaKeyTimestamp, type },
+          ...{ directPath, encFilehash, filehash, mediaKey, mediaKeyTimestamp, mimetype, type },
           signal: abort.signal,
           downloadQpl: qpl,
         } as Download)

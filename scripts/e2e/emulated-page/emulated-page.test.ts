@@ -344,7 +344,7 @@ await t.test('other processes drive it through its control', async (t) => {
 async function start(t: Test, options?: EmulatedWhatsAppOptions): Promise<EmulatedWhatsApp> {
   // On a page of today the library alone neither finds its messages nor sends media.
   const whatsapp = await startEmulatedWhatsApp({
-    variations: ['serializesKeys', 'hidesMediaId'],
+    variations: ['serializesKeys', 'hidesMediaId', 'downloadsAnyKind'],
     ...options,
   })
   t.teardown(() => whatsapp.close())

@@ -97,9 +97,18 @@ const encryptAndUpload = guarded('encryptAndUpload', async ({ blob }) =>
   upload(blob, await sha256(blob)),
 )
 
+/** Whether a download has to say what kind of file it is after, as it does since September 2026. */
+let checksKind = true
+
+export function takeAnyKind() {
+  checksKind = false
+}
+
 const downloadAndMaybeDecrypt = guarded(
   'downloadAndMaybeDecrypt',
-  async ({ directPath, filehash }) => {
+  async ({ directPath, filehash, type, mimetype }) => {
+    if (checksKind && !mimetype)
+      throw new Error(`Unexpected mimetype application/octet-stream for media type ${type}`)
     if (!link.isOpen) throw new Error('download failed: no connection')
     const response = await fetch(directPath)
     if (!response.ok) throw Object.assign(new Error('download failed'), { status: response.status })

@@ -5,7 +5,7 @@
 /* global Blob, setTimeout, window */
 import { Chat, GroupMetadata } from './chats.js'
 import { MsgKey, serializeKeys } from './ids.js'
-import { hidePrivateId } from './media.js'
+import { hidePrivateId, takeAnyKind } from './media.js'
 import { forget, Msg, MsgModel } from './messages.js'
 import { define, requireModule } from './modules.js'
 import { wipeProfile } from './profile.js'
@@ -26,6 +26,9 @@ const variations = {
 
   /** The model of media has no private id that could be spread, as it was until September 2026. */
   hidesMediaId: hidePrivateId,
+
+  /** A download need not say what kind of file it is after, as it was until September 2026. */
+  downloadsAnyKind: takeAnyKind,
 
   /** A chat is opened with those whose LID the page knows by itself. */
   opensKnownChatsOnly() {

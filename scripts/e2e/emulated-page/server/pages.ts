@@ -7,6 +7,7 @@ export type Fault =
 export type Variation =
   | 'serializesKeys'
   | 'hidesMediaId'
+  | 'downloadsAnyKind'
   | 'opensKnownChatsOnly'
   | 'neverResends'
   | 'hidesBlocklist'
