@@ -297,6 +297,20 @@ await t.test(
       t.match((await refused)[0], { ack: -1, code: 'REFUSED_BY_WHATSAPP' })
     })
 
+    await t.test('a group that may not be asked about is what the page knows of it', async (t) => {
+      const group = '120363000000000012@g.us'
+      const waId = `${customer}@c.us`
+      whatsapp.createGroup(group, 'Bakers', [`${account}@c.us`, waId])
+      const came = nextEvent(engine, 'message', ({ key }) => key.chatId === group)
+      whatsapp.deliver({ to: account, from: customer, group, body: 'all' })
+      await came
+      await whatsapp.failCall('updateGroup', 'forbidden')
+      const chat = await engine.chat(group)
+      await whatsapp.restoreCall('updateGroup')
+      t.match(chat, { name: 'Bakers', isGroup: true })
+      t.ok(chat?.participants.some((member) => member.waId === waId))
+    })
+
     await t.test('a round video is a video', async (t) => {
       const came = nextEvent(engine, 'message', ({ type }) => type === 'video')
       const data = Buffer.from('some bytes')

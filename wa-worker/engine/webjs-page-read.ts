@@ -169,7 +169,11 @@ export function installReading(): void {
         }
         const collections = window.require('WAWebCollections')
         const groups = collections.GroupMetadata ?? collections.WAWebGroupMetadataCollection
-        await groups?.update?.(chat.id)
+        try {
+          await groups?.update?.(chat.id)
+        } catch {
+          // Who is no longer in a group may not ask about it: what the page knows of it is all there is.
+        }
         const hasPn = awfar.missing(['WAWebLidMigrationUtils']).length === 0
         const pnOf = (wid: Wid) =>
           (hasPn && window.require('WAWebLidMigrationUtils').toPn?.(wid)) || wid

@@ -72,9 +72,7 @@ class ChatCollection extends Collection {
 }
 
 class GroupMetadataCollection extends Collection {
-  async update(wid) {
-    return groupMetadataOf(wid)
-  }
+  update = guarded('updateGroup', async (wid) => groupMetadataOf(wid))
 }
 
 export const Chat = new ChatCollection(ChatModel)
