@@ -1,6 +1,5 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import Joi from 'joi'
-import { batchScales } from '../shared/batches.ts'
 import type { RejectedRow } from '../shared/batches.ts'
 import { findContact } from '../shared/contacts.ts'
 import { isDay } from '../shared/days.ts'
@@ -166,13 +165,19 @@ export const draftOf = (sql: Sql, workspaceId: string, given: Draft, caller: Cal
 /** So long rows are read before others get their turn: a thousand large ones take seconds. */
 const rowsMs = 20
 
-/** What the rows of a batch say; those that are wrong are told by their place. Throws 413 BATCH_TOO_LARGE before much is filled into templates. */
+/**
+ * What the messages of one batch may say together, in bytes of JSON. They are written in one transaction, and what happens in any
+ * workspace is told only once no older transaction is under way: see readEvents().
+ */
+const mostOfBatch = 4 * 1_048_576
+
+/** What the rows of a batch say; those that are wrong are told by their place. Throws 413 BATCH_TOO_LARGE. */
 export async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], caller: Caller) {
   const rejected: RejectedRow[] = []
   const indexes: number[] = []
   const messages: NewMessage[] = []
   const pointedAt = lookUps(sql, workspaceId)
-  const weigh = batchScales()
+  let bytes = 0
   let since = performance.now()
   for (const [index, given] of rows.entries()) {
     if (performance.now() - since > rowsMs) {
@@ -187,7 +192,12 @@ export async function draftsOf(sql: Sql, workspaceId: string, rows: unknown[], c
       rejected.push({ index, code: error.code, message: error.message })
       continue
     }
-    weigh(message)
+    // While they are read: what templates make of them is many times what was sent.
+    bytes += Buffer.byteLength(JSON.stringify([message.content, message.mentions]))
+    if (bytes > mostOfBatch) {
+      const sentence = `The messages of one batch may have ${mostOfBatch.toLocaleString('en')} bytes together, texts of templates filled in: send them in several.`
+      throw new AppError(413, 'BATCH_TOO_LARGE', sentence)
+    }
     messages.push(message)
     indexes.push(index)
   }

@@ -1,10 +1,9 @@
 import type { Sql } from './db.ts'
 import { fragment } from './db.ts'
-import { AppError } from './errors.ts'
 import { findMessages, messageResource, statusOfMessage } from './messages.ts'
 import type { Message, MessageStatus } from './messages.ts'
 import { accept } from './outbound.ts'
-import type { NewMessage, Submission } from './outbound.ts'
+import type { Submission } from './outbound.ts'
 import { takeBack } from './outbox.ts'
 import { decodeCursor, numberedPage, numberKey } from './pagination.ts'
 import type { Page, PageWish } from './pagination.ts'
@@ -29,25 +28,8 @@ export interface Batch {
 }
 
 /**
- * What the messages of one batch may say together, in bytes of JSON. They are written in one transaction, and what happens in any workspace is told only once no older
- * transaction is under way: see readEvents().
- */
-export const mostOfBatch = 4 * 1_048_576
-
-/** Takes the messages of a batch, one after the other. Throws 413 BATCH_TOO_LARGE at the first that is too much. */
-export function batchScales(): (message: NewMessage) => void {
-  let bytes = 0
-  return ({ content, mentions }) => {
-    bytes += Buffer.byteLength(JSON.stringify([content, mentions]))
-    if (bytes <= mostOfBatch) return
-    const sentence = `The messages of one batch may have ${mostOfBatch.toLocaleString('en')} bytes together, texts of templates filled in: send them in several.`
-    throw new AppError(413, 'BATCH_TOO_LARGE', sentence)
-  }
-}
-
-/**
  * Accepts many messages at once. `indexes[i]` is where messages[i] stood in what was handed in, `rejected` what was refused before. Either the batch and all of
- * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone, 413 BATCH_TOO_LARGE.
+ * its messages are durable when this resolves, or nothing is. Throws 404 when the session is gone.
  */
 export async function acceptBatch(
   sql: Sql,
@@ -55,8 +37,6 @@ export async function acceptBatch(
   indexes: number[],
   rejectedBefore: RejectedRow[],
 ): Promise<{ batchId: string; accepted: number; rejected: RejectedRow[] }> {
-  const weigh = batchScales()
-  for (const message of submission.messages) weigh(message)
   return sql.begin(async (tx) => {
     const [batch] = await tx<{ id: string }>`
       insert into batches (workspace_id, session_id, created_by, accepted)

@@ -38,8 +38,9 @@ export async function appendEvents(sql: Statements, events: NewEvent[]): Promise
 }
 
 /**
- * A place in the order of events: by transaction, then by number. Numbers alone are given out before the commit, so that a lower one may
- * appear after a higher one. With the number 0 it is the place before everything of its transaction.
+ * A place in the order of events: by `tx`, then by number. Numbers alone are given out before the commit, so that a lower one may appear
+ * after a higher one. `tx` is that of the event's own transaction, or the highest that had ended when it was written (migration 0037).
+ * With the number 0 it is the place before everything of that `tx`.
  */
 export interface Position {
   tx: number
@@ -105,7 +106,7 @@ export interface EventPage {
 }
 
 /**
- * Reads on in several workspaces, each from its own position, at most `limit` events of each. Only transactions older than every running one are read:
+ * Reads on in several workspaces, each from its own position, at most `limit` events of each. Only what is older, by its `tx`, than every running transaction is read:
  * whatever commits later lies behind the position that is answered, so nothing is ever passed over.
  */
 export async function readEvents(

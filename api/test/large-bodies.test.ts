@@ -106,6 +106,17 @@ void t.test(
   },
 )
 
+void t.test('a batch that says too much is refused as a whole, and told the limit', async (t) => {
+  const { call } = await withSession()
+  // Three bytes a character: bytes are what is written.
+  const row = { to, message: '你'.repeat(65_536) }
+  const bulk = (n: number) => call('POST', `${send}/bulk`, { messages: many(n, () => row) })
+  const tooMuch = await bulk(22)
+  t.match(tooMuch.json(), { ...errorShape(413, 'BATCH_TOO_LARGE'), message: /4,194,304 bytes/ })
+  t.strictSame((await call('GET', '/api/chats')).json<{ data: object[] }>().data, [])
+  t.match((await bulk(21)).json(), { accepted: 21 })
+})
+
 void t.test('what templates make of a batch counts, and is not made in vain', async (t) => {
   const { call } = await withSession()
   const made = await call('POST', '/api/templates', { name: 'Echo', body: '{{a}}'.repeat(16) })

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
-import { acceptBatch, cancelBatch, findBatch, mostOfBatch } from '../batches.ts'
+import { acceptBatch, cancelBatch, findBatch } from '../batches.ts'
 import { putBack } from '../claims.ts'
 import { retry } from '../waiting-messages.ts'
 import { untilLocked } from './locks.ts'
@@ -115,29 +115,3 @@ void t.test(
     await lanesAreRight(t, sql)
   },
 )
-
-void t.test('a batch that says too much is refused as a whole, and told the limit', async (t) => {
-  const { sql, workspaceId, sessionId } = await rig(t)
-  const submit = (bodies: string[]) => {
-    const messages = bodies.map((body) => text(stranger(), body))
-    const submission = { workspaceId, sessionId, sentBy: null, requestId: 'r', messages }
-    return acceptBatch(
-      sql,
-      submission,
-      messages.map((_, i) => i),
-      [],
-    )
-  }
-  // Three bytes a character: bytes are what is written.
-  const longest = '你'.repeat(65_536)
-  await t.rejects(submit(Array<string>(22).fill(longest)), {
-    statusCode: 413,
-    code: 'BATCH_TOO_LARGE',
-    message: /4,194,304 bytes/,
-  })
-  t.strictSame(await sql`select from batches`, [])
-  const [stored] = await sql`select count(*)::int as n from messages`
-  t.strictSame(stored, { n: 0 })
-  t.ok(mostOfBatch > 21 * 3 * 65_536)
-  t.match(await submit(Array<string>(21).fill(longest)), { accepted: 21 })
-})

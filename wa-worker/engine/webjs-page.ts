@@ -101,7 +101,7 @@ interface Modules extends SendingModules, ReadingModules {
       state: string
       hasSynced: boolean
       logout(): Promise<unknown> | undefined
-      on(events: string, listener: () => void): void
+      on(event: string, listener: () => void): void
     }
   }
 }
@@ -315,10 +315,11 @@ export function installLookUps(): void {
 export async function logOut(): Promise<void> {
   const { Socket } = window.require('WAWebSocketModel')
   const forgotten = new Promise<void>((resolve) => {
-    const isLinked = () => Socket.hasSynced && !Socket.state.startsWith('UNPAIRED')
-    Socket.on('change:hasSynced change:state', () => {
-      if (!isLinked()) resolve()
-    })
+    const onChange = () => {
+      if (!Socket.hasSynced || Socket.state.startsWith('UNPAIRED')) resolve()
+    }
+    // One by one: the library, too, names no two events at once.
+    for (const event of ['change:hasSynced', 'change:state']) Socket.on(event, onChange)
   })
   // An answer, where there is one to wait for, is the end of it.
   await (Socket.logout() ?? forgotten)
