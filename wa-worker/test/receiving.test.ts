@@ -35,6 +35,8 @@ void t.test('what came while the browser or the page was away is read again', as
   const { workspaceId, sessionId } = await givenSession(sql)
   const worker = startWorker(t, sql, { dataDir: t.testdir() })
   await untilStatus(sql, workspaceId, sessionId, 'WORKING')
+  // Else the reading that each connection begins with may be there first.
+  await untilAllRead(sql)
   worker.engine().deliver(customer, 'heard')
   await untilStored(sql, 1)
 
